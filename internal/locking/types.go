@@ -1,0 +1,138 @@
+package locking
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// Mode says whether a resource is used by one owner or by several.
+type Mode uint8
+
+// The two modes that libvirt asks for: a disk, and a disk marked <shareable/>.
+const (
+	Exclusive Mode = iota
+	Shared
+)
+
+func (m Mode) String() string {
+	if m == Shared {
+		return "shared"
+	}
+	return "exclusive"
+}
+
+// Owner is a virtual machine as libvirt registers it
+// (virLockSpaceProtocolOwner in src/locking/lock_protocol.x).
+//
+// Only PID decides who an owner is. Name, ID and UUID are what the client says
+// of it, for people to read.
+type Owner struct {
+	PID  int32 // libvirt sends it unsigned, virtlockd reads it signed; 0 and less is accepted, and names no process
+	ID   uint32
+	Name string
+	UUID [16]byte
+}
+
+// Ref is how a client names a resource: a lockspace's path ("" is the default
+// one) and a name in it.
+type Ref struct {
+	Lockspace string
+	Name      string
+}
+
+// Holder is an owner of a lock, as refusals and listings show it.
+type Holder struct {
+	Owner Owner
+	Ref   Ref
+	Mode  Mode
+	Since time.Time
+}
+
+// ErrBusy is what Handle.Lock returns, wrapped or not, when somebody outside
+// this Manager holds the resource. The text of the wrapping error says who.
+var ErrBusy = errors.New("held by another host or program")
+
+// ErrStale is what Handle.Lock returns when the name no longer leads to what
+// was opened, for example because the file was replaced. Opening again helps.
+var ErrStale = errors.New("the name leads to another file now")
+
+// ErrNoProcess is what Processes.Open returns when no such process exists.
+var ErrNoProcess = errors.New("no such process")
+
+// Backend is where locks are really held. All methods may be called from many
+// goroutines, and must return soon after their context ends.
+type Backend interface {
+	// CreateLockspace prepares a lockspace. It is called again for one that
+	// exists, and never for "". An error that is an *Error is passed on as it is.
+	CreateLockspace(ctx context.Context, path string) error
+	// CreateResource makes what Open without autocreate needs to find.
+	CreateResource(ctx context.Context, ref Ref) error
+	// DeleteResource is the opposite; that there is nothing to delete is no error.
+	DeleteResource(ctx context.Context, ref Ref) error
+	// Open finds out what ref stands for at this moment, and locks nothing.
+	// With autocreate a missing resource is made, and the handle's Unlock
+	// removes it again.
+	Open(ctx context.Context, ref Ref, autocreate bool) (Handle, error)
+}
+
+// Handle is a resource that was opened. Its methods are never called at the
+// same time.
+type Handle interface {
+	// ID is equal for two names of the same resource and different for
+	// different ones. It does not change.
+	ID() string
+	// Lock takes the lock without waiting for its holder. ErrBusy, ErrStale, or
+	// whatever went wrong; in each of these cases, and when the context ended,
+	// nothing stays locked: a grant that comes later is undone by the backend.
+	Lock(ctx context.Context, mode Mode) error
+	// Unlock gives the lock back and closes the handle. When the context ends
+	// first it returns the context's error and the backend finishes the job by
+	// itself. After any other error the lock is still held and the handle open.
+	Unlock(ctx context.Context) error
+	// Close is for a handle that holds no lock.
+	Close()
+}
+
+// Processes watches the processes that own locks.
+type Processes interface {
+	// Open finds the process that has this pid now. ErrNoProcess if none has.
+	Open(pid int32) (Process, error)
+}
+
+// Process is one process, which another one with the same pid later is not.
+type Process interface {
+	// Gone is closed once the process has ended.
+	Gone() <-chan struct{}
+	// End asks the process to end, makes it end a while later, and returns when
+	// it is gone. It returns an error when the context ends first.
+	End(ctx context.Context) error
+	// Close forgets the process.
+	Close()
+}
+
+// EventKind says what an Event tells of.
+type EventKind uint8
+
+// What is told to Options.Observe.
+const (
+	Granted         EventKind = iota // a lock was granted
+	Refused                          // a lock was not granted, Err says why
+	Released                         // the owner released its lock
+	ReleasedGone                     // the lock was released because its owner is gone
+	ReleaseFailed                    // the backend could not release, Err says why; the lock is still held
+	OwnerEnding                      // an owner with locks closed its connection and is being ended
+	OwnerEndFailed                   // it could not be ended, Err says why; it keeps its locks
+	OwnerUnverified                  // an owner was registered that no process can be found for
+)
+
+// Event is one thing that happened, for logs, metrics and watchers.
+type Event struct {
+	Kind  EventKind
+	Ref   Ref
+	Owner Owner
+	Mode  Mode
+	Err   error         // for the kinds that say so
+	Took  time.Duration // how long the operation lasted
+	Held  time.Duration // for Released and ReleasedGone: how long the lock was held
+}
