@@ -1,0 +1,208 @@
+package locking
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// maxTries bounds how often an Acquire starts again because the name led
+// somewhere else meanwhile. Twice is rare; a file that somebody replaces
+// without end is not one to grant.
+const maxTries = 16
+
+// errAgain says that what a name leads to has changed since it was looked up.
+var errAgain = errors.New("changed meanwhile")
+
+// Acquire takes a lock for the registered owner, and never waits for another
+// owner to give it back. It returns nil if and only if the owner holds it now;
+// every error is an *Error.
+func (g *Registration) Acquire(ctx context.Context, ref Ref, mode Mode, autocreate bool) error {
+	m := g.m
+	start := time.Now()
+	ctx, cancel := m.deadline(ctx)
+	defer cancel()
+	err := errAgain
+	for try := 0; err == errAgain && try < maxTries; try++ {
+		err = m.acquire(ctx, g, ref, mode, autocreate)
+	}
+	if err == errAgain {
+		err = &Error{Kind: KindUnavailable, Op: "acquire", Ref: ref,
+			Err: fmt.Errorf("the name led to another file in each of %d tries", maxTries)}
+	}
+	e := Event{Kind: Granted, Ref: ref, Owner: g.info, Mode: mode, Err: err, Took: time.Since(start)}
+	if err != nil {
+		e.Kind = Refused
+	}
+	m.observe(e)
+	return err
+}
+
+func (m *Manager) acquire(ctx context.Context, g *Registration, ref Ref, mode Mode, autocreate bool) error {
+	m.mu.Lock()
+	err := m.lockedCheck("acquire", ref)
+	if err == nil && g.owner.gone {
+		err = &Error{Kind: KindOwnerGone, Ref: ref, PID: g.info.PID}
+	}
+	if err != nil {
+		m.mu.Unlock()
+		return err
+	}
+	// A name that is held stays with the resource it was held for, even if
+	// another file has that name by now: so it is not opened again.
+	r := m.byRef[ref]
+	if r != nil {
+		r.users++
+	}
+	m.mu.Unlock()
+
+	var h Handle
+	if r == nil {
+		h, err = m.backend.Open(ctx, ref, autocreate)
+		if err != nil {
+			return m.failed("acquire", ref, err)
+		}
+		m.mu.Lock()
+		r = m.lockedUse(h.ID())
+		m.mu.Unlock()
+	}
+	defer m.leave(r)
+	if err := r.enter(ctx); err != nil {
+		closeHandle(h)
+		return &Error{Kind: KindUnavailable, Op: "acquire", Ref: ref,
+			Err: fmt.Errorf("another operation on it has not ended: %w", err)}
+	}
+	defer r.exit()
+	return m.acquireInTurn(ctx, g, ref, mode, r, h)
+}
+
+// acquireInTurn decides, with r's turn taken. h is nil if the name was held
+// when it was looked up; it is closed here unless it comes to hold the lock.
+func (m *Manager) acquireInTurn(ctx context.Context, g *Registration, ref Ref, mode Mode, r *resource, h Handle) error {
+	m.mu.Lock()
+	if now := m.byRef[ref]; now != r && (now != nil || h == nil) {
+		m.mu.Unlock()
+		closeHandle(h)
+		return errAgain
+	}
+	if len(r.holds) > 0 {
+		defer closeHandle(h)
+		defer m.mu.Unlock()
+		if mode == Exclusive || r.mode == Exclusive {
+			return &Error{Kind: KindBusy, Ref: ref, Holders: r.lockedHolders()}
+		}
+		if g.owner.gone {
+			return &Error{Kind: KindOwnerGone, Ref: ref, PID: g.info.PID}
+		}
+		m.lockedAddHold(r, &hold{owner: g.owner, info: g.info, ref: ref, since: time.Now()})
+		return nil
+	}
+	m.mu.Unlock()
+
+	if err := h.Lock(ctx, mode); err != nil {
+		h.Close()
+		if errors.Is(err, ErrStale) {
+			return errAgain
+		}
+		return m.failed("acquire", ref, err)
+	}
+	m.mu.Lock()
+	r.mode, r.handle = mode, h
+	m.lockedAddHold(r, &hold{owner: g.owner, info: g.info, ref: ref, since: time.Now()})
+	gone := g.owner.gone
+	m.mu.Unlock()
+	if gone {
+		// It ended while the backend was granting: its locks were released
+		// already, and nobody would ever come for this one.
+		m.goReleaseAll(g.owner)
+		return &Error{Kind: KindOwnerGone, Ref: ref, PID: g.info.PID}
+	}
+	return nil
+}
+
+// Release gives back one lock of the registered owner. Whoever registered the
+// same pid may release it. When the backend does not answer in time the error
+// is of KindUnavailable; the owner has lost the lock all the same, and the
+// backend goes on giving it back.
+func (g *Registration) Release(ctx context.Context, ref Ref) error {
+	ctx, cancel := g.m.deadline(ctx)
+	defer cancel()
+	m := g.m
+	err := errAgain
+	for try := 0; err == errAgain && try < maxTries; try++ {
+		err = m.release(ctx, g, ref)
+	}
+	if err == errAgain {
+		err = &Error{Kind: KindNotLocked, Ref: ref}
+	}
+	return err
+}
+
+func (m *Manager) release(ctx context.Context, g *Registration, ref Ref) error {
+	m.mu.Lock()
+	r := m.byRef[ref]
+	err := m.lockedCheck("release", ref)
+	if err == nil && r == nil {
+		err = &Error{Kind: KindNotLocked, Ref: ref}
+	}
+	if err != nil {
+		m.mu.Unlock()
+		return err
+	}
+	r.users++
+	m.mu.Unlock()
+	defer m.leave(r)
+	if err := r.enter(ctx); err != nil {
+		return &Error{Kind: KindUnavailable, Op: "release", Ref: ref,
+			Err: fmt.Errorf("another operation on it has not ended: %w", err)}
+	}
+	defer r.exit()
+
+	m.mu.Lock()
+	if m.byRef[ref] != r {
+		m.mu.Unlock()
+		return errAgain
+	}
+	i := slices.IndexFunc(r.holds, func(h *hold) bool { return h.owner == g.owner && h.ref == ref })
+	if i < 0 {
+		m.mu.Unlock()
+		return &Error{Kind: KindNotOwner, Ref: ref, PID: g.info.PID}
+	}
+	h := r.holds[i]
+	m.mu.Unlock()
+	return m.drop(ctx, r, h, Released)
+}
+
+// drop ends one hold, with r's turn taken, and gives the lock back if it was
+// the last one.
+func (m *Manager) drop(ctx context.Context, r *resource, h *hold, kind EventKind) error {
+	start := time.Now()
+	m.mu.Lock()
+	last := len(r.holds) == 1
+	e := Event{Kind: kind, Ref: h.ref, Owner: h.info, Mode: r.mode, Held: start.Sub(h.since)}
+	m.mu.Unlock()
+	if last {
+		if err := r.handle.Unlock(ctx); err != nil {
+			e.Err = m.failed("release", h.ref, err)
+			if ctx.Err() == nil || !errors.Is(err, ctx.Err()) {
+				e.Kind, e.Took = ReleaseFailed, time.Since(start)
+				m.observe(e)
+				return e.Err
+			}
+		}
+	}
+	m.mu.Lock()
+	m.lockedRemoveHold(r, h)
+	m.mu.Unlock()
+	e.Took = time.Since(start)
+	m.observe(e)
+	return e.Err
+}
+
+func closeHandle(h Handle) {
+	if h != nil {
+		h.Close()
+	}
+}

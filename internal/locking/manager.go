@@ -1,0 +1,228 @@
+package locking
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// maxLockspaces bounds the table that CREATE_LOCKSPACE fills. libvirt makes one
+// lockspace for each directory in its configuration and one for each <lease>
+// lockspace.
+const maxLockspaces = 65536
+
+// Options are the parts a Manager works with.
+type Options struct {
+	Backend   Backend
+	Processes Processes
+	// Observe is told of everything that happens, in the goroutine in which it
+	// happens, so it must be quick. It may be nil.
+	Observe func(Event)
+	// RequestTimeout bounds each Acquire, Release, CreateLockspace,
+	// CreateResource and DeleteResource. 0 means no bound but the caller's context.
+	RequestTimeout time.Duration
+}
+
+// Manager knows all lockspaces, resources and owners of this host.
+type Manager struct {
+	backend Backend
+	procs   Processes
+	observe func(Event)
+	timeout time.Duration
+
+	ctx    context.Context // ends with Close; for work that no request waits for
+	cancel context.CancelFunc
+	work   sync.WaitGroup // that work
+
+	mu         sync.Mutex // guards all below, and every field of resource, hold and owner that says so
+	closed     bool
+	lockspaces map[string]struct{}
+	resources  map[string]*resource // by Handle.ID, for as long as it is held or worked on
+	byRef      map[Ref]*resource    // the names under which resources are held
+	owners     map[int32]*owner
+	departed   tombstones
+}
+
+// New makes a Manager that holds nothing and knows only the default lockspace.
+func New(o Options) *Manager {
+	m := &Manager{
+		backend:    o.Backend,
+		procs:      o.Processes,
+		observe:    o.Observe,
+		timeout:    o.RequestTimeout,
+		lockspaces: map[string]struct{}{"": {}},
+		resources:  map[string]*resource{},
+		byRef:      map[Ref]*resource{},
+		owners:     map[int32]*owner{},
+	}
+	if m.observe == nil {
+		m.observe = func(Event) {}
+	}
+	m.ctx, m.cancel = context.WithCancel(context.Background())
+	return m
+}
+
+// Close ends the Manager's own work: it stops watching owners, and waits for
+// releases under way until ctx ends. It releases nothing. Requests that come
+// later are refused with KindUnavailable.
+func (m *Manager) Close(ctx context.Context) error {
+	m.mu.Lock()
+	m.closed = true
+	m.mu.Unlock()
+	m.cancel()
+	done := make(chan struct{})
+	go func() {
+		m.work.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("locking: releases are still under way: %w", ctx.Err())
+	}
+}
+
+// Holders lists what owners on this host hold, oldest first.
+func (m *Manager) Holders() []Holder {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	list := []Holder{}
+	for _, r := range m.resources {
+		list = append(list, r.lockedHolders()...)
+	}
+	slices.SortFunc(list, func(a, b Holder) int {
+		if c := a.Since.Compare(b.Since); c != 0 {
+			return c
+		}
+		return strings.Compare(a.Ref.Lockspace+"\x00"+a.Ref.Name, b.Ref.Lockspace+"\x00"+b.Ref.Name)
+	})
+	return list
+}
+
+// NewLockspace makes a lockspace that must not exist yet.
+func (m *Manager) NewLockspace(ctx context.Context, path string) error {
+	if path == "" {
+		return &Error{Kind: KindDefaultLockspace}
+	}
+	return m.addLockspace(ctx, path, true)
+}
+
+// CreateLockspace makes a lockspace if it does not exist yet.
+func (m *Manager) CreateLockspace(ctx context.Context, path string) error {
+	if path == "" {
+		return nil
+	}
+	return m.addLockspace(ctx, path, false)
+}
+
+func (m *Manager) addLockspace(ctx context.Context, path string, mustBeNew bool) error {
+	ctx, cancel := m.deadline(ctx)
+	defer cancel()
+	ref := Ref{Lockspace: path}
+	exists, err := m.lockspaceState(path)
+	if err == nil && !exists {
+		err = m.failed("create lockspace", ref, m.backend.CreateLockspace(ctx, path))
+	}
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	// Asked again: two clients may have come at once, and one of them is first.
+	if _, ok := m.lockspaces[path]; ok {
+		if mustBeNew {
+			return &Error{Kind: KindLockspaceExists, Ref: ref}
+		}
+		return nil
+	}
+	m.lockspaces[path] = struct{}{}
+	return nil
+}
+
+func (m *Manager) lockspaceState(path string) (exists bool, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return false, m.closedError("create lockspace", Ref{Lockspace: path})
+	}
+	if _, ok := m.lockspaces[path]; ok {
+		return true, nil
+	}
+	if len(m.lockspaces) >= maxLockspaces {
+		return false, &Error{Kind: KindInvalid, Op: "create lockspace", Ref: Ref{Lockspace: path},
+			Err: fmt.Errorf("there are %d lockspaces already, and no more are kept", maxLockspaces)}
+	}
+	return false, nil
+}
+
+// CreateResource makes what an Acquire without autocreate needs to find.
+func (m *Manager) CreateResource(ctx context.Context, ref Ref) error {
+	return m.onUnlocked(ctx, "create resource", ref, m.backend.CreateResource)
+}
+
+// DeleteResource removes it again. A resource that somebody on this host holds
+// is not removed.
+func (m *Manager) DeleteResource(ctx context.Context, ref Ref) error {
+	return m.onUnlocked(ctx, "delete resource", ref, m.backend.DeleteResource)
+}
+
+func (m *Manager) onUnlocked(ctx context.Context, op string, ref Ref, do func(context.Context, Ref) error) error {
+	ctx, cancel := m.deadline(ctx)
+	defer cancel()
+	m.mu.Lock()
+	err := m.lockedCheck(op, ref)
+	if r := m.byRef[ref]; err == nil && r != nil {
+		err = &Error{Kind: KindBusy, Ref: ref, Holders: r.lockedHolders()}
+	}
+	m.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return m.failed(op, ref, do(ctx, ref))
+}
+
+// lockedCheck is what every request on a resource has to pass first.
+func (m *Manager) lockedCheck(op string, ref Ref) error {
+	if m.closed {
+		return m.closedError(op, ref)
+	}
+	if _, ok := m.lockspaces[ref.Lockspace]; !ok {
+		return &Error{Kind: KindNoLockspace, Ref: ref}
+	}
+	return nil
+}
+
+func (m *Manager) closedError(op string, ref Ref) error {
+	return &Error{Kind: KindUnavailable, Op: op, Ref: ref, Err: errors.New("the lock daemon is stopping")}
+}
+
+func (m *Manager) deadline(ctx context.Context) (context.Context, context.CancelFunc) {
+	if m.timeout <= 0 {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, m.timeout)
+}
+
+// failed makes an *Error of what a Backend returned.
+func (m *Manager) failed(op string, ref Ref, err error) error {
+	var e *Error
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &e):
+		return err
+	case errors.Is(err, ErrBusy):
+		return &Error{Kind: KindBusy, Op: op, Ref: ref, Err: err}
+	case errors.Is(err, context.DeadlineExceeded):
+		return &Error{Kind: KindUnavailable, Op: op, Ref: ref, Err: fmt.Errorf("no answer in time: %w", err)}
+	case errors.Is(err, context.Canceled):
+		return &Error{Kind: KindUnavailable, Op: op, Ref: ref, Err: err}
+	default:
+		return &Error{Kind: KindSystem, Op: op, Ref: ref, Err: err}
+	}
+}

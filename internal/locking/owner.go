@@ -1,0 +1,281 @@
+package locking
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// endTimeout is how long an owner may take to end after its connection closed
+// before that is reported. It keeps its locks for as long as it takes.
+const endTimeout = 10 * time.Second
+
+// maxReleases bounds how many locks of one owner are released at once: one that
+// hangs must not hold up the others, and an owner may have thousands.
+const maxReleases = 32
+
+// owner is one process that owns locks or has registered. A later process with
+// the same pid is another owner.
+type owner struct {
+	pid  int32
+	proc Process // nil if there was no such process when it registered
+
+	// Guarded by Manager.mu.
+	gone          bool // its process is proven gone: it gets nothing any more
+	registrations int
+	holds         map[*hold]*resource
+	ending        bool
+}
+
+// Registration is a session's right to speak for an owner.
+type Registration struct {
+	m     *Manager
+	owner *owner
+	info  Owner
+	once  sync.Once
+}
+
+// Register notes that a session speaks for an owner, and watches the owner's
+// process from now on. The session must Close what it gets.
+//
+// A pid that no process has is accepted, as virtlockd accepts it, unless a
+// process with that pid was an owner and has ended. It is an error (KindSystem)
+// if the process cannot be watched.
+func (m *Manager) Register(info Owner) (*Registration, error) {
+	m.mu.Lock()
+	o := m.lockedFindOwner(info.PID)
+	m.mu.Unlock()
+	if o != nil {
+		return &Registration{m: m, owner: o, info: info}, nil
+	}
+	var proc Process
+	if info.PID > 0 {
+		var err error
+		proc, err = m.procs.Open(info.PID)
+		if err != nil && !errors.Is(err, ErrNoProcess) {
+			return nil, &Error{Kind: KindSystem, Op: fmt.Sprintf("watch process %d of owner", info.PID), Ref: Ref{Name: info.Name}, Err: err}
+		}
+	}
+	fresh := &owner{pid: info.PID, proc: proc, registrations: 1}
+	m.mu.Lock()
+	if m.closed {
+		m.mu.Unlock()
+		fresh.close()
+		return nil, m.closedError("register owner", Ref{Name: info.Name})
+	}
+	if o = m.lockedFindOwner(info.PID); o != nil {
+		m.mu.Unlock()
+		fresh.close()
+		return &Registration{m: m, owner: o, info: info}, nil
+	}
+	if proc == nil && m.departed.has(info.PID) {
+		fresh.gone = true
+	} else {
+		m.owners[info.PID] = fresh
+		m.departed.remove(info.PID)
+	}
+	if proc != nil {
+		m.work.Go(func() { m.watch(fresh) })
+	}
+	m.mu.Unlock()
+	if proc == nil && info.PID > 0 {
+		m.observe(Event{Kind: OwnerUnverified, Owner: info})
+	}
+	return &Registration{m: m, owner: fresh, info: info}, nil
+}
+
+// lockedFindOwner finds the owner that has this pid now, and counts one more
+// registration. One whose process has ended is not it, even if the watch has
+// not noticed yet.
+func (m *Manager) lockedFindOwner(pid int32) *owner {
+	o := m.owners[pid]
+	if o == nil || o.gone {
+		return nil
+	}
+	if o.proc != nil {
+		select {
+		case <-o.proc.Gone():
+			return nil
+		default:
+		}
+	}
+	o.registrations++
+	return o
+}
+
+// Owner is what was registered.
+func (g *Registration) Owner() Owner { return g.info }
+
+// Close says that the session no longer speaks for the owner. The owner keeps
+// its locks.
+func (g *Registration) Close() {
+	g.once.Do(func() {
+		g.m.mu.Lock()
+		defer g.m.mu.Unlock()
+		g.owner.registrations--
+		g.m.lockedForgetOwner(g.owner)
+	})
+}
+
+// Disconnected says that the owner itself had the session (its process is the
+// peer) and that the connection has ended. An owner that holds nothing may do
+// that. One that holds locks can no longer be told anything, so it is ended, and
+// its locks are released when it is gone. Disconnected does not wait for that.
+func (g *Registration) Disconnected() {
+	m, o := g.m, g.owner
+	m.mu.Lock()
+	holds := len(o.holds)
+	if holds == 0 || o.gone || o.ending || m.closed {
+		m.mu.Unlock()
+		return
+	}
+	if o.proc == nil {
+		// The peer of the connection had this pid, and when it registered no
+		// process had it any more.
+		m.mu.Unlock()
+		m.ownerGone(o)
+		return
+	}
+	o.ending = true
+	m.work.Go(func() { m.end(o, g.info) })
+	m.mu.Unlock()
+}
+
+func (m *Manager) end(o *owner, info Owner) {
+	select {
+	case <-o.proc.Gone():
+		return
+	default:
+	}
+	m.observe(Event{Kind: OwnerEnding, Owner: info})
+	ctx, cancel := context.WithTimeout(m.ctx, endTimeout)
+	defer cancel()
+	err := o.proc.End(ctx)
+	if err != nil && m.ctx.Err() == nil {
+		m.observe(Event{Kind: OwnerEndFailed, Owner: info, Err: err})
+		m.mu.Lock()
+		o.ending = false
+		m.mu.Unlock()
+	}
+}
+
+// watch waits until the owner's process is gone, and then releases its locks.
+func (m *Manager) watch(o *owner) {
+	select {
+	case <-o.proc.Gone():
+		m.ownerGone(o)
+	case <-m.ctx.Done():
+		o.proc.Close()
+	}
+}
+
+func (m *Manager) ownerGone(o *owner) {
+	m.mu.Lock()
+	if o.gone {
+		m.mu.Unlock()
+		return
+	}
+	o.gone = true
+	if m.owners[o.pid] == o {
+		delete(m.owners, o.pid)
+	}
+	m.departed.add(o.pid)
+	m.mu.Unlock()
+	o.close()
+	m.goReleaseAll(o)
+}
+
+// goReleaseAll releases everything that an owner who is gone still holds.
+func (m *Manager) goReleaseAll(o *owner) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed || len(o.holds) == 0 {
+		return
+	}
+	type job struct {
+		r *resource
+		h *hold
+	}
+	jobs := make(chan job, len(o.holds))
+	for h, r := range o.holds {
+		r.users++
+		jobs <- job{r, h}
+	}
+	close(jobs)
+	for range min(maxReleases, len(jobs)) {
+		m.work.Go(func() {
+			for j := range jobs {
+				m.releaseGone(j.r, j.h)
+				m.leave(j.r)
+			}
+		})
+	}
+}
+
+func (m *Manager) releaseGone(r *resource, h *hold) {
+	if r.enter(m.ctx) != nil {
+		return
+	}
+	defer r.exit()
+	m.mu.Lock()
+	_, held := h.owner.holds[h]
+	m.mu.Unlock()
+	if held {
+		// A failure was told to Observe; the hold stays and keeps others out.
+		_ = m.drop(m.ctx, r, h, ReleasedGone)
+	}
+}
+
+// lockedForgetOwner drops an owner that nobody speaks for and that has nothing.
+func (m *Manager) lockedForgetOwner(o *owner) {
+	if o.registrations > 0 || len(o.holds) > 0 || o.gone {
+		return
+	}
+	if m.owners[o.pid] == o {
+		delete(m.owners, o.pid)
+	}
+	o.close()
+}
+
+func (o *owner) close() {
+	if o.proc != nil {
+		o.proc.Close()
+	}
+}
+
+// maxTombstones bounds the memory for pids of owners that have ended.
+const maxTombstones = 4096
+
+// tombstones remembers the latest pids whose owner has ended, so that a request
+// in the name of one that comes a moment too late is not granted to nobody.
+type tombstones struct {
+	order []int32
+	next  int
+	set   map[int32]int // pid -> place in order
+}
+
+func (t *tombstones) has(pid int32) bool {
+	_, ok := t.set[pid]
+	return ok
+}
+
+func (t *tombstones) remove(pid int32) { delete(t.set, pid) }
+
+func (t *tombstones) add(pid int32) {
+	if t.set == nil {
+		t.set = map[int32]int{}
+	}
+	if len(t.order) < maxTombstones {
+		t.order = append(t.order, pid)
+		t.set[pid] = len(t.order) - 1
+		return
+	}
+	if at, ok := t.set[t.order[t.next]]; ok && at == t.next {
+		delete(t.set, t.order[t.next])
+	}
+	t.order[t.next] = pid
+	t.set[pid] = t.next
+	t.next = (t.next + 1) % maxTombstones
+}

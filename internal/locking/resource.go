@@ -1,0 +1,96 @@
+package locking
+
+import (
+	"context"
+	"slices"
+	"time"
+)
+
+// resource is one thing that can be locked, under whatever names.
+type resource struct {
+	id string
+	// turn is full while somebody works on the resource. Whoever filled it may
+	// call the handle's methods.
+	turn chan struct{}
+
+	// Guarded by Manager.mu.
+	users  int // who works on it or waits for that; it stays in the table for them
+	mode   Mode
+	handle Handle  // holds the lock while holds is not empty
+	holds  []*hold // oldest first
+}
+
+// hold is one owner's use of a resource. An owner that shares a resource twice
+// has two.
+type hold struct {
+	owner *owner
+	info  Owner // as registered by the session that acquired it
+	ref   Ref
+	since time.Time
+}
+
+func (r *resource) enter(ctx context.Context) error {
+	select {
+	case r.turn <- struct{}{}:
+		return nil
+	default:
+	}
+	select {
+	case r.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (r *resource) exit() { <-r.turn }
+
+func (r *resource) lockedHolders() []Holder {
+	list := make([]Holder, len(r.holds))
+	for i, h := range r.holds {
+		list[i] = Holder{Owner: h.info, Ref: h.ref, Mode: r.mode, Since: h.since}
+	}
+	return list
+}
+
+// lockedUse finds or makes the resource and keeps it in the table until leave.
+func (m *Manager) lockedUse(id string) *resource {
+	r := m.resources[id]
+	if r == nil {
+		r = &resource{id: id, turn: make(chan struct{}, 1)}
+		m.resources[id] = r
+	}
+	r.users++
+	return r
+}
+
+func (m *Manager) leave(r *resource) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r.users--
+	if r.users == 0 && len(r.holds) == 0 {
+		delete(m.resources, r.id)
+	}
+}
+
+func (m *Manager) lockedAddHold(r *resource, h *hold) {
+	r.holds = append(r.holds, h)
+	m.byRef[h.ref] = r
+	if h.owner.holds == nil {
+		h.owner.holds = map[*hold]*resource{}
+	}
+	h.owner.holds[h] = r
+}
+
+func (m *Manager) lockedRemoveHold(r *resource, h *hold) {
+	i := slices.Index(r.holds, h)
+	r.holds = slices.Delete(r.holds, i, i+1)
+	if !slices.ContainsFunc(r.holds, func(o *hold) bool { return o.ref == h.ref }) {
+		delete(m.byRef, h.ref)
+	}
+	delete(h.owner.holds, h)
+	if len(r.holds) == 0 {
+		r.handle = nil
+	}
+	m.lockedForgetOwner(h.owner)
+}
