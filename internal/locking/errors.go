@@ -56,8 +56,6 @@ func (e *Error) Error() string {
 		return "the default lockspace already exists"
 	case KindOwnerGone:
 		return fmt.Sprintf("Lockspace resource '%s' was not locked: its owner, process %d, has ended", e.Ref.Name, e.PID)
-	case KindUnavailable:
-		return fmt.Sprintf("Unable to %s '%s': %v", e.Op, e.subject(), e.Err)
 	default:
 		return fmt.Sprintf("Unable to %s '%s': %v", e.Op, e.subject(), e.Err)
 	}

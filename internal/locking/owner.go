@@ -22,6 +22,9 @@ type owner struct {
 	pid  int32
 	proc Process // nil if there was no such process when it registered
 
+	closing   sync.Once
+	forgotten chan struct{} // closed when nobody needs to watch the process any more
+
 	// Guarded by Manager.mu.
 	gone          bool // its process is proven gone: it gets nothing any more
 	registrations int
@@ -58,7 +61,7 @@ func (m *Manager) Register(info Owner) (*Registration, error) {
 			return nil, &Error{Kind: KindSystem, Op: fmt.Sprintf("watch process %d of owner", info.PID), Ref: Ref{Name: info.Name}, Err: err}
 		}
 	}
-	fresh := &owner{pid: info.PID, proc: proc, registrations: 1}
+	fresh := &owner{pid: info.PID, proc: proc, registrations: 1, forgotten: make(chan struct{})}
 	m.mu.Lock()
 	if m.closed {
 		m.mu.Unlock()
@@ -166,8 +169,9 @@ func (m *Manager) watch(o *owner) {
 	select {
 	case <-o.proc.Gone():
 		m.ownerGone(o)
+	case <-o.forgotten:
 	case <-m.ctx.Done():
-		o.proc.Close()
+		o.close()
 	}
 }
 
@@ -240,9 +244,12 @@ func (m *Manager) lockedForgetOwner(o *owner) {
 }
 
 func (o *owner) close() {
-	if o.proc != nil {
-		o.proc.Close()
-	}
+	o.closing.Do(func() {
+		close(o.forgotten)
+		if o.proc != nil {
+			o.proc.Close()
+		}
+	})
 }
 
 // maxTombstones bounds the memory for pids of owners that have ended.

@@ -1,0 +1,84 @@
+package local
+
+import (
+	"io"
+
+	"golang.org/x/sys/unix"
+)
+
+// system is the system calls of this package, so that tests can make one hang.
+type system interface {
+	open(path string, create bool) (fd int, err error)
+	close(fd int)
+	fstat(fd int) (unix.Stat_t, error)
+	stat(path string) (unix.Stat_t, error)
+	lock(fd int, shared bool) error
+	lockedBy(fd int, shared bool) int32
+	mkdir(path string) error
+	unlink(path string) error
+}
+
+type kernel struct{}
+
+// open does not wait for a device to become ready (O_NONBLOCK has no effect on
+// regular files and disks), and never makes a terminal ours.
+func (kernel) open(path string, create bool) (int, error) {
+	flags := unix.O_RDWR | unix.O_CLOEXEC | unix.O_NOCTTY | unix.O_NONBLOCK
+	if create {
+		flags |= unix.O_CREAT
+	}
+	for {
+		fd, err := unix.Open(path, flags, 0o600)
+		if err != unix.EINTR {
+			return fd, err
+		}
+	}
+}
+
+// close may be called once. Its error says nothing about the lock, which is
+// gone in any case (close(2)).
+func (kernel) close(fd int) { _ = unix.Close(fd) }
+
+func (kernel) fstat(fd int) (st unix.Stat_t, err error) {
+	err = unix.Fstat(fd, &st)
+	return st, err
+}
+
+func (kernel) stat(path string) (st unix.Stat_t, err error) {
+	for {
+		if err = unix.Stat(path, &st); err != unix.EINTR {
+			return st, err
+		}
+	}
+}
+
+func flock(shared bool) unix.Flock_t {
+	l := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart, Start: 0, Len: 1}
+	if shared {
+		l.Type = unix.F_RDLCK
+	}
+	return l
+}
+
+func (kernel) lock(fd int, shared bool) error {
+	l := flock(shared)
+	for {
+		if err := unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &l); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// lockedBy is the pid of a process that stands against the lock, or 0 or less
+// if the kernel does not know one: open file description locks belong to none.
+func (kernel) lockedBy(fd int, shared bool) int32 {
+	l := flock(shared)
+	if err := unix.FcntlFlock(uintptr(fd), unix.F_OFD_GETLK, &l); err != nil || l.Type == unix.F_UNLCK {
+		return 0
+	}
+	return l.Pid
+}
+
+func (kernel) mkdir(path string) error { return unix.Mkdir(path, 0o700) }
+
+func (kernel) unlink(path string) error { return unix.Unlink(path) }

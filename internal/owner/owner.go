@@ -1,0 +1,137 @@
+// Package owner watches the processes that own locks and ends them when that is
+// the only safe thing left.
+//
+// A Process is found by its pid once, through a pidfd, and stays that process
+// even if its pid is used again. It may be used from many goroutines. Nothing
+// here keeps a thread waiting: the pidfds are in the Go runtime's poller.
+package owner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmlockd/vmlockd/internal/locking"
+)
+
+// TermGrace is how long a process has between SIGTERM and SIGKILL. virtlockd
+// gives the same (measured on 9.0).
+const TermGrace = 1600 * time.Millisecond
+
+// Processes finds processes of this host. The zero value is ready for use.
+type Processes struct{}
+
+// Open finds the process that has this pid now. It returns
+// locking.ErrNoProcess if there is none, and otherwise what pidfd_open(2) says:
+// EMFILE and ENFILE when descriptors have run out.
+func (Processes) Open(pid int32) (locking.Process, error) { return open(pid) }
+
+func open(pid int32) (*Process, error) {
+	fd, err := unix.PidfdOpen(int(pid), unix.PIDFD_NONBLOCK)
+	switch {
+	case errors.Is(err, unix.ESRCH), errors.Is(err, unix.EINVAL):
+		// EINVAL: the pid is a thread's, not a process's.
+		return nil, locking.ErrNoProcess
+	case err != nil:
+		return nil, fmt.Errorf("pidfd_open: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), fmt.Sprintf("pidfd of %d", pid))
+	conn, err := f.SyscallConn()
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	p := &Process{pid: pid, file: f, gone: make(chan struct{})}
+	// A pidfd becomes readable when the process has ended, also while it is a
+	// zombie (pidfd_open(2)). Read returns early only when the file is closed.
+	p.wait.Go(func() {
+		ended := false
+		_ = conn.Read(func(fd uintptr) bool {
+			ended = hasEnded(int(fd))
+			return ended
+		})
+		if ended {
+			close(p.gone)
+		}
+	})
+	return p, nil
+}
+
+func hasEnded(pidfd int) bool {
+	fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
+	for {
+		n, err := unix.Poll(fds, 0)
+		if err == unix.EINTR {
+			continue
+		}
+		return err == nil && n == 1 && fds[0].Revents&unix.POLLIN != 0
+	}
+}
+
+// Process is one process of this host.
+type Process struct {
+	pid  int32
+	file *os.File
+	wait sync.WaitGroup
+	gone chan struct{}
+}
+
+// Gone is closed when the process has ended. It is not closed by Close.
+func (p *Process) Gone() <-chan struct{} { return p.gone }
+
+// End sends SIGTERM, after TermGrace SIGKILL, and returns when the process is
+// gone. If ctx ends first the error says so: a process that waits for a disk in
+// the kernel (state D) does not end until the disk answers.
+func (p *Process) End(ctx context.Context) error {
+	if err := p.signal(unix.SIGTERM); err != nil {
+		return err
+	}
+	grace := time.NewTimer(TermGrace)
+	defer grace.Stop()
+	select {
+	case <-p.gone:
+		return nil
+	case <-ctx.Done():
+		return p.stillThere(ctx)
+	case <-grace.C:
+	}
+	if err := p.signal(unix.SIGKILL); err != nil {
+		return err
+	}
+	select {
+	case <-p.gone:
+		return nil
+	case <-ctx.Done():
+		return p.stillThere(ctx)
+	}
+}
+
+func (p *Process) stillThere(ctx context.Context) error {
+	return fmt.Errorf("process %d has not ended yet: %w", p.pid, ctx.Err())
+}
+
+func (p *Process) signal(sig unix.Signal) error {
+	conn, err := p.file.SyscallConn()
+	if err == nil {
+		var sent error
+		err = conn.Control(func(fd uintptr) { sent = unix.PidfdSendSignal(int(fd), sig, nil, 0) })
+		if err == nil {
+			err = sent
+		}
+	}
+	if err == nil || errors.Is(err, unix.ESRCH) {
+		return nil // ESRCH: it has ended and was waited for; Gone is about to say so
+	}
+	return fmt.Errorf("send signal %d to process %d: %w", sig, p.pid, err)
+}
+
+// Close forgets the process and lets go of its descriptor.
+func (p *Process) Close() {
+	p.file.Close()
+	p.wait.Wait()
+}

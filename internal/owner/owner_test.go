@@ -1,0 +1,130 @@
+package owner
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/vmlockd/vmlockd/internal/locking"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func start(t *testing.T, script string) (*exec.Cmd, *bufio.Reader) {
+	t.Helper()
+	cmd := exec.Command("/bin/sh", "-c", script)
+	cmd.Stdin, _ = os.Open("/dev/null")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	r := bufio.NewReader(out)
+	if line, err := r.ReadString('\n'); err != nil {
+		t.Fatalf("the child did not start: %q, %v", line, err)
+	}
+	return cmd, r
+}
+
+func TestGoneAfterDeath(t *testing.T) {
+	cmd, _ := start(t, "echo ready; exec sleep 1000")
+	p, err := open(int32(cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	select {
+	case <-p.Gone():
+		t.Fatal("a process that runs is said to be gone")
+	default:
+	}
+	cmd.Process.Kill()
+	<-p.Gone() // before Wait: a zombie uses no disk any more
+	cmd.Wait()
+	if _, err := open(int32(cmd.Process.Pid)); !errors.Is(err, locking.ErrNoProcess) {
+		t.Fatalf("opening a process that has been waited for: %v", err)
+	}
+}
+
+func TestEndWithTerm(t *testing.T) {
+	cmd, _ := start(t, "echo ready; exec sleep 1000")
+	p, err := open(int32(cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if err := p.End(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Wait()
+	if s := cmd.ProcessState.Sys().(syscall.WaitStatus); s.Signal() != syscall.SIGTERM {
+		t.Fatalf("ended by %v, want SIGTERM", s.Signal())
+	}
+}
+
+func TestEndWithKill(t *testing.T) {
+	cmd, _ := start(t, "trap '' TERM; echo ready; while :; do read x < /dev/zero; done")
+	p, err := open(int32(cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	begin := time.Now()
+	if err := p.End(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(begin); took < TermGrace {
+		t.Fatalf("killed after %v, before its grace of %v was over", took, TermGrace)
+	}
+	cmd.Wait()
+	if s := cmd.ProcessState.Sys().(syscall.WaitStatus); s.Signal() != syscall.SIGKILL {
+		t.Fatalf("ended by %v, want SIGKILL", s.Signal())
+	}
+}
+
+func TestEndGivesUpWithContext(t *testing.T) {
+	cmd, _ := start(t, "trap '' TERM; echo ready; while :; do read x < /dev/zero; done")
+	p, err := open(int32(cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := p.End(ctx); !errors.Is(err, context.Canceled) {
+		t.Fatalf("End with a context that is over: %v", err)
+	}
+}
+
+func TestCloseDoesNotSayGone(t *testing.T) {
+	cmd, _ := start(t, "echo ready; exec sleep 1000")
+	p, err := open(int32(cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Close()
+	select {
+	case <-p.Gone():
+		t.Fatal("Close made a process gone that runs")
+	default:
+	}
+	p.Close() // again is harmless
+}
+
+func TestNoProcess(t *testing.T) {
+	for _, pid := range []int32{-5, 0, 1 << 30} {
+		if _, err := open(pid); !errors.Is(err, locking.ErrNoProcess) {
+			t.Errorf("open(%d): %v", pid, err)
+		}
+	}
+}
