@@ -1,0 +1,173 @@
+// Package config reads vmlockd's configuration: one TOML file, in which every
+// mistake is an error with file, line and remedy. A Config is a plain value.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/BurntSushi/toml"
+)
+
+// DefaultPath is read when no --config is given. It need not exist.
+const DefaultPath = "/etc/vmlockd/vmlockd.toml"
+
+// The backends.
+const (
+	BackendLocal   = "local"
+	BackendCluster = "cluster"
+)
+
+// Config is everything that can be configured.
+type Config struct {
+	Backend        string   `toml:"backend"`         // BackendLocal or BackendCluster
+	Socket         string   `toml:"socket"`          // absolute path of the socket that libvirt connects to
+	RequestTimeout Duration `toml:"request_timeout"` // 100 ms to 5 min: longest time until a request is answered
+	MaxClients     int      `toml:"max_clients"`     // 1 to 1,000,000 open connections
+	Cluster        Cluster  `toml:"cluster"`
+	Log            Log      `toml:"log"`
+}
+
+// Cluster is the table [cluster].
+type Cluster struct {
+	Lockspace string `toml:"lockspace"` // name of the DLM lockspace, the same on all hosts; 1 to 64 letters, digits, - and _
+}
+
+// Log is the table [log].
+type Log struct {
+	Level  string `toml:"level"`  // debug, info, warning or error
+	Format string `toml:"format"` // auto, text, json or journal
+}
+
+// Duration is a time span, written like "10s" or "1m30s".
+type Duration time.Duration
+
+// UnmarshalText reads what time.ParseDuration reads.
+func (d *Duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	if err != nil {
+		return fmt.Errorf(`%q is not a duration: write a number and a unit, for example "10s" or "500ms"`, b)
+	}
+	*d = Duration(v)
+	return nil
+}
+
+func (d Duration) String() string { return time.Duration(d).String() }
+
+// Default is the configuration of a host that has no file. The socket is
+// virtlockd's, where libvirt looks for it: that of the system for root, and
+// that of the user's session for anybody else (src/locking/lock_driver_lockd.c).
+func Default() Config {
+	return Config{
+		Backend:        BackendLocal,
+		Socket:         defaultSocket(os.Geteuid(), os.Getenv),
+		RequestTimeout: Duration(10 * time.Second),
+		MaxClients:     4096,
+		Cluster:        Cluster{Lockspace: "vmlockd"},
+		Log:            Log{Level: "info", Format: "auto"},
+	}
+}
+
+func defaultSocket(uid int, getenv func(string) string) string {
+	if uid == 0 {
+		return "/run/libvirt/virtlockd-sock"
+	}
+	run := getenv("XDG_RUNTIME_DIR")
+	if run == "" {
+		run = filepath.Join(getenv("HOME"), ".cache")
+	}
+	return filepath.Join(run, "libvirt", "virtlockd-sock")
+}
+
+// Load reads path. With optional, a file that does not exist is an empty one.
+// The error joins everything that is wrong, one *Mistake each where a place in
+// the file can be named.
+func Load(path string, optional bool) (Config, error) {
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) && optional {
+		return Default(), nil
+	}
+	if err != nil {
+		return Config{}, fmt.Errorf("read the configuration: %w", err)
+	}
+	return Parse(path, text)
+}
+
+// Parse reads the text of a file that is called path in errors.
+func Parse(path string, text []byte) (Config, error) {
+	c := Default()
+	meta, err := toml.Decode(string(text), &c)
+	if err != nil {
+		return Config{}, mistakeOf(path, err)
+	}
+	var all []error
+	for _, key := range meta.Undecoded() {
+		all = append(all, unknownKey(path, text, key))
+	}
+	for _, p := range c.problems() {
+		all = append(all, &Mistake{File: path, Line: lineOf(text, p.key), Key: p.key, What: p.what})
+	}
+	if len(all) > 0 {
+		return Config{}, errors.Join(all...)
+	}
+	return c, nil
+}
+
+type problem struct{ key, what string }
+
+func (c *Config) problems() (list []problem) {
+	add := func(key, format string, args ...any) {
+		list = append(list, problem{key, fmt.Sprintf(format, args...)})
+	}
+	oneOf := func(key, value string, allowed ...string) {
+		if !slices.Contains(allowed, value) {
+			add(key, "%q is not known: use one of %s", value, quoted(allowed))
+		}
+	}
+	oneOf("backend", c.Backend, BackendLocal, BackendCluster)
+	oneOf("log.level", c.Log.Level, "debug", "info", "warning", "error")
+	oneOf("log.format", c.Log.Format, "auto", "text", "json", "journal")
+	switch {
+	case !filepath.IsAbs(c.Socket):
+		add("socket", "%q is not an absolute path: begin it with /", c.Socket)
+	case len(c.Socket) > maxSocketPath:
+		add("socket", "the path is %d bytes long: unix(7) allows %d, choose a shorter one", len(c.Socket), maxSocketPath)
+	case strings.ContainsRune(c.Socket, 0):
+		add("socket", "the path contains a NUL byte: remove it")
+	}
+	if d := time.Duration(c.RequestTimeout); d < minTimeout || d > maxTimeout {
+		add("request_timeout", "%v is out of range: use %v to %v", d, minTimeout, maxTimeout)
+	}
+	if c.MaxClients < 1 || c.MaxClients > maxMaxClients {
+		add("max_clients", "%d is out of range: use 1 to %d", c.MaxClients, maxMaxClients)
+	}
+	if n := c.Cluster.Lockspace; n == "" || len(n) > maxLockspaceName || strings.Trim(n, lockspaceChars) != "" {
+		add("cluster.lockspace", "%q cannot name a lockspace: use 1 to %d letters, digits, '-' and '_'", n, maxLockspaceName)
+	}
+	return list
+}
+
+const (
+	maxSocketPath = 107 // sun_path of unix(7), less the NUL
+	minTimeout    = 100 * time.Millisecond
+	maxTimeout    = 5 * time.Minute
+	maxMaxClients = 1_000_000
+	// maxLockspaceName is DLM_LOCKSPACE_LEN of include/uapi/linux/dlmconstants.h.
+	maxLockspaceName = 64
+	// The name becomes part of device and sysfs names.
+	lockspaceChars = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_"
+)
+
+func quoted(list []string) string {
+	q := make([]string, len(list))
+	for i, s := range list {
+		q[i] = fmt.Sprintf("%q", s)
+	}
+	return strings.Join(q, ", ")
+}

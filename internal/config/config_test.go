@@ -1,0 +1,115 @@
+package config
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestMistakes(t *testing.T) {
+	for _, tc := range []struct {
+		name, text string
+		want       []string // what the error has to contain
+	}{
+		{"unknown key", "backend = \"local\"\nbackand = \"x\"\n", []string{"f.toml:2: backand: there is no such key", "request_timeout"}},
+		{"unknown key in a table", "[log]\nlevel = \"info\"\ncolour = true\n", []string{"f.toml:3: log.colour: there is no such key"}},
+		{"unknown table", "\n[guard]\nmode = \"off\"\n", []string{"f.toml:2: guard", "f.toml:3: guard.mode"}},
+		{"dotted unknown key", "log.color = 1\n", []string{"f.toml:1: log.color"}},
+		{"wrong type", "\nmax_clients = \"many\"\n", []string{"f.toml:2: max_clients: wrong type: this is string, and a whole number without quotes is wanted"}},
+		{"wrong type in a table", "[log]\nlevel = 5\n", []string{"f.toml:2: log.level: wrong type", "a text in quotes is wanted"}},
+		{"duration as a number", "request_timeout = 10\n", []string{"f.toml:1: request_timeout", `for example "10s"`}},
+		{"bad duration", "request_timeout = \"10\"\n", []string{"f.toml:1", `"10" is not a duration`}},
+		{"duration out of range", "# c\nrequest_timeout = \"0s\"\n", []string{"f.toml:2: request_timeout: 0s is out of range: use 100ms to 5m0s"}},
+		{"bad backend", "backend = \"dlm\"\n", []string{`f.toml:1: backend: "dlm" is not known: use one of "local", "cluster"`}},
+		{"no clients", "max_clients = 0\n", []string{"f.toml:1: max_clients: 0 is out of range"}},
+		{"relative socket", "socket = \"sock\"\n", []string{"f.toml:1: socket", "absolute path"}},
+		{"long socket", "socket = \"/" + strings.Repeat("x", 107) + "\"\n", []string{"f.toml:1: socket", "unix(7)"}},
+		{"lockspace", "[cluster]\nlockspace = \"a b\"\n", []string{"f.toml:2: cluster.lockspace"}},
+		{"level", "[log]\nlevel = \"loud\"\n", []string{"f.toml:2: log.level"}},
+		{"syntax", "backend = \n", []string{"f.toml:1"}},
+		{"twice", "backend = \"local\"\nbackend = \"local\"\n", []string{"f.toml:2", "backend"}},
+		{"two mistakes", "max_clients = 0\nsockets = 1\n", []string{"f.toml:1: max_clients", "f.toml:2: sockets"}},
+		{"not utf-8", "backend = \"\xff\"\n", []string{"f.toml:1"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			_, err := Parse("f.toml", []byte(tc.text))
+			if err == nil {
+				t.Fatal("accepted")
+			}
+			var m *Mistake
+			if !errors.As(err, &m) {
+				t.Errorf("no Mistake: %v", err)
+			}
+			for _, w := range tc.want {
+				if !strings.Contains(err.Error(), w) {
+					t.Errorf("the error lacks %q:\n%v", w, err)
+				}
+			}
+		})
+	}
+}
+
+func TestEverythingSet(t *testing.T) {
+	c, err := Parse("f.toml", []byte(`
+backend = "cluster"
+socket = "/run/x"
+request_timeout = "3s"
+max_clients = 1024
+[cluster]
+lockspace = "vms"
+[log]
+level = "debug"
+format = "json"
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Config{Backend: BackendCluster, Socket: "/run/x", RequestTimeout: Duration(3 * time.Second), MaxClients: 1024,
+		Cluster: Cluster{Lockspace: "vms"}, Log: Log{Level: "debug", Format: "json"}}
+	if c != want {
+		t.Fatalf("got %+v\nwant %+v", c, want)
+	}
+}
+
+func TestFileMayBeAbsentUnlessNamed(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "none.toml")
+	c, err := Load(path, true)
+	if err != nil || c != Default() {
+		t.Fatalf("an absent default file: %+v, %v", c, err)
+	}
+	if _, err := Load(path, false); !errors.Is(err, os.ErrNotExist) {
+		t.Fatalf("an absent file that was named: %v", err)
+	}
+	if c.Backend != BackendLocal {
+		t.Errorf("the default backend is %q", c.Backend)
+	}
+}
+
+func TestDefaultSocket(t *testing.T) {
+	env := map[string]string{"HOME": "/home/a"}
+	if s := defaultSocket(0, nil); s != "/run/libvirt/virtlockd-sock" {
+		t.Error(s)
+	}
+	if s := defaultSocket(1000, func(k string) string { return env[k] }); s != "/home/a/.cache/libvirt/virtlockd-sock" {
+		t.Error(s)
+	}
+	env["XDG_RUNTIME_DIR"] = "/run/user/1000"
+	if s := defaultSocket(1000, func(k string) string { return env[k] }); s != "/run/user/1000/libvirt/virtlockd-sock" {
+		t.Error(s)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add("backend = \"local\"\n[log]\nlevel = \"info\"\n")
+	f.Add("[[cluster]]\nlockspace = 1\n")
+	f.Add("[a.b]\n\"x y\" = 1\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		c, err := Parse("f.toml", []byte(text))
+		if err == nil && len(c.problems()) > 0 {
+			t.Fatalf("accepted with %v", c.problems())
+		}
+	})
+}
