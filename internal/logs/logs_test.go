@@ -1,0 +1,91 @@
+package logs
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/coreos/go-systemd/v22/journal"
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestJournalFields(t *testing.T) {
+	var message string
+	var prio journal.Priority
+	var fields map[string]string
+	send := func(m string, p journal.Priority, f map[string]string) error {
+		message, prio, fields = m, p, f
+		return nil
+	}
+	log, err := newLogger(slog.LevelInfo, "journal", &bytes.Buffer{}, send)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log.Debug("not this")
+	if message != "" {
+		t.Fatalf("a debug record was sent at level info: %q", message)
+	}
+	log.With("lockspace", "").Warn("refused", "name", `/a "b"`, "owner-pid", 12, slog.Group("vm", "name", "web"))
+	if want := `refused lockspace="" name="/a \"b\"" owner-pid=12 vm_name=web`; message != want {
+		t.Errorf("message %q, want %q", message, want)
+	}
+	if prio != journal.PriWarning {
+		t.Errorf("priority %d", prio)
+	}
+	want := map[string]string{"VMLOCKD_LOCKSPACE": "", "VMLOCKD_NAME": `/a "b"`, "VMLOCKD_OWNER_PID": "12", "VMLOCKD_VM_NAME": "web"}
+	if d := cmp.Diff(want, fields); d != "" {
+		t.Error(d)
+	}
+	log.WithGroup("vm").Info("x", "name", "web")
+	if fields["VMLOCKD_VM_NAME"] != "web" {
+		t.Errorf("a group's field: %v", fields)
+	}
+}
+
+func TestJournalThatIsGone(t *testing.T) {
+	var out bytes.Buffer
+	log, err := newLogger(slog.LevelInfo, "journal", &out, func(string, journal.Priority, map[string]string) error {
+		return errors.New("no journald")
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	log.With("a", 1).Info("kept", "b", 2)
+	if s := out.String(); !strings.Contains(s, "kept") || !strings.Contains(s, "a=1 b=2") {
+		t.Fatalf("a record that journald did not take is lost: %q", s)
+	}
+}
+
+func TestIsJournal(t *testing.T) {
+	f, err := os.CreateTemp(t.TempDir(), "stderr")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var st syscall.Stat_t
+	if err := syscall.Fstat(int(f.Fd()), &st); err != nil {
+		t.Fatal(err)
+	}
+	if !isJournal(f, fmt.Sprintf("%d:%d", st.Dev, st.Ino)) {
+		t.Error("the stream of JOURNAL_STREAM is not seen")
+	}
+	for _, s := range []string{"", "x", "1:", fmt.Sprintf("%d:%d", st.Dev, st.Ino+1)} {
+		if isJournal(f, s) {
+			t.Errorf("JOURNAL_STREAM=%q is taken for stderr", s)
+		}
+	}
+}
+
+func TestUnknownNames(t *testing.T) {
+	if _, err := New("loud", "text", os.Stderr); err == nil {
+		t.Error("an unknown level is accepted")
+	}
+	if _, err := New("info", "xml", os.Stderr); err == nil {
+		t.Error("an unknown format is accepted")
+	}
+}
