@@ -1,0 +1,206 @@
+package lab
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"github.com/vmlockd/vmlockd/lab/internal/wire"
+)
+
+// Sockets by which a service shows that it is up.
+const (
+	corosyncSocket = "@quorum"    // libqb's abstract socket of corosync's quorum service
+	dlmSocket      = "@dlmc_sock" // libdlmcontrol.h
+	lockSocket     = "/run/libvirt/virtlockd-sock"
+	libvirtSocket  = "/run/libvirt/libvirt-sock"
+)
+
+// Names of the services in a node, for Node.Service and for the names of the logs.
+const (
+	ServiceCorosync = "corosync"
+	ServiceDLM      = "dlm_controld"
+	ServiceLock     = "vmlockd" // also for stock virtlockd: whoever listens on virtlockd's socket
+	ServiceLibvirt  = "libvirtd"
+)
+
+// wireConfig translates a resolved configuration into what supervisor and nodes work through.
+func (c Config) wireConfig() wire.LabConfig {
+	out := wire.LabConfig{
+		Name: c.Name, LogDir: c.LogDir, MemoryMB: c.MemoryMB, DeviceMB: c.DeviceMB, Binaries: c.Binaries,
+	}
+	for id := 1; id <= c.Nodes; id++ {
+		out.Nodes = append(out.Nodes, c.node(id))
+	}
+	return out
+}
+
+func nodeName(id int) string { return fmt.Sprintf("node%d", id) }
+
+func (c Config) node(id int) wire.NodeConfig {
+	n := wire.NodeConfig{
+		ID:       id,
+		Hostname: nodeName(id),
+		Interfaces: []wire.Interface{
+			{Name: "vec0", CIDR: wire.ClusterAddr(id) + "/24"},
+			{Name: "vec1", CIDR: wire.CommandAddr(id) + "/24"},
+		},
+		Modules: c.Modules,
+		Links:   map[string]string{"/etc/mtab": "/proc/self/mounts"},
+		Env:     c.Env,
+	}
+	host := func(dir string) string { return filepath.Join(nodeName(id), dir) }
+	n.Mounts = []wire.Mount{
+		{Path: wire.LogDir, Host: host("log"), Sync: true},
+		{Path: wire.SharedDir, Host: "shared", Sync: true},
+		{Path: wire.PrivateDir, Host: host("private")},
+		{Path: wire.BinDir, Host: "bin"},
+	}
+	add := func(path string, mode uint32, text string) {
+		n.Files = append(n.Files, wire.File{Path: path, Mode: mode, Data: []byte(text)})
+	}
+	var hosts strings.Builder
+	hosts.WriteString("127.0.0.1 localhost\n")
+	for i := 1; i <= c.Nodes; i++ {
+		fmt.Fprintf(&hosts, "%s %s\n", wire.ClusterAddr(i), nodeName(i))
+	}
+	add("/etc/hosts", 0o644, hosts.String())
+	add("/etc/hostname", 0o644, n.Hostname+"\n")
+	add("/etc/resolv.conf", 0o644, "# The lab has no name server.\n")
+
+	if !c.NoCluster {
+		c.cluster(&n, add)
+	}
+	c.lockDaemon(&n, host, add)
+	if c.Libvirt {
+		c.libvirt(&n, id, add)
+	}
+	for path, text := range c.Files {
+		add(path, 0o644, text)
+	}
+	return n
+}
+
+// cluster adds corosync and dlm_controld.
+func (c Config) cluster(n *wire.NodeConfig, add func(string, uint32, string)) {
+	n.Modules = append([]string{"configfs", "dlm"}, n.Modules...)
+	// What is configured on this machine must not leak into the nodes.
+	for _, dir := range []string{"/etc/corosync", "/var/lib/corosync", "/etc/dlm"} {
+		n.Mounts = append(n.Mounts, wire.Mount{Path: dir})
+	}
+	add("/etc/corosync/corosync.conf", 0o644, c.corosyncConf())
+
+	var dlm strings.Builder
+	// By default dlm_controld waits 30 s after a join before it fences.
+	dlm.WriteString("post_join_delay=3\n")
+	switch c.Fencing {
+	case NoFencing:
+		dlm.WriteString("enable_fencing=0\n")
+	case PowerFencing:
+		n.Links["/usr/local/sbin/fence_lab"] = wire.BinDir + "/lab"
+	case ScriptFencing:
+		add("/usr/local/sbin/fence_lab", 0o755, c.FenceScript)
+	}
+	for _, line := range c.DLMOptions {
+		dlm.WriteString(line + "\n")
+	}
+	if c.Fencing != NoFencing {
+		// Last: what follows a fence_all line belongs to it.
+		dlm.WriteString("fence_all /usr/local/sbin/fence_lab\n")
+	}
+	add("/etc/dlm/dlm.conf", 0o644, dlm.String())
+	n.Services = append(n.Services,
+		wire.Service{Name: ServiceCorosync, Args: []string{"corosync", "-f"}},
+		wire.Service{Name: ServiceDLM, Args: []string{"dlm_controld", "--daemon_debug"}, After: []string{corosyncSocket}},
+	)
+}
+
+// corosyncConf is the same on all nodes. A section's brace must end its line.
+func (c Config) corosyncConf() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, `totem {
+	version: 2
+	cluster_name: lab
+	transport: knet
+	crypto_cipher: none
+	crypto_hash: none
+	token: %d
+}
+logging {
+	to_stderr: yes
+	to_syslog: no
+	timestamp: hires
+}
+quorum {
+	provider: corosync_votequorum
+}
+nodelist {
+`, c.Token.Milliseconds())
+	for id := 1; id <= c.Nodes; id++ {
+		fmt.Fprintf(&b, "\tnode {\n\t\tnodeid: %d\n\t\tname: %s\n\t\tring0_addr: %s\n\t}\n", id, nodeName(id), wire.ClusterAddr(id))
+	}
+	b.WriteString("}\n")
+	return b.String()
+}
+
+// lockDaemon adds who listens on virtlockd's socket.
+func (c Config) lockDaemon(n *wire.NodeConfig, host func(string) string, add func(string, uint32, string)) {
+	const configFile = "/etc/vmlockd/vmlockd.toml"
+	switch c.LockDaemon {
+	case Virtlockd:
+		n.Services = append(n.Services, wire.Service{Name: ServiceLock, Args: []string{"virtlockd", "--config", "/etc/libvirt/virtlockd.conf"}})
+		n.Mounts = append(n.Mounts, wire.Mount{Path: "/etc/libvirt"})
+		add("/etc/libvirt/virtlockd.conf", 0o644, "log_level = 2\n")
+	case VMLockd:
+		// On a real host the daemon's state is on a disk, and is still there after a power cut.
+		n.Mounts = append(n.Mounts, wire.Mount{Path: "/etc/vmlockd"}, wire.Mount{Path: "/var/lib/vmlockd", Host: host("vmlockd")})
+		if c.VMLockdConfig != nil {
+			if text := c.VMLockdConfig(n.ID); text != "" {
+				add(configFile, 0o644, text)
+			}
+		}
+		s := wire.Service{Name: ServiceLock, Args: append([]string{"vmlockd", "--config", configFile}, c.VMLockdArgs...)}
+		if !c.NoCluster {
+			s.After = []string{dlmSocket}
+		}
+		n.Services = append(n.Services, s)
+	}
+}
+
+// libvirt adds stock libvirtd, as it runs without systemd, dbus and udev.
+func (c Config) libvirt(n *wire.NodeConfig, id int, add func(string, uint32, string)) {
+	if c.LockDaemon != Virtlockd { // which has mounted it already
+		n.Mounts = append(n.Mounts, wire.Mount{Path: "/etc/libvirt"})
+	}
+	n.Mounts = append(n.Mounts, wire.Mount{Path: "/var/lib/libvirt"}, wire.Mount{Path: "/var/cache/libvirt"}, wire.Mount{Path: "/var/log/libvirt"})
+	lockManager, after := "lockd", []string{lockSocket}
+	if c.LockDaemon == NoLockDaemon {
+		lockManager, after = "nop", nil
+	}
+	// host_uuid: libvirt refuses to migrate between hosts of the same UUID, and all nodes have this machine's.
+	add("/etc/libvirt/libvirtd.conf", 0o644, fmt.Sprintf(`listen_tls = 0
+listen_tcp = 1
+listen_addr = "%s"
+auth_tcp = "none"
+auth_unix_ro = "none"
+auth_unix_rw = "none"
+host_uuid = "6c6f636b-0000-4000-8000-%012d"
+log_outputs = "2:stderr"
+`, wire.ClusterAddr(id), id))
+	add("/etc/libvirt/qemu.conf", 0o644, fmt.Sprintf(`lock_manager = "%s"
+security_driver = "none"
+user = "root"
+group = "root"
+dynamic_ownership = 0
+remember_owner = 0
+cgroup_controllers = [ ]
+namespaces = [ ]
+stdio_handler = "file"
+migration_address = "%s"
+`, lockManager, wire.ClusterAddr(id)))
+	add("/etc/libvirt/qemu-lockd.conf", 0o644, "auto_disk_leases = 1\n")
+	if !c.QemuLocks {
+		n.Links[emulator] = wire.BinDir + "/lab"
+	}
+	n.Services = append(n.Services, wire.Service{Name: ServiceLibvirt, Args: []string{"libvirtd", "--listen"}, After: after})
+}
