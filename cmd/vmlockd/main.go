@@ -1,0 +1,99 @@
+// Command vmlockd is the lock daemon.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vmlockd/vmlockd/internal/config"
+	"github.com/vmlockd/vmlockd/internal/daemon"
+	"github.com/vmlockd/vmlockd/internal/logs"
+)
+
+// The exit statuses, as --help tells them.
+const (
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// version is set by the build.
+var version = "development"
+
+const help = `vmlockd keeps two virtual machines from writing one disk.
+
+libvirt connects to it through the socket of virtlockd, which it replaces: set
+lock_manager = "lockd" in /etc/libvirt/qemu.conf and change nothing else there.
+
+Without a configuration file it locks files for the virtual machines of this
+host (backend "local"). With backend = "cluster" it holds its locks in the
+kernel's distributed lock manager, for all hosts of a corosync cluster.
+
+Exit status: 0 after SIGTERM or SIGINT, 1 if it could not start or go on,
+2 if the command line or the configuration is wrong.`
+
+type flags struct {
+	config      string
+	checkConfig bool
+	verbose     bool
+}
+
+func main() {
+	var f flags
+	status := 0
+	cmd := &cobra.Command{
+		Use:           "vmlockd",
+		Short:         "Lock daemon for libvirt",
+		Long:          help,
+		Args:          cobra.NoArgs,
+		Version:       version,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Run: func(cmd *cobra.Command, _ []string) {
+			status = run(f, cmd.Flags().Changed("config"))
+		},
+		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
+	}
+	cmd.Flags().StringVarP(&f.config, "config", "f", config.DefaultPath, "configuration `file`; the default one may be absent")
+	cmd.Flags().BoolVar(&f.checkConfig, "check-config", false, "check the configuration, say what is wrong with it, and exit")
+	cmd.Flags().BoolVarP(&f.verbose, "verbose", "v", false, "log more, as with level = \"debug\"")
+	cmd.Flags().BoolP("version", "V", false, "print the version and exit")
+	if err := cmd.Execute(); err != nil {
+		fmt.Fprintf(os.Stderr, "vmlockd: %v\nTry 'vmlockd --help'.\n", err)
+		status = exitUsage
+	}
+	os.Exit(status)
+}
+
+func run(f flags, named bool) int {
+	c, err := config.Load(f.config, !named)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return exitUsage
+	}
+	if f.checkConfig {
+		fmt.Printf("%s: no mistakes found\n", f.config)
+		return 0
+	}
+	if f.verbose {
+		c.Log.Level = "debug"
+	}
+	log, err := logs.New(c.Log.Level, c.Log.Format, os.Stderr)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "vmlockd:", err)
+		return exitUsage
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	// The second signal ends the process at once.
+	context.AfterFunc(ctx, stop)
+	if err := daemon.Run(ctx, c, log); err != nil {
+		log.Error("vmlockd could not go on", "reason", err)
+		return exitFailed
+	}
+	return 0
+}

@@ -1,0 +1,236 @@
+// Package cluster holds locks in the kernel's distributed lock manager, where
+// they count on all hosts of the cluster. An exclusive lock is a DLM lock in mode
+// EX, a shared one in mode PR; it says nothing about what is locked, so it is as
+// good for a file as for a block device or for a <lease> that exists nowhere
+// else. Lockspaces of libvirt are part of the resource's name and need no
+// directory; all hosts use one lockspace of the DLM.
+//
+// A Backend joins that lockspace in the background and keeps trying: until it
+// has joined, and whenever it cannot be sure, it refuses. It may be used from
+// many goroutines.
+package cluster
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/vmlockd/vmlockd/dlm"
+	"github.com/vmlockd/vmlockd/internal/locking"
+)
+
+// joinPatience is how long New waits for the lockspace before it returns all
+// the same: joining waits for quorum, and libvirt is better told so than left
+// without a daemon.
+const joinPatience = 3 * time.Second
+
+// joinRetry is the pause after a failed attempt to join.
+const joinRetry = 2 * time.Second
+
+// Options say where locks are held. Lockspace must be set.
+type Options struct {
+	Lockspace string     // the DLM lockspace, the same on all hosts
+	Kernel    dlm.Kernel // nil means this host's
+	Log       *slog.Logger
+}
+
+// Backend holds locks in one DLM lockspace.
+type Backend struct {
+	kernel dlm.Kernel
+	name   string
+	log    *slog.Logger
+
+	cancel context.CancelFunc // ends join
+	joined chan struct{}      // closed when join has ended
+
+	mu    sync.Mutex // guards the two below
+	space *dlm.Lockspace
+	why   error // why space is nil
+}
+
+var errJoining = errors.New("this host is still joining the DLM lockspace; does the cluster have quorum? (corosync-quorumtool -s, dlm_tool status)")
+
+// New joins the lockspace. It returns an error, and nothing goes on in the
+// background, if this host lacks a part that nobody but its administrator can
+// provide: the DLM module, a running dlm_controld, or the privilege.
+func New(o Options) (*Backend, error) {
+	b := &Backend{kernel: o.Kernel, name: o.Lockspace, log: o.Log, joined: make(chan struct{}), why: errJoining}
+	if b.kernel == nil {
+		b.kernel = dlm.Host()
+	}
+	if b.log == nil {
+		b.log = slog.New(slog.DiscardHandler)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	b.cancel = cancel
+	fatal := make(chan error, 1)
+	go func() {
+		defer close(b.joined)
+		b.join(ctx, fatal)
+	}()
+	patience := time.NewTimer(joinPatience)
+	defer patience.Stop()
+	select {
+	case err := <-fatal:
+		cancel()
+		return nil, err
+	case <-b.joined:
+		select {
+		case err := <-fatal:
+			cancel()
+			return nil, err
+		default:
+		}
+	case <-patience.C:
+		_, err := b.lockspace()
+		b.log.Warn("waiting to join the DLM lockspace; locks are refused until then", "dlm", b.name, "reason", err)
+	}
+	return b, nil
+}
+
+// join tries until it has joined or ctx ends. A part that is missing at the
+// first try goes to fatal and ends it.
+func (b *Backend) join(ctx context.Context, fatal chan<- error) {
+	for first := true; ; first = false {
+		space, err := dlm.Create(ctx, b.kernel, b.name, dlm.Options{})
+		if err == nil {
+			b.mu.Lock()
+			b.space, b.why = space, nil
+			b.mu.Unlock()
+			b.log.Info("joined the DLM lockspace", "dlm", b.name)
+			return
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		if first && missingPart(err) {
+			fatal <- err
+			return
+		}
+		b.mu.Lock()
+		b.why = err
+		b.mu.Unlock()
+		b.log.Warn("could not join the DLM lockspace, trying again", "dlm", b.name, "reason", err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(joinRetry):
+		}
+	}
+}
+
+func missingPart(err error) bool {
+	for _, part := range []error{dlm.ErrNoModule, dlm.ErrNoDevice, dlm.ErrPrivilege, dlm.ErrNoDaemon} {
+		if errors.Is(err, part) {
+			return true
+		}
+	}
+	return false
+}
+
+func (b *Backend) lockspace() (*dlm.Lockspace, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.space, b.why
+}
+
+// Close leaves the lockspace if this host has no lock in it, so that the
+// cluster's software can be stopped, and otherwise only closes it.
+func (b *Backend) Close(ctx context.Context) error {
+	b.cancel()
+	select {
+	case <-b.joined:
+	case <-ctx.Done():
+		return fmt.Errorf("the kernel has not answered the request to join the DLM lockspace: %w", ctx.Err())
+	}
+	space, _ := b.lockspace()
+	if space == nil {
+		return nil
+	}
+	b.mu.Lock()
+	b.space, b.why = nil, errors.New("the lock daemon is stopping")
+	b.mu.Unlock()
+	err := space.Leave(ctx, false)
+	if errors.Is(err, dlm.ErrLockspaceUse) {
+		b.log.Info("the DLM lockspace stays, there are locks in it", "dlm", b.name)
+		return space.Close(ctx)
+	}
+	return err
+}
+
+// CreateLockspace has nothing to do: a lockspace is a part of names.
+func (b *Backend) CreateLockspace(context.Context, string) error { return nil }
+
+// CreateResource has nothing to do either: every name can be locked.
+func (b *Backend) CreateResource(context.Context, locking.Ref) error { return nil }
+
+// DeleteResource has nothing to delete.
+func (b *Backend) DeleteResource(context.Context, locking.Ref) error { return nil }
+
+// Open asks nobody. Resources need not be created, so autocreate changes nothing.
+func (b *Backend) Open(_ context.Context, ref locking.Ref, _ bool) (locking.Handle, error) {
+	return &handle{b: b, ref: ref, name: ResourceName(ref)}, nil
+}
+
+// ResourceName is the name of the DLM resource for a lockspace and a name:
+// SHA-256 of lockspace, a NUL byte, and name, as 64 hexadecimal digits, which
+// is just what fits (DLM_RESNAME_MAXLEN) and what dlm_tool shows as text.
+// libvirt's names contain no NUL.
+func ResourceName(ref locking.Ref) string {
+	sum := sha256.Sum256([]byte(ref.Lockspace + "\x00" + ref.Name))
+	return hex.EncodeToString(sum[:])
+}
+
+// heldElsewhere is a refusal by the DLM. On this host the rules of package
+// locking refuse, so whoever has the lock is on another one.
+var heldElsewhere error = elsewhere{}
+
+type elsewhere struct{}
+
+func (elsewhere) Error() string        { return "held on another host of the cluster" }
+func (elsewhere) Is(target error) bool { return target == locking.ErrBusy }
+
+type handle struct {
+	b    *Backend
+	ref  locking.Ref
+	name string
+	lock *dlm.Lock // nil unless locked
+}
+
+func (h *handle) ID() string { return h.name }
+
+func (h *handle) Lock(ctx context.Context, mode locking.Mode) error {
+	space, why := h.b.lockspace()
+	if space == nil {
+		return &locking.Error{Kind: locking.KindUnavailable, Op: "acquire", Ref: h.ref, Err: why}
+	}
+	wanted := dlm.EX
+	if mode == locking.Shared {
+		wanted = dlm.PR
+	}
+	l, err := space.Lock(ctx, h.name, wanted, dlm.LockOptions{NoQueue: true})
+	switch {
+	case errors.Is(err, dlm.ErrBusy):
+		return heldElsewhere
+	case err != nil:
+		return err
+	}
+	h.lock = l
+	return nil
+}
+
+// Unlock leaves it to the dlm package to finish what the kernel delays.
+func (h *handle) Unlock(ctx context.Context) error {
+	err := h.lock.Unlock(ctx)
+	if errors.Is(err, dlm.ErrUnlocked) {
+		return nil
+	}
+	return err
+}
+
+func (h *handle) Close() {}
