@@ -1,0 +1,54 @@
+package lockprogram
+
+import (
+	"errors"
+
+	"github.com/vmlockd/vmlockd/internal/locking"
+	"github.com/vmlockd/vmlockd/internal/rpc"
+)
+
+var (
+	_ rpc.Portable = (*session)(nil)
+	_ rpc.Restorer = (*Program)(nil)
+)
+
+// Export implements rpc.Portable. The state is XDR: whether the session is
+// restricted, whether an owner is registered, and the arguments of its REGISTER.
+func (s *session) Export() ([]byte, error) {
+	e := rpc.NewEncoder(nil)
+	e.Bool(s.restricted)
+	e.Bool(s.owner != nil)
+	if s.owner != nil {
+		call := registerCall{owner: s.owner.Owner()}
+		call.EncodeXDR(e)
+	}
+	return e.Bytes(), nil
+}
+
+// RestoreSession implements rpc.Restorer. It registers the owner again. When the
+// owner has ended meanwhile the session is as good as any whose owner has: it
+// gets nothing.
+func (p *Program) RestoreSession(peer rpc.Peer, state []byte) (rpc.Session, error) {
+	d := rpc.NewDecoder(state)
+	s := &session{manager: p.manager, peer: peer}
+	s.restricted = d.Bool()
+	if d.Bool() {
+		var a ownerArgs
+		if !a.decode(d) {
+			return nil, errBadState
+		}
+		owner, err := p.manager.Register(locking.Owner{
+			PID: int32(a.pid), ID: a.id, Name: string(a.name), UUID: a.uuid,
+		})
+		if err != nil {
+			return nil, err
+		}
+		s.owner = owner
+	}
+	if !d.OK() {
+		return nil, errBadState
+	}
+	return s, nil
+}
+
+var errBadState = errors.New("the state of a lock session is cut short")
