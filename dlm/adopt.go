@@ -1,0 +1,217 @@
+package dlm
+
+import (
+	"context"
+	"fmt"
+	"syscall"
+	"time"
+
+	"github.com/vmlockd/vmlockd/dlm/internal/abi"
+)
+
+// Adoption names an orphan of this node that is to be adopted.
+type Adoption struct {
+	Name    string
+	Mode    Mode
+	Options LockOptions // Persistent, to stay one; Notify. NoQueue and LVB mean nothing here.
+}
+
+// Adopted is what came of an Adoption: one of the two is nil.
+type Adopted struct {
+	Lock *Lock
+	Err  error // ErrNoOrphan, ErrOtherMode, or what kept it from being tried
+}
+
+type orphan struct {
+	name string
+	mode Mode
+}
+
+// Adopt makes an orphan of this node - a persistent lock whose process is gone - a lock of this process, by its name
+// and mode. If there are several it is the oldest. An adopted lock is Persistent only if opts say so again, and it
+// comes without its LVB.
+//
+// The error is ErrNoOrphan if there is none of that name, and ErrOtherMode if there is one in another mode.
+//
+// Adoption does not wait for a stopped lockspace. Should ctx end first all the same, the orphan, once adopted, is kept:
+// the next Adopt of it has it. It is not released, because an orphan is somebody's lock.
+func (ls *Lockspace) Adopt(ctx context.Context, name string, mode Mode, opts LockOptions) (*Lock, error) {
+	a := ls.AdoptAll(ctx, []Adoption{{Name: name, Mode: mode, Options: opts}})[0]
+	return a.Lock, a.Err
+}
+
+// AdoptAll adopts several orphans, one after the other, and returns as many results in the same order. The kernel looks
+// for an orphan from the oldest on, so the order in which the locks were had is by far the fastest.
+func (ls *Lockspace) AdoptAll(ctx context.Context, adoptions []Adoption) []Adopted {
+	b := &adoptBatch{ls: ls, todo: adoptions, results: make([]Adopted, len(adoptions)), done: make(chan struct{})}
+	err := b.begin(ctx)
+	if err == nil {
+		select {
+		case <-b.done:
+		case <-ctx.Done():
+			err = ctx.Err()
+		case <-ls.stop:
+		}
+	}
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	if err == nil {
+		err = ls.stopErr
+	}
+	b.left = true
+	results := b.results
+	for i := range results {
+		if results[i] == (Adopted{}) {
+			results[i].Err = ls.fault("adopt", adoptions[i].Name, err)
+		}
+	}
+	b.results = nil
+	return results
+}
+
+// adoptBatch is an AdoptAll under way. All its writes are done by one goroutine, because the order matters and each
+// takes only a moment.
+type adoptBatch struct {
+	ls   *Lockspace
+	todo []Adoption
+	done chan struct{}
+
+	// Guarded by ls.mu.
+	results []Adopted
+	left    bool // the caller has taken the results
+}
+
+func (b *adoptBatch) begin(ctx context.Context) error {
+	ls := b.ls
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	select {
+	case ls.adoptTurn <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-ls.stop:
+		return nil // the caller finds out why
+	}
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	if ls.stopErr != nil {
+		<-ls.adoptTurn
+		return nil
+	}
+	ls.wg.Go(b.run)
+	return nil
+}
+
+func (b *adoptBatch) run() {
+	defer close(b.done)
+	defer func() { <-b.ls.adoptTurn }()
+	for i, a := range b.todo {
+		if !b.one(i, a) {
+			return
+		}
+	}
+}
+
+// one does one adoption, and reports whether there is anyone left to do the next one for.
+func (b *adoptBatch) one(i int, a Adoption) bool {
+	ls := b.ls
+	ls.mu.Lock()
+	if b.left || ls.stopErr != nil {
+		ls.mu.Unlock()
+		return false
+	}
+	key := orphan{a.Name, a.Mode}
+	if err := checkLock(a.Name, a.Mode); err != nil {
+		b.results[i].Err = ls.fault("adopt", a.Name, err)
+		ls.mu.Unlock()
+		return true
+	}
+	if late := ls.late[key]; len(late) > 0 && late[0].persistent == a.Options.Persistent && (late[0].blocking != nil) == a.Options.Notify {
+		b.results[i].Lock = late[0]
+		if ls.late[key] = late[1:]; len(late) == 1 {
+			delete(ls.late, key)
+		}
+		ls.mu.Unlock()
+		return true
+	}
+	l := ls.newLockLocked(a.Name, a.Options)
+	flags := uint32(abi.FlagOrphan)
+	if a.Options.Persistent {
+		flags |= abi.FlagPersistent
+	}
+	buf := abi.EncodeLock(abi.CmdLock, l.paramsLocked(a.Mode, flags, nil), a.Name)
+	w := &write{buf: buf, since: time.Now()}
+	l.write, ls.adopting = w, w
+	ls.mu.Unlock()
+
+	n, err := ls.dev.Write(buf)
+
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	l.write, ls.adopting = nil, nil
+	if err == nil {
+		l.lkid, l.mode = uint32(n), a.Mode
+		l.stepLocked()
+		if b.left {
+			if !l.dead {
+				ls.late[key] = append(ls.late[key], l)
+			}
+			return false
+		}
+		b.results[i].Lock = l
+		return true
+	}
+	l.dead = true
+	l.stepLocked()
+	if b.left {
+		return false
+	}
+	b.results[i].Err = ls.fault("adopt", a.Name, oneOf(err, ErrNoOrphan, ErrOtherMode))
+	return true
+}
+
+// Purge releases every orphan that the node nodeid (0 is this one) has in the lockspace and that nobody has adopted,
+// and marks the LVB of what they held in PW or EX as not valid. For this node it returns when the kernel has done so;
+// another node is only told.
+//
+// The kernel could also purge the orphans of one process alone, but what it compares is the id of the thread that made
+// the request, which in a Go program is any thread; and if the number is that of the calling thread it releases the
+// locks that are not orphans. So that is not offered.
+//
+// When ctx ends first, the purge goes on.
+func (ls *Lockspace) Purge(ctx context.Context, nodeid uint32) error {
+	const op = "purge"
+	if err := ctx.Err(); err != nil {
+		return ls.fault(op, "", err)
+	}
+	done := make(chan error, 1)
+	w := &write{buf: abi.EncodePurge(nodeid, 0), line: lineOther, done: func(_ int, err error) { done <- err }}
+	ls.mu.Lock()
+	if err := ls.stopErr; err != nil {
+		ls.mu.Unlock()
+		return ls.fault(op, "", err)
+	}
+	ls.writeLocked(w)
+	ls.mu.Unlock()
+
+	var err error
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		err = ctx.Err()
+	case <-ls.stop:
+		err = ErrClosed
+	}
+	if err != nil {
+		ls.mu.Lock()
+		if len(done) == 0 && ls.withdrawLocked(w) {
+			err = fmt.Errorf("not begun: %w", err)
+		}
+		ls.mu.Unlock()
+	}
+	if err == syscall.ENOENT {
+		err = ErrNoLockspace
+	}
+	return ls.fault(op, "", err)
+}
