@@ -179,6 +179,8 @@ func (b *adoptBatch) one(i int, a Adoption) bool {
 // the request, which in a Go program is any thread; and if the number is that of the calling thread it releases the
 // locks that are not orphans. So that is not offered.
 //
+// It may crash the kernel if there are orphans without a mode; see the package comment.
+//
 // When ctx ends first, the purge goes on.
 func (ls *Lockspace) Purge(ctx context.Context, nodeid uint32) error {
 	const op = "purge"

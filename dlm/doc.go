@@ -39,8 +39,12 @@
 //     grant may make the LVB invalid.)
 //   - The number of a lock is used again at once after its last result is read; this package never names a lock by number
 //     when it may have ended by itself.
-//
-// Requests with Persistent should have NoQueue too: see LockOptions.
+//   - A request with Persistent that has not been granted when its process ends leaves something among the orphans. It has
+//     no mode, so Adopt returns ErrOtherMode for every mode; it keeps nobody waiting; and on the node that keeps the
+//     resource's books, PURGE crashes the kernel over it (a NULL pointer in del_lkb). So this package never lets such a
+//     request wait: see LockOptions.Persistent. What remains is a NoQueue request that is just on its way to another node
+//     when the process is killed, and is refused there. To be safe, do not Purge when an adoption has returned
+//     ErrOtherMode for all modes.
 //
 // # Why it is made this way
 //

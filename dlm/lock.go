@@ -40,7 +40,9 @@ type Lock struct {
 type LockOptions struct {
 	// NoQueue: do not wait; a conflict is ErrBusy.
 	NoQueue bool
-	// Persistent: the lock outlives the process, as an orphan of this node, which Adopt finds again.
+	// Persistent: the lock outlives the process, as an orphan of this node, which Adopt finds again. Without NoQueue it
+	// becomes so only after the grant, by a conversion of its own, which doubles the cost: a persistent request that
+	// waits when its process ends leaves something among the orphans that makes the kernel crash at the next purge.
 	Persistent bool
 	// LVB: read the lock value block with the grant. Adopt cannot, and ignores it.
 	LVB bool
@@ -64,17 +66,20 @@ func (ls *Lockspace) Lock(ctx context.Context, name string, mode Mode, opts Lock
 		return nil, ls.fault(op, name, err)
 	}
 	var flags uint32
-	if opts.Persistent {
-		flags |= abi.FlagPersistent
-	}
 	if opts.LVB {
 		flags |= abi.FlagValBlk
 	}
+	waits := false
 	switch {
 	case mode == NL:
 		flags |= abi.FlagExpedite // which excludes NOQUEUE, and makes it needless
 	case opts.NoQueue:
 		flags |= abi.FlagNoQueue
+	default:
+		waits = true
+	}
+	if opts.Persistent && !waits {
+		flags |= abi.FlagPersistent
 	}
 	r := newRequest(reqLock, mode, flags)
 
@@ -88,10 +93,38 @@ func (ls *Lockspace) Lock(ctx context.Context, name string, mode Mode, opts Lock
 	l.stepLocked()
 	ls.mu.Unlock()
 
-	if err := l.await(ctx, r); err != nil {
+	err := l.await(ctx, r)
+	if err == nil && opts.Persistent && waits {
+		err = l.persist(ctx)
+	}
+	if err != nil {
 		return nil, ls.fault(op, name, err)
 	}
 	return l, nil
+}
+
+// persist makes a lock persistent that has just been granted, or else gives it up.
+func (l *Lock) persist(ctx context.Context) error {
+	ls := l.ls
+	ls.mu.Lock()
+	if err := l.usableLocked(); err != nil {
+		ls.mu.Unlock()
+		return err
+	}
+	r := newRequest(reqConvert, l.mode, abi.FlagConvert|abi.FlagPersistent)
+	l.cur = r
+	l.stepLocked()
+	ls.mu.Unlock()
+	err := l.await(ctx, r)
+	if err != nil {
+		ls.mu.Lock()
+		if !l.dead && l.unlock == nil {
+			l.undoLocked()
+			l.stepLocked()
+		}
+		ls.mu.Unlock()
+	}
+	return err
 }
 
 func checkLock(name string, mode Mode) error {

@@ -111,6 +111,7 @@ type Node struct {
 	members   map[string]*member
 	lastMinor uint32
 	fault     func(Op) Fault
+	panics    int
 }
 
 // ID is the node's number.
@@ -144,9 +145,27 @@ func (n *Node) Resume(lockspace string) {
 func (n *Node) PowerOff() {
 	n.c.mu.Lock()
 	defer n.c.mu.Unlock()
+	n.die()
+}
+
+func (n *Node) die() {
 	for _, m := range n.members {
 		m.die()
 	}
+}
+
+// panic is what a kernel does that must not go on: the node is off, and Panics says why the test should care.
+func (n *Node) panic() {
+	n.panics++
+	n.die()
+}
+
+// Panics is how often the node's kernel has crashed, which is the end of all that runs on it, as PowerOff is. A purge
+// can do that: see package dlm.
+func (n *Node) Panics() int {
+	n.c.mu.Lock()
+	defer n.c.mu.Unlock()
+	return n.panics
 }
 
 // Boot gives power to a node that had lost it. The cluster recovers first.

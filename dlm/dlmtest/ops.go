@@ -229,7 +229,7 @@ func (l *lock) dropResults(d *proc) {
 }
 
 // purge ends the orphans of a node. As the kernel compares ids of threads, and the simulation has none, no orphan is
-// anybody's.
+// anybody's. A request that never became a lock crashes the kernel here (a NULL pointer in del_lkb, seen on 6.1).
 func (m *member) purge(nodeid, pid uint32) error {
 	if nodeid != 0 && nodeid != m.node.id {
 		m = m.s.members[nodeid]
@@ -243,9 +243,11 @@ func (m *member) purge(nodeid, pid uint32) error {
 	for e := m.orphans.Front(); e != nil; e = m.orphans.Front() {
 		l := m.orphans.Remove(e).(*lock)
 		l.inOrphans = nil
-		if l.state != off {
-			_ = l.release(abi.FlagForceUnlock | abi.FlagIvValBlk)
+		if l.state == off {
+			m.node.panic()
+			return syscall.ESHUTDOWN
 		}
+		_ = l.release(abi.FlagForceUnlock | abi.FlagIvValBlk)
 		m.freeID(l.id)
 	}
 	return nil

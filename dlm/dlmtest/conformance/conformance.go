@@ -100,6 +100,8 @@ func Run(t *testing.T, site Site) {
 		{"PurgeElsewhere", 2, testPurgeElsewhere},
 		{"Stopped", 1, testStopped},
 		{"StoppedClose", 1, testStoppedClose},
+		{"OrphanOfRequest", 1, testOrphanOfRequest},
+		{"QueuedPersistent", 1, testQueuedPersistent},
 		{"NodeLoss", 2, testNodeLoss},
 	} {
 		t.Run(c.name, func(t *testing.T) {
