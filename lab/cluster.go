@@ -99,8 +99,8 @@ func (n *Node) waitMembership(ctx context.Context, what string, ok func(Membersh
 		m, err := n.Membership(ctx)
 		if err != nil {
 			// dlm_controld has not started yet, or has ended. A dead service ends the wait: it does not come back by itself.
-			if st, stErr := n.Service(ServiceDLM).Status(ctx); stErr == nil && (st.State == ProcessExited || st.State == ProcessFailed) {
-				return false, fmt.Errorf("dlm_controld %s, status %d %s", st.State, st.Status, st.Problem)
+			if err := n.Service(ServiceDLM).alive(ctx); err != nil {
+				return false, err
 			}
 			if ctx.Err() == nil {
 				last = err.Error()

@@ -116,7 +116,7 @@ var nameRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9-]{0,39}$`)
 // resolve returns the configuration with its defaults, or everything that is wrong with it.
 func (c Config) resolve() (Config, error) {
 	var errs []error
-	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf("lab: "+format, args...)) }
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(""+format, args...)) }
 	if c.Name != "" && !nameRE.MatchString(c.Name) {
 		bad("name %q: letters, digits and dashes only, at most 40", c.Name)
 	}

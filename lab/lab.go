@@ -198,7 +198,7 @@ func (l *Lab) endSupervisor() error {
 	case <-ctx.Done():
 		err := unix.Kill(l.pid, unix.SIGKILL)
 		<-l.ended
-		return errors.Join(fmt.Errorf("lab: the supervisor did not end within %v and was killed", closeTimeout), err)
+		return errors.Join(fmt.Errorf("the supervisor did not end within %v and was killed", closeTimeout), err)
 	}
 }
 
@@ -212,7 +212,7 @@ func waitPidfd(fd int, timeout time.Duration) error {
 		case err != nil:
 			return err
 		case n == 0:
-			return fmt.Errorf("lab: the supervisor did not end within %v", timeout)
+			return fmt.Errorf("the supervisor did not end within %v", timeout)
 		default:
 			return nil
 		}

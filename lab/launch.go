@@ -84,7 +84,7 @@ func (l *Lab) spawn(cfg Config, binary, runDir string, lock *os.File) error {
 	if err := cmd.Start(); err != nil {
 		w.Close()
 		l.control = nil
-		return fmt.Errorf("lab: start the supervisor (this needs root): %w", err)
+		return fmt.Errorf("start the supervisor (this needs root): %w", err)
 	}
 	l.pid, l.ended = cmd.Process.Pid, make(chan struct{})
 	go func() {
@@ -103,7 +103,7 @@ func (l *Lab) waitSupervisor(ctx context.Context) error {
 		case <-time.After(10 * time.Millisecond):
 		case <-l.ended:
 			b, _ := os.ReadFile(filepath.Join(l.logDir, "supervisor.log"))
-			return fmt.Errorf("lab: the supervisor ended:\n%s", b)
+			return fmt.Errorf("the supervisor ended:\n%s", b)
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
@@ -134,7 +134,12 @@ func Attach(ctx context.Context, name string) (*Lab, error) {
 	l.connect(runDir, 0)
 	var st wire.LabStatus
 	if err := l.call(ctx, http.MethodGet, "/status", nil, &st); err != nil {
-		return nil, &labError{kind: ErrNotFound, message: fmt.Sprintf("no lab named %q is running here (%v)", name, err)}
+		message := fmt.Sprintf("no lab named %q is running on this machine", name)
+		// Without a socket there was none; everything else is worth telling.
+		if !errors.Is(err, os.ErrNotExist) {
+			message += ": " + err.Error()
+		}
+		return nil, &labError{kind: ErrNotFound, message: message}
 	}
 	b, err := os.ReadFile(filepath.Join(runDir, pidFile))
 	if err != nil {
@@ -174,5 +179,5 @@ type labError struct {
 	kind    error
 }
 
-func (e *labError) Error() string { return "lab: " + e.message }
+func (e *labError) Error() string { return e.message }
 func (e *labError) Unwrap() error { return e.kind }

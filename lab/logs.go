@@ -31,19 +31,22 @@ func (l *Lab) readLog(ctx context.Context, name string) ([]byte, error) {
 
 // Dump writes all logs: the supervisor's, and each node's console and services. It works as long as the
 // directory with the logs exists, also after Close.
-func (l *Lab) Dump(w io.Writer) { l.dump(w, 1<<20) }
+func (l *Lab) Dump(w io.Writer) { l.dump(w, l.logDir, 1<<20) }
+
+// Dump writes the node's logs.
+func (n *Node) Dump(w io.Writer) { n.lab.dump(w, filepath.Join(n.lab.logDir, n.Name()), 1<<20) }
 
 // summary is the last lines of all logs, for an error message.
 func (l *Lab) summary() string {
 	var b bytes.Buffer
-	l.dump(&b, 1500)
+	l.dump(&b, l.logDir, 1500)
 	return b.String()
 }
 
-// dump writes at most the last limit bytes of each log.
-func (l *Lab) dump(w io.Writer, limit int) {
+// dump writes at most the last limit bytes of each log under a directory.
+func (l *Lab) dump(w io.Writer, dir string, limit int) {
 	l.syncLogs(context.Background())
-	err := filepath.WalkDir(l.logDir, func(path string, e fs.DirEntry, err error) error {
+	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
 		if err != nil || !e.Type().IsRegular() || filepath.Ext(path) != ".log" {
 			return err
 		}

@@ -90,7 +90,7 @@ func ForTest(t testing.TB, cfg Config) *Lab {
 	t.Cleanup(func() {
 		if t.Failed() {
 			var b strings.Builder
-			l.dump(&b, 64<<10)
+			l.dump(&b, l.logDir, 64<<10)
 			t.Logf("the lab's logs (complete with %s=DIR in DIR):\n%s", LogsEnv, b.String())
 		}
 		if err := l.Close(); err != nil {

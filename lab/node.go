@@ -57,8 +57,8 @@ func (n *Node) do(ctx context.Context, what string) error {
 // the shared directory and device stay, as they do when storage has a network of its own.
 func (n *Node) Cut(ctx context.Context) error { return n.do(ctx, "cut") }
 
-// Heal puts the node back into the cluster network. A node that had a lockspace and was cut for longer than
-// the token timeout does not go back to work by that: corosync and dlm_controld end and it needs PowerCut and Boot.
+// Heal puts the node back into the cluster network. A node that the others have lost in the meantime and that has used a lockspace since
+// its boot does not go back to work by that: the others' dlm_controld make its corosync and dlm_controld end, and it needs PowerCut and Boot.
 func (n *Node) Heal(ctx context.Context) error { return n.do(ctx, "heal") }
 
 // Freeze stops the node between two instructions, as a hypervisor that pauses it would. Nothing in

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -150,7 +151,7 @@ func (c Config) lockDaemon(n *wire.NodeConfig, host func(string) string, add fun
 	case Virtlockd:
 		n.Services = append(n.Services, wire.Service{Name: ServiceLock, Args: []string{"virtlockd", "--config", "/etc/libvirt/virtlockd.conf"}})
 		n.Mounts = append(n.Mounts, wire.Mount{Path: "/etc/libvirt"})
-		add("/etc/libvirt/virtlockd.conf", 0o644, "log_level = 2\n")
+		add("/etc/libvirt/virtlockd.conf", 0o644, "log_level = 3\n")
 	case VMLockd:
 		// On a real host the daemon's state is on a disk, and is still there after a power cut.
 		n.Mounts = append(n.Mounts, wire.Mount{Path: "/etc/vmlockd"}, wire.Mount{Path: "/var/lib/vmlockd", Host: host("vmlockd")})
@@ -198,9 +199,28 @@ namespaces = [ ]
 stdio_handler = "file"
 migration_address = "%s"
 `, lockManager, wire.ClusterAddr(id)))
+	// libvirtd looks up its default user before it reads qemu.conf; only the package libvirt-daemon-system makes that user.
+	add("/etc/passwd", 0o644, withLine("/etc/passwd", "libvirt-qemu:x:64055:64055:Libvirt QEMU:/var/lib/libvirt:/usr/sbin/nologin"))
+	add("/etc/group", 0o644, withLine("/etc/group", "libvirt-qemu:x:64055:"))
 	add("/etc/libvirt/qemu-lockd.conf", 0o644, "auto_disk_leases = 1\n")
 	if !c.QemuLocks {
 		n.Links[emulator] = wire.BinDir + "/lab"
 	}
 	n.Services = append(n.Services, wire.Service{Name: ServiceLibvirt, Args: []string{"libvirtd", "--listen"}, After: after})
+}
+
+// withLine returns the text of a file of this machine, with a line in passwd(5) or group(5) format added unless there is one for that name.
+// Without the file it is the line alone.
+func withLine(path, line string) string {
+	b, _ := os.ReadFile(path)
+	name, _, _ := strings.Cut(line, ":")
+	for l := range strings.Lines(string(b)) {
+		if strings.HasPrefix(l, name+":") {
+			return string(b)
+		}
+	}
+	if len(b) > 0 && b[len(b)-1] != '\n' {
+		b = append(b, '\n')
+	}
+	return string(b) + line + "\n"
 }

@@ -83,6 +83,15 @@ func (p *Process) Start(ctx context.Context) error {
 	return p.call(ctx, http.MethodPost, "/start", nil, nil)
 }
 
+// alive returns an error if the process has ended or could not be started: then nothing good comes from it any more.
+func (p *Process) alive(ctx context.Context) error {
+	st, err := p.Status(ctx)
+	if err == nil && (st.State == ProcessExited || st.State == ProcessFailed) {
+		err = fmt.Errorf("%s: %s has %s, status %d %s", p.node.Name(), p.name, st.State, st.Status, st.Problem)
+	}
+	return err
+}
+
 // Signal sends it a signal. ErrState if it does not run.
 func (p *Process) Signal(ctx context.Context, sig syscall.Signal) error {
 	return p.call(ctx, http.MethodPost, "/signal", wire.SignalRequest{Signal: int(sig)}, nil)

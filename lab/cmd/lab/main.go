@@ -2,6 +2,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 )
@@ -10,8 +12,13 @@ func main() {
 	if code, done := inside(os.Args); done {
 		os.Exit(code)
 	}
-	if err := root().Execute(); err != nil {
-		fmt.Fprintln(os.Stderr, "lab:", err)
-		os.Exit(exitStatus(err))
+	err := root().ExecuteContext(context.Background())
+	if err == nil {
+		return
 	}
+	// A command in a node that failed has said so itself.
+	if e, ok := errors.AsType[*statusError](err); !ok || e.err != nil {
+		fmt.Fprintln(os.Stderr, "lab:", err)
+	}
+	os.Exit(exitStatus(err))
 }

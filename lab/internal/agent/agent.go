@@ -36,6 +36,7 @@ func Serve(config io.Reader) error {
 	mux.HandleFunc("POST /exec", wire.Handle(a.exec))
 	mux.HandleFunc("GET /file", a.readFile)
 	mux.HandleFunc("PUT /file", wire.Handle(a.writeFile))
+	mux.HandleFunc("GET /dial", a.dial)
 	mux.HandleFunc("GET /processes", wire.Handle(func(*http.Request) (any, error) { return a.procs.list(), nil }))
 	mux.HandleFunc("PUT /processes/{name}", wire.Handle(a.startNew))
 	mux.HandleFunc("GET /processes/{name}", wire.Handle(a.status))

@@ -69,7 +69,8 @@ func (l *logs) lockedCopy(from, to string) {
 	}
 	defer in.Close()
 	st, err := in.Stat()
-	if err != nil || st.Size() <= l.copied[from] {
+	// An empty log is copied once, so that it is there.
+	if done, known := l.copied[from]; err != nil || known && st.Size() <= done {
 		return
 	}
 	out, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
