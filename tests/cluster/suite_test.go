@@ -1,0 +1,211 @@
+// Package cluster_test proves the main job on real parts: stock libvirt and QEMU
+// on nodes with corosync and the kernel's DLM, and vmlockd behind them. It needs
+// the lab; see CONTRIBUTING.md.
+package cluster_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vmlockd/vmlockd/lab"
+)
+
+// binaries are built once, static, for the nodes.
+var binaries struct{ vmlockd, probe string }
+
+func TestMain(m *testing.M) {
+	if os.Getenv(lab.Env) != "1" {
+		os.Exit(m.Run()) // everything is skipped
+	}
+	dir, err := os.MkdirTemp("", "vmlockd-tests")
+	if err != nil {
+		panic(err)
+	}
+	binaries.vmlockd = filepath.Join(dir, "vmlockd")
+	binaries.probe = filepath.Join(dir, "probe")
+	for path, pkg := range map[string]string{
+		binaries.vmlockd: "github.com/vmlockd/vmlockd/cmd/vmlockd",
+		binaries.probe:   "github.com/vmlockd/vmlockd/tests/cluster/probe",
+	} {
+		build := exec.Command("go", "build", "-o", path, pkg)
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "go build %s: %v\n%s", pkg, err, out)
+			os.RemoveAll(dir)
+			os.Exit(1)
+		}
+	}
+	status := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(status)
+}
+
+// suite is a lab and what its tests have in common.
+type suite struct {
+	*lab.Lab
+	ctx context.Context
+}
+
+// start boots nodes with stock libvirt and the given lock daemon.
+func start(t *testing.T, cfg lab.Config) *suite {
+	t.Helper()
+	lab.Need(t, cfg)
+	cfg.Libvirt = true
+	cfg.Binaries = map[string]string{"probe": binaries.probe}
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
+	t.Cleanup(cancel)
+	s := &suite{Lab: lab.ForTest(t, cfg), ctx: ctx}
+	up, cancel := context.WithTimeout(ctx, 3*time.Minute)
+	defer cancel()
+	for _, n := range s.Nodes() {
+		if err := n.WaitLibvirt(up); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return s
+}
+
+// startVMLockd boots a cluster with vmlockd in it.
+func startVMLockd(t *testing.T, nodes int) *suite {
+	t.Helper()
+	return start(t, lab.Config{
+		Nodes:         nodes,
+		VMLockd:       binaries.vmlockd,
+		VMLockdConfig: func(int) string { return "backend = \"cluster\"\n" },
+	})
+}
+
+// disk makes an image that all nodes see, and returns its path in the nodes.
+func (s *suite) disk(t *testing.T, name string, image []byte) string {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(s.Shared(), name), image, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return lab.SharedDir + "/" + name
+}
+
+func vm(name string, disks ...lab.Disk) lab.Domain {
+	return lab.Domain{Name: name, Disks: disks}
+}
+
+func (s *suite) step(t *testing.T, format string, args ...any) {
+	t.Helper()
+	t.Logf("%s %s", time.Now().UTC().Format("15:04:05.000"), fmt.Sprintf(format, args...))
+}
+
+// create starts a virtual machine, which must work, and ends it with the test.
+func (s *suite) create(t *testing.T, node int, d lab.Domain) {
+	t.Helper()
+	s.must(t, fmt.Sprintf("start %s on node %d", d.Name, node), func() (lab.Result, error) { return s.Node(node).Create(s.ctx, d) })
+	s.endsWithTest(t, node, d.Name)
+}
+
+// endsWithTest makes sure that a virtual machine does not outlive its test.
+func (s *suite) endsWithTest(t *testing.T, node int, name string) {
+	t.Cleanup(func() {
+		// It may have ended already, moved, or lost its node.
+		if _, err := s.Node(node).Destroy(s.ctx, name); err != nil {
+			t.Logf("destroy %s on node %d: %v", name, node, err)
+		}
+	})
+}
+
+// must runs something that has to succeed.
+func (s *suite) must(t *testing.T, what string, f func() (lab.Result, error)) {
+	t.Helper()
+	res, err := f()
+	if err != nil {
+		t.Fatalf("%s: %v", what, err)
+	}
+	if !res.OK() {
+		t.Fatalf("%s: %v", what, res)
+	}
+	s.step(t, "%s: done in %v", what, res.Took.Round(time.Millisecond))
+}
+
+// refused runs something that the lock daemon has to refuse, for the path, and
+// checks that virsh says so in the daemon's words.
+func (s *suite) refused(t *testing.T, what, path string, f func() (lab.Result, error)) {
+	t.Helper()
+	res, err := f()
+	if err != nil {
+		t.Fatalf("%s: %v", what, err)
+	}
+	if res.OK() {
+		t.Fatalf("%s was not refused: %v", what, res)
+	}
+	want := fmt.Sprintf("resource busy: Lockspace resource '%s' is locked", path)
+	if !strings.Contains(res.Stderr, want) {
+		t.Fatalf("%s failed, but virsh does not say %q:\n%v", what, want, res)
+	}
+	s.step(t, "%s: %s", what, strings.TrimSpace(res.Stderr))
+}
+
+func (s *suite) createRefused(t *testing.T, node int, d lab.Domain, path string) {
+	t.Helper()
+	s.refused(t, fmt.Sprintf("start %s on node %d", d.Name, node), path, func() (lab.Result, error) { return s.Node(node).Create(s.ctx, d) })
+}
+
+func (s *suite) destroy(t *testing.T, node int, name string) {
+	t.Helper()
+	s.must(t, fmt.Sprintf("destroy %s on node %d", name, node), func() (lab.Result, error) { return s.Node(node).Destroy(s.ctx, name) })
+}
+
+// free asks a node's daemon whether a path can be locked.
+func (s *suite) free(t *testing.T, node int, args ...string) bool {
+	t.Helper()
+	at := len(args) - 1
+	res, err := s.Node(node).Exec(s.ctx, "probe", append(append([]string{}, args[:at]...), "try", args[at])...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	switch {
+	case res.OK():
+		return true
+	case res.Status == 1 && strings.Contains(res.Stdout, "resource busy"):
+		s.step(t, "probe on node %d: %s", node, strings.TrimSpace(res.Stdout))
+		return false
+	}
+	t.Fatalf("probe %v on node %d: %v", args, node, res)
+	return false
+}
+
+func (s *suite) wantFree(t *testing.T, node int, args ...string) {
+	t.Helper()
+	if !s.free(t, node, args...) {
+		t.Fatalf("%v is not free, as node %d sees it", args, node)
+	}
+}
+
+func (s *suite) wantHeld(t *testing.T, node int, args ...string) {
+	t.Helper()
+	if s.free(t, node, args...) {
+		t.Fatalf("%v is free, as node %d sees it", args, node)
+	}
+}
+
+// waitFree waits until a path can be locked on a node.
+func (s *suite) waitFree(t *testing.T, ctx context.Context, node int, path string) {
+	t.Helper()
+	err := lab.WaitFor(ctx, path+" to be free", func(context.Context) (bool, error) { return s.free(t, node, path), nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (s *suite) state(t *testing.T, node int, name, want string) {
+	t.Helper()
+	got, err := s.Node(node).DomainState(s.ctx, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != want {
+		t.Fatalf("%s on node %d is %q, want %q", name, node, got, want)
+	}
+}
