@@ -20,7 +20,7 @@ type Unmarshaler interface{ DecodeXDR(*Decoder) }
 // Client is the client's end of a connection. Many goroutines may use it; their
 // calls go one after the other.
 type Client struct {
-	sock *net.UnixConn
+	sock net.Conn
 
 	mu     sync.Mutex // is held during a call; guards what follows
 	in     inbound
@@ -37,7 +37,7 @@ func Dial(ctx context.Context, path string) (*Client, error) {
 	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
 		c, err := d.DialContext(ctx, "unix", path)
 		if err == nil {
-			return NewClient(c.(*net.UnixConn)), nil
+			return NewClient(c), nil
 		}
 		// A blocking connect would wait in this case; Go's never blocks.
 		if !errors.Is(err, syscall.EAGAIN) {
@@ -53,8 +53,9 @@ func Dial(ctx context.Context, path string) (*Client, error) {
 	}
 }
 
-// NewClient makes a Client of a connection, which it owns from then on.
-func NewClient(sock *net.UnixConn) *Client {
+// NewClient makes a Client of a connection, which it owns from then on. It is a
+// unix socket or a pipe to one.
+func NewClient(sock net.Conn) *Client {
 	return &Client{sock: sock, in: inbound{
 		r:      sock,
 		limit:  func(header) int { return maxMessage },
@@ -64,7 +65,13 @@ func NewClient(sock *net.UnixConn) *Client {
 }
 
 // Peer is the process that made the server's socket.
-func (c *Client) Peer() (Peer, error) { return PeerOf(c.sock) }
+func (c *Client) Peer() (Peer, error) {
+	sock, ok := c.sock.(*net.UnixConn)
+	if !ok {
+		return Peer{}, fmt.Errorf("peer credentials: %T is no unix socket", c.sock)
+	}
+	return PeerOf(sock)
+}
 
 // Close closes the connection, also under a call that is waiting.
 func (c *Client) Close() error { return c.sock.Close() }

@@ -1,0 +1,181 @@
+package difftest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vmlockd/vmlockd/internal/backend/local"
+	"github.com/vmlockd/vmlockd/internal/locking"
+	"github.com/vmlockd/vmlockd/internal/lockprogram"
+	"github.com/vmlockd/vmlockd/internal/rpc"
+)
+
+// daemon is one of the two under test.
+type daemon struct {
+	name   string
+	dir    string // what it may use for locks; $D in scripts
+	socket string
+}
+
+// both starts virtlockd and vmlockd, each with the same files in its directory.
+func both(t *testing.T) (theirs, ours *daemon) {
+	t.Helper()
+	exe := findVirtlockd(t)
+	theirs = &daemon{name: "virtlockd", dir: workDir(t)}
+	theirs.socket = startVirtlockd(t, exe)
+	ours = &daemon{name: "vmlockd", dir: workDir(t)}
+	ours.socket = startVmlockd(t)
+	return theirs, ours
+}
+
+func findVirtlockd(t *testing.T) string {
+	t.Helper()
+	exe := "/usr/sbin/virtlockd"
+	if _, err := os.Stat(exe); err == nil {
+		return exe
+	}
+	exe, err := exec.LookPath("virtlockd")
+	if err == nil {
+		return exe
+	}
+	if os.Getenv("VMLOCKD_LAB") != "" {
+		t.Fatalf("virtlockd is needed, Debian has it in libvirt-daemon: %v", err)
+	}
+	t.Skipf("virtlockd is not installed (%v, and no /usr/sbin/virtlockd); Debian has it in libvirt-daemon", err)
+	return ""
+}
+
+func workDir(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, f := range []string{"d0", "d1", "d2", "d3", "plain"} {
+		if err := os.WriteFile(filepath.Join(dir, f), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// startVirtlockd returns the socket of a virtlockd that lives as long as the test.
+func startVirtlockd(t *testing.T, exe string) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "virtlockd") // the path of a socket must be short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	conf := filepath.Join(dir, "virtlockd.conf")
+	logFile := filepath.Join(dir, "log")
+	text := fmt.Sprintf("log_outputs=\"3:file:%s\"\nmax_clients=2000\n", logFile)
+	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run := filepath.Join(dir, "libvirt")
+	if err := os.Mkdir(run, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	var cmd *exec.Cmd
+	if os.Geteuid() == 0 {
+		// Its socket is in /run/libvirt, which is ours in a namespace of its own.
+		cmd = exec.Command("unshare", "--mount", "/bin/sh", "-ec",
+			`mount -t tmpfs none /run; mkdir /run/libvirt; mount --bind "$1" /run/libvirt; exec "$2" -f "$3" -p "$4"`,
+			"sh", run, exe, conf, filepath.Join(dir, "pid"))
+	} else {
+		cmd = exec.Command(exe, "-f", conf, "-p", filepath.Join(dir, "pid"))
+		cmd.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+dir)
+	}
+	var out strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &out
+	ended := start(t, cmd)
+	socket := filepath.Join(run, "virtlockd-sock")
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		c, err := net.Dial("unix", socket)
+		if err == nil {
+			c.Close()
+			return socket
+		}
+		select {
+		case err := <-ended:
+			log, _ := os.ReadFile(logFile)
+			t.Fatalf("virtlockd did not start: %v\n%s\n%s", err, out.String(), log)
+		case <-time.After(5 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("virtlockd does not listen: %v", err)
+		}
+	}
+}
+
+// start runs cmd until the test ends; it also ends with this process. What Wait
+// returns is sent once.
+func start(t *testing.T, cmd *exec.Cmd) <-chan error {
+	t.Helper()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	started := make(chan error)
+	ended := make(chan error, 1)
+	done := make(chan struct{})
+	go func() {
+		// Pdeathsig is about the thread that starts the process.
+		runtime.LockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			ended <- cmd.Wait()
+		}
+		close(done)
+	}()
+	if err := <-started; err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		<-done
+	})
+	return ended
+}
+
+// startVmlockd serves in this process what cmd/vmlockd does.
+func startVmlockd(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "vmlockd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	socket := filepath.Join(dir, "sock")
+	l, err := rpc.Listen(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	locks := locking.New(locking.Options{
+		Backend: local.New(), Processes: processes{}, RequestTimeout: 10 * time.Second,
+	})
+	server := rpc.NewServer(rpc.Options{Programs: []rpc.Program{lockprogram.New(locks)}})
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(context.Background(), l) }()
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := server.Shutdown(ctx); err != nil {
+			t.Error(err)
+		}
+		if err := <-served; !errors.Is(err, rpc.ErrServerClosed) {
+			t.Error(err)
+		}
+		if err := locks.Close(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	return socket
+}

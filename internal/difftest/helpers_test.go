@@ -1,0 +1,80 @@
+package difftest
+
+import (
+	"io/fs"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// children starts n processes that do nothing until the test ends, to be the
+// owners of locks.
+func children(t *testing.T, n int) []int32 {
+	t.Helper()
+	var pids []int32
+	for range n {
+		cmd := exec.Command("cat")
+		// cat waits for what never comes; when this process ends, it does too.
+		if _, err := cmd.StdinPipe(); err != nil {
+			t.Fatal(err)
+		}
+		start(t, cmd)
+		pids = append(pids, int32(cmd.Process.Pid))
+	}
+	return pids
+}
+
+// sameFiles fails unless both daemons left the same files.
+func (p *players) sameFiles() {
+	p.t.Helper()
+	theirs, ours := tree(p.t, p.theirs.dir), tree(p.t, p.ours.dir)
+	if diff := cmp.Diff(theirs, ours); diff != "" {
+		p.t.Errorf("files (-virtlockd +vmlockd):\n%s", diff)
+	}
+}
+
+func tree(t *testing.T, dir string) []string {
+	t.Helper()
+	var list []string
+	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := e.Info()
+		list = append(list, strings.TrimPrefix(path, dir)+" "+info.Mode().String())
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// eventually waits until what is true.
+func eventually(t *testing.T, what string, f func() bool) {
+	t.Helper()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(10 * time.Second)
+	for !f() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("not true after 10 s: %s", what)
+		}
+	}
+}
