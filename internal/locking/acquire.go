@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 )
 
@@ -26,21 +25,19 @@ func (g *Registration) Acquire(ctx context.Context, ref Ref, mode Mode, autocrea
 	defer cancel()
 	err := errAgain
 	for try := 0; err == errAgain && try < maxTries; try++ {
-		err = m.acquire(ctx, g, ref, mode, autocreate)
+		err = m.acquire(ctx, start, g, ref, mode, autocreate)
 	}
 	if err == errAgain {
 		err = &Error{Kind: KindUnavailable, Op: "acquire", Ref: ref,
 			Err: fmt.Errorf("the name led to another file in each of %d tries", maxTries)}
 	}
-	e := Event{Kind: Granted, Ref: ref, Owner: g.info, Mode: mode, Err: err, Took: time.Since(start)}
 	if err != nil {
-		e.Kind = Refused
+		m.observe(Event{Kind: Refused, Ref: ref, Owner: g.info, Mode: mode, Err: err, Took: time.Since(start)})
 	}
-	m.observe(e)
 	return err
 }
 
-func (m *Manager) acquire(ctx context.Context, g *Registration, ref Ref, mode Mode, autocreate bool) error {
+func (m *Manager) acquire(ctx context.Context, start time.Time, g *Registration, ref Ref, mode Mode, autocreate bool) error {
 	m.mu.Lock()
 	err := m.lockedCheck("acquire", ref)
 	if err == nil && g.owner.gone {
@@ -50,6 +47,9 @@ func (m *Manager) acquire(ctx context.Context, g *Registration, ref Ref, mode Mo
 		m.mu.Unlock()
 		return err
 	}
+	// If the session ends meanwhile the owner must still be watched.
+	g.owner.registrations++
+	defer g.leave()
 	// A name that is held stays with the resource it was held for, even if
 	// another file has that name by now: so it is not opened again.
 	r := m.byRef[ref]
@@ -75,57 +75,76 @@ func (m *Manager) acquire(ctx context.Context, g *Registration, ref Ref, mode Mo
 			Err: fmt.Errorf("another operation on it has not ended: %w", err)}
 	}
 	defer r.exit()
-	return m.acquireInTurn(ctx, g, ref, mode, r, h)
+	granted, err := m.acquireInTurn(ctx, g, ref, mode, r, h)
+	if err != nil {
+		return err
+	}
+	// Told before the turn is over, so that nobody hears of the release first.
+	m.observe(Event{Kind: Granted, Ref: ref, Owner: g.info, Mode: mode, Took: time.Since(start)})
+	if g.ownerGone() {
+		// It ended while the backend was granting: its locks were released
+		// already, and nobody would ever come for this one.
+		_ = m.drop(ctx, r, granted, ReleasedGone)
+		return &Error{Kind: KindOwnerGone, Ref: ref, PID: g.info.PID}
+	}
+	return nil
+}
+
+// ownerGone says whether the owner was proven gone.
+func (g *Registration) ownerGone() bool {
+	g.m.mu.Lock()
+	defer g.m.mu.Unlock()
+	return g.owner.gone
 }
 
 // acquireInTurn decides, with r's turn taken. h is nil if the name was held
 // when it was looked up; it is closed here unless it comes to hold the lock.
-func (m *Manager) acquireInTurn(ctx context.Context, g *Registration, ref Ref, mode Mode, r *resource, h Handle) error {
+func (m *Manager) acquireInTurn(ctx context.Context, g *Registration, ref Ref, mode Mode, r *resource, h Handle) (*hold, error) {
+	m.mu.Lock()
+	gone := r.lockedHeldByGone()
+	m.mu.Unlock()
+	for _, dead := range gone {
+		// Its release has failed before, or its turn has not come. Without another
+		// try here nobody would ever get what it held.
+		_ = m.drop(ctx, r, dead, ReleasedGone)
+	}
 	m.mu.Lock()
 	if now := m.byRef[ref]; now != r && (now != nil || h == nil) {
 		m.mu.Unlock()
 		closeHandle(h)
-		return errAgain
+		return nil, errAgain
 	}
+	granted := &hold{owner: g.owner, info: g.info, ref: ref}
 	if len(r.holds) > 0 {
 		defer closeHandle(h)
 		defer m.mu.Unlock()
 		if mode == Exclusive || r.mode == Exclusive {
-			return &Error{Kind: KindBusy, Ref: ref, Holders: r.lockedHolders()}
+			return nil, &Error{Kind: KindBusy, Ref: ref, Holders: r.lockedHolders()}
 		}
-		if g.owner.gone {
-			return &Error{Kind: KindOwnerGone, Ref: ref, PID: g.info.PID}
-		}
-		m.lockedAddHold(r, &hold{owner: g.owner, info: g.info, ref: ref, since: time.Now()})
-		return nil
+		m.lockedAddHold(r, granted)
+		return granted, nil
 	}
 	m.mu.Unlock()
 
 	if err := h.Lock(ctx, mode); err != nil {
 		h.Close()
 		if errors.Is(err, ErrStale) {
-			return errAgain
+			return nil, errAgain
 		}
-		return m.failed("acquire", ref, err)
+		return nil, m.failed("acquire", ref, err)
 	}
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	r.mode, r.handle = mode, h
-	m.lockedAddHold(r, &hold{owner: g.owner, info: g.info, ref: ref, since: time.Now()})
-	gone := g.owner.gone
-	m.mu.Unlock()
-	if gone {
-		// It ended while the backend was granting: its locks were released
-		// already, and nobody would ever come for this one.
-		m.goReleaseAll(g.owner)
-		return &Error{Kind: KindOwnerGone, Ref: ref, PID: g.info.PID}
-	}
-	return nil
+	m.lockedAddHold(r, granted)
+	return granted, nil
 }
 
 // Release gives back one lock of the registered owner. Whoever registered the
 // same pid may release it. When the backend does not answer in time the error
 // is of KindUnavailable; the owner has lost the lock all the same, and the
-// backend goes on giving it back.
+// backend goes on giving it back. When the turn of this release did not come in
+// time the error is of KindUnavailable too, and the owner still has the lock.
 func (g *Registration) Release(ctx context.Context, ref Ref) error {
 	ctx, cancel := g.m.deadline(ctx)
 	defer cancel()
@@ -165,13 +184,11 @@ func (m *Manager) release(ctx context.Context, g *Registration, ref Ref) error {
 		m.mu.Unlock()
 		return errAgain
 	}
-	i := slices.IndexFunc(r.holds, func(h *hold) bool { return h.owner == g.owner && h.ref == ref })
-	if i < 0 {
-		m.mu.Unlock()
+	h := r.lockedHoldOf(g.owner, ref)
+	m.mu.Unlock()
+	if h == nil {
 		return &Error{Kind: KindNotOwner, Ref: ref, PID: g.info.PID}
 	}
-	h := r.holds[i]
-	m.mu.Unlock()
 	return m.drop(ctx, r, h, Released)
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 	"sync"
@@ -25,6 +26,10 @@ type Options struct {
 	// RequestTimeout bounds each Acquire, Release, CreateLockspace,
 	// CreateResource and DeleteResource. 0 means no bound but the caller's context.
 	RequestTimeout time.Duration
+	// AnyLockspace makes every lockspace exist without being created, for
+	// backends in which it is only a part of names: libvirt's plug-in creates none
+	// for a <lease>.
+	AnyLockspace bool
 }
 
 // Manager knows all lockspaces, resources and owners of this host.
@@ -33,10 +38,14 @@ type Manager struct {
 	procs   Processes
 	observe func(Event)
 	timeout time.Duration
+	// anyLockspace is Options.AnyLockspace.
+	anyLockspace bool
 
-	ctx    context.Context // ends with Close; for work that no request waits for
-	cancel context.CancelFunc
-	work   sync.WaitGroup // that work
+	ctx      context.Context // ends when Close begins; for watching and ending owners
+	cancel   context.CancelFunc
+	releases context.Context // ends when Close has no more time; for releases that no request waits for
+	abandon  context.CancelFunc
+	work     sync.WaitGroup // all of that
 
 	mu         sync.Mutex // guards all below, and every field of resource, hold and owner that says so
 	closed     bool
@@ -50,25 +59,28 @@ type Manager struct {
 // New makes a Manager that holds nothing and knows only the default lockspace.
 func New(o Options) *Manager {
 	m := &Manager{
-		backend:    o.Backend,
-		procs:      o.Processes,
-		observe:    o.Observe,
-		timeout:    o.RequestTimeout,
-		lockspaces: map[string]struct{}{"": {}},
-		resources:  map[string]*resource{},
-		byRef:      map[Ref]*resource{},
-		owners:     map[int32]*owner{},
+		backend:      o.Backend,
+		procs:        o.Processes,
+		observe:      o.Observe,
+		timeout:      o.RequestTimeout,
+		anyLockspace: o.AnyLockspace,
+		lockspaces:   map[string]struct{}{"": {}},
+		resources:    map[string]*resource{},
+		byRef:        map[Ref]*resource{},
+		owners:       map[int32]*owner{},
 	}
 	if m.observe == nil {
 		m.observe = func(Event) {}
 	}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
+	m.releases, m.abandon = context.WithCancel(context.Background())
 	return m
 }
 
 // Close ends the Manager's own work: it stops watching owners, and waits for
-// releases under way until ctx ends. It releases nothing. Requests that come
-// later are refused with KindUnavailable.
+// releases under way until ctx ends; what they have asked of the backend by then
+// is the backend's to finish. It releases nothing. Requests that come later are
+// refused with KindUnavailable.
 func (m *Manager) Close(ctx context.Context) error {
 	m.mu.Lock()
 	m.closed = true
@@ -79,6 +91,7 @@ func (m *Manager) Close(ctx context.Context) error {
 		m.work.Wait()
 		close(done)
 	}()
+	defer m.abandon()
 	select {
 	case <-done:
 		return nil
@@ -162,28 +175,62 @@ func (m *Manager) lockspaceState(path string) (exists bool, err error) {
 
 // CreateResource makes what an Acquire without autocreate needs to find.
 func (m *Manager) CreateResource(ctx context.Context, ref Ref) error {
-	return m.onUnlocked(ctx, "create resource", ref, m.backend.CreateResource)
-}
-
-// DeleteResource removes it again. A resource that somebody on this host holds
-// is not removed.
-func (m *Manager) DeleteResource(ctx context.Context, ref Ref) error {
-	return m.onUnlocked(ctx, "delete resource", ref, m.backend.DeleteResource)
-}
-
-func (m *Manager) onUnlocked(ctx context.Context, op string, ref Ref, do func(context.Context, Ref) error) error {
+	const op = "create resource"
 	ctx, cancel := m.deadline(ctx)
 	defer cancel()
-	m.mu.Lock()
-	err := m.lockedCheck(op, ref)
-	if r := m.byRef[ref]; err == nil && r != nil {
-		err = &Error{Kind: KindBusy, Ref: ref, Holders: r.lockedHolders()}
-	}
-	m.mu.Unlock()
-	if err != nil {
+	if err := m.checkNotHeld(op, ref, nil); err != nil {
 		return err
 	}
-	return m.failed(op, ref, do(ctx, ref))
+	return m.failed(op, ref, m.backend.CreateResource(ctx, ref))
+}
+
+// DeleteResource removes it again. A resource that somebody on this host holds,
+// under whatever name, is not removed: its lock would keep nobody out any more.
+func (m *Manager) DeleteResource(ctx context.Context, ref Ref) error {
+	const op = "delete resource"
+	ctx, cancel := m.deadline(ctx)
+	defer cancel()
+	if err := m.checkNotHeld(op, ref, nil); err != nil {
+		return err
+	}
+	h, err := m.backend.Open(ctx, ref, false)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return m.failed(op, ref, err)
+	}
+	defer h.Close()
+	m.mu.Lock()
+	r := m.lockedUse(h.ID())
+	m.mu.Unlock()
+	defer m.leave(r)
+	if err := r.enter(ctx); err != nil {
+		return &Error{Kind: KindUnavailable, Op: op, Ref: ref,
+			Err: fmt.Errorf("another operation on it has not ended: %w", err)}
+	}
+	defer r.exit()
+	if err := m.checkNotHeld(op, ref, r); err != nil {
+		return err
+	}
+	return m.failed(op, ref, m.backend.DeleteResource(ctx, ref))
+}
+
+// checkNotHeld is the check of requests that make no sense on what is held under
+// this name, or as r, which may be nil.
+func (m *Manager) checkNotHeld(op string, ref Ref, r *resource) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.lockedCheck(op, ref); err != nil {
+		return err
+	}
+	if named := m.byRef[ref]; named != nil {
+		r = named
+	}
+	if r != nil && len(r.holds) > 0 {
+		return &Error{Kind: KindBusy, Ref: ref, Holders: r.lockedHolders()}
+	}
+	return nil
 }
 
 // lockedCheck is what every request on a resource has to pass first.
@@ -191,7 +238,7 @@ func (m *Manager) lockedCheck(op string, ref Ref) error {
 	if m.closed {
 		return m.closedError(op, ref)
 	}
-	if _, ok := m.lockspaces[ref.Lockspace]; !ok {
+	if _, ok := m.lockspaces[ref.Lockspace]; !ok && !m.anyLockspace {
 		return &Error{Kind: KindNoLockspace, Ref: ref}
 	}
 	return nil
@@ -215,7 +262,7 @@ func (m *Manager) failed(op string, ref Ref, err error) error {
 	case err == nil:
 		return nil
 	case errors.As(err, &e):
-		return err
+		return e
 	case errors.Is(err, ErrBusy):
 		return &Error{Kind: KindBusy, Op: op, Ref: ref, Err: err}
 	case errors.Is(err, context.DeadlineExceeded):

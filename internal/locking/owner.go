@@ -20,14 +20,14 @@ const maxReleases = 32
 // the same pid is another owner.
 type owner struct {
 	pid  int32
-	proc Process // nil if there was no such process when it registered
+	proc Process // nil if there was no such process when it registered: unverified
 
 	closing   sync.Once
 	forgotten chan struct{} // closed when nobody needs to watch the process any more
 
 	// Guarded by Manager.mu.
 	gone          bool // its process is proven gone: it gets nothing any more
-	registrations int
+	registrations int  // and acquires under way: who needs it although it holds nothing
 	holds         map[*hold]*resource
 	ending        bool
 }
@@ -48,11 +48,19 @@ type Registration struct {
 // if the process cannot be watched.
 func (m *Manager) Register(info Owner) (*Registration, error) {
 	m.mu.Lock()
+	if m.closed {
+		m.mu.Unlock()
+		return nil, m.closedError("register owner", Ref{Name: info.Name})
+	}
 	o := m.lockedFindOwner(info.PID)
-	m.mu.Unlock()
-	if o != nil {
+	if o != nil && (o.proc != nil || info.PID <= 0) {
+		o.registrations++
+		m.mu.Unlock()
 		return &Registration{m: m, owner: o, info: info}, nil
 	}
+	m.mu.Unlock()
+	// An unverified owner is looked for again: its pid may be a process's by now,
+	// which must be watched, and which is not the one that was never seen.
 	var proc Process
 	if info.PID > 0 {
 		var err error
@@ -68,7 +76,8 @@ func (m *Manager) Register(info Owner) (*Registration, error) {
 		fresh.close()
 		return nil, m.closedError("register owner", Ref{Name: info.Name})
 	}
-	if o = m.lockedFindOwner(info.PID); o != nil {
+	if o = m.lockedFindOwner(info.PID); o != nil && (o.proc != nil || proc == nil) {
+		o.registrations++
 		m.mu.Unlock()
 		fresh.close()
 		return &Registration{m: m, owner: o, info: info}, nil
@@ -89,37 +98,47 @@ func (m *Manager) Register(info Owner) (*Registration, error) {
 	return &Registration{m: m, owner: fresh, info: info}, nil
 }
 
-// lockedFindOwner finds the owner that has this pid now, and counts one more
-// registration. One whose process has ended is not it, even if the watch has
-// not noticed yet.
+// lockedFindOwner finds the owner that has this pid now. One whose process has
+// ended is not it; if the watch has not come to that yet, it is done here, so
+// that Register sees a pid that has departed and not one that never was.
 func (m *Manager) lockedFindOwner(pid int32) *owner {
 	o := m.owners[pid]
-	if o == nil || o.gone {
+	if o != nil && o.isGone() {
+		m.lockedOwnerGone(o)
 		return nil
 	}
-	if o.proc != nil {
-		select {
-		case <-o.proc.Gone():
-			return nil
-		default:
-		}
-	}
-	o.registrations++
 	return o
+}
+
+// isGone asks the process. It is never true of an unverified owner.
+func (o *owner) isGone() bool {
+	if o.proc == nil {
+		return false
+	}
+	select {
+	case <-o.proc.Gone():
+		return true
+	default:
+		return false
+	}
 }
 
 // Owner is what was registered.
 func (g *Registration) Owner() Owner { return g.info }
 
 // Close says that the session no longer speaks for the owner. The owner keeps
-// its locks.
+// its locks. Nothing else may be called after it; calls under way are carried
+// out.
 func (g *Registration) Close() {
-	g.once.Do(func() {
-		g.m.mu.Lock()
-		defer g.m.mu.Unlock()
-		g.owner.registrations--
-		g.m.lockedForgetOwner(g.owner)
-	})
+	g.once.Do(g.leave)
+}
+
+// leave ends a need of the owner: the session's or an acquire's.
+func (g *Registration) leave() {
+	g.m.mu.Lock()
+	defer g.m.mu.Unlock()
+	g.owner.registrations--
+	g.m.lockedForgetOwner(g.owner)
 }
 
 // Disconnected says that the owner itself had the session (its process is the
@@ -129,56 +148,63 @@ func (g *Registration) Close() {
 func (g *Registration) Disconnected() {
 	m, o := g.m, g.owner
 	m.mu.Lock()
-	holds := len(o.holds)
-	if holds == 0 || o.gone || o.ending || m.closed {
+	if len(o.holds) == 0 || o.gone || o.ending || m.closed {
 		m.mu.Unlock()
 		return
 	}
-	if o.proc == nil {
+	switch {
+	case o.proc != nil:
+		o.ending = true
+		m.work.Go(func() { m.end(o, g.info) })
+	case o.pid > 0:
 		// The peer of the connection had this pid, and when it registered no
 		// process had it any more.
-		m.mu.Unlock()
-		m.ownerGone(o)
-		return
+		m.lockedOwnerGone(o)
+	default:
+		// A peer in another pid namespace has pid 0, whoever it is. That it went
+		// away proves nothing.
 	}
-	o.ending = true
-	m.work.Go(func() { m.end(o, g.info) })
 	m.mu.Unlock()
 }
 
 func (m *Manager) end(o *owner, info Owner) {
-	select {
-	case <-o.proc.Gone():
+	if o.isGone() {
 		return
-	default:
 	}
 	m.observe(Event{Kind: OwnerEnding, Owner: info})
 	ctx, cancel := context.WithTimeout(m.ctx, endTimeout)
 	defer cancel()
 	err := o.proc.End(ctx)
-	if err != nil && m.ctx.Err() == nil {
-		m.observe(Event{Kind: OwnerEndFailed, Owner: info, Err: err})
-		m.mu.Lock()
-		o.ending = false
-		m.mu.Unlock()
+	if err == nil || o.isGone() {
+		// Also with an error: the watch closes a process that is gone, maybe
+		// before End has seen that it is.
+		return
 	}
+	if m.ctx.Err() == nil {
+		m.observe(Event{Kind: OwnerEndFailed, Owner: info, Err: err})
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	o.ending = false
+	m.lockedForgetOwner(o)
 }
 
 // watch waits until the owner's process is gone, and then releases its locks.
 func (m *Manager) watch(o *owner) {
 	select {
 	case <-o.proc.Gone():
-		m.ownerGone(o)
+		m.mu.Lock()
+		m.lockedOwnerGone(o)
+		m.mu.Unlock()
 	case <-o.forgotten:
 	case <-m.ctx.Done():
 		o.close()
 	}
 }
 
-func (m *Manager) ownerGone(o *owner) {
-	m.mu.Lock()
+// lockedOwnerGone starts to release everything that an owner who is gone holds.
+func (m *Manager) lockedOwnerGone(o *owner) {
 	if o.gone {
-		m.mu.Unlock()
 		return
 	}
 	o.gone = true
@@ -186,15 +212,7 @@ func (m *Manager) ownerGone(o *owner) {
 		delete(m.owners, o.pid)
 	}
 	m.departed.add(o.pid)
-	m.mu.Unlock()
 	o.close()
-	m.goReleaseAll(o)
-}
-
-// goReleaseAll releases everything that an owner who is gone still holds.
-func (m *Manager) goReleaseAll(o *owner) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	if m.closed || len(o.holds) == 0 {
 		return
 	}
@@ -219,7 +237,7 @@ func (m *Manager) goReleaseAll(o *owner) {
 }
 
 func (m *Manager) releaseGone(r *resource, h *hold) {
-	if r.enter(m.ctx) != nil {
+	if r.enter(m.releases) != nil {
 		return
 	}
 	defer r.exit()
@@ -227,14 +245,17 @@ func (m *Manager) releaseGone(r *resource, h *hold) {
 	_, held := h.owner.holds[h]
 	m.mu.Unlock()
 	if held {
-		// A failure was told to Observe; the hold stays and keeps others out.
-		_ = m.drop(m.ctx, r, h, ReleasedGone)
+		// A failure was told to Observe; the hold stays and keeps others out, until
+		// one of them has asked for the resource and the release has worked.
+		_ = m.drop(m.releases, r, h, ReleasedGone)
 	}
 }
 
 // lockedForgetOwner drops an owner that nobody speaks for and that has nothing.
+// One that is being ended is watched to the end: it got its SIGTERM, and if that
+// was not enough SIGKILL has to follow.
 func (m *Manager) lockedForgetOwner(o *owner) {
-	if o.registrations > 0 || len(o.holds) > 0 || o.gone {
+	if o.registrations > 0 || len(o.holds) > 0 || o.gone || o.ending {
 		return
 	}
 	if m.owners[o.pid] == o {

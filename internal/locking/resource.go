@@ -26,7 +26,7 @@ type hold struct {
 	owner *owner
 	info  Owner // as registered by the session that acquired it
 	ref   Ref
-	since time.Time
+	since time.Time // set by lockedAddHold
 }
 
 func (r *resource) enter(ctx context.Context) error {
@@ -53,6 +53,35 @@ func (r *resource) lockedHolders() []Holder {
 	return list
 }
 
+// lockedHoldOf finds the hold that o may release. That can be one of an
+// unverified owner with the same pid: when a process gets this pid later, there
+// is nobody else to speak for it.
+func (r *resource) lockedHoldOf(o *owner, ref Ref) *hold {
+	var other *hold
+	for _, h := range r.holds {
+		if h.ref != ref {
+			continue
+		}
+		if h.owner == o {
+			return h
+		}
+		if other == nil && h.owner.proc == nil && h.owner.pid == o.pid {
+			other = h
+		}
+	}
+	return other
+}
+
+// lockedHeldByGone lists what owners who are gone still have.
+func (r *resource) lockedHeldByGone() (list []*hold) {
+	for _, h := range r.holds {
+		if h.owner.gone {
+			list = append(list, h)
+		}
+	}
+	return list
+}
+
 // lockedUse finds or makes the resource and keeps it in the table until leave.
 func (m *Manager) lockedUse(id string) *resource {
 	r := m.resources[id]
@@ -74,6 +103,7 @@ func (m *Manager) leave(r *resource) {
 }
 
 func (m *Manager) lockedAddHold(r *resource, h *hold) {
+	h.since = time.Now()
 	r.holds = append(r.holds, h)
 	m.byRef[h.ref] = r
 	if h.owner.holds == nil {

@@ -1,0 +1,74 @@
+package locking_test
+
+import (
+	"context"
+	"sync/atomic"
+	"testing"
+
+	"github.com/vmlockd/vmlockd/internal/locking"
+	"github.com/vmlockd/vmlockd/internal/locking/locktest"
+)
+
+// trivialBackend grants everything at once, to measure the rules alone.
+type trivialBackend struct{ locktest.Backend }
+
+type trivialHandle string
+
+func (*trivialBackend) Open(_ context.Context, ref locking.Ref, _ bool) (locking.Handle, error) {
+	return trivialHandle(ref.Name), nil
+}
+
+func (h trivialHandle) ID() string                             { return string(h) }
+func (trivialHandle) Lock(context.Context, locking.Mode) error { return nil }
+func (trivialHandle) Unlock(context.Context) error             { return nil }
+func (trivialHandle) Close()                                   {}
+
+func BenchmarkAcquireRelease(b *testing.B) {
+	for _, timeout := range []bool{false, true} {
+		name := "without timeout"
+		o := locking.Options{Backend: &trivialBackend{}, Processes: locktest.NewProcesses(b)}
+		if timeout {
+			name, o.RequestTimeout = "with timeout", requestTimeout
+		}
+		b.Run(name, func(b *testing.B) {
+			m := locking.New(o)
+			defer m.Close(context.Background())
+			g, err := m.Register(locking.Owner{PID: -1})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer g.Close()
+			ctx, ref := context.Background(), disk("/var/lib/libvirt/images/disk.qcow2")
+			b.ReportAllocs()
+			for b.Loop() {
+				if g.Acquire(ctx, ref, locking.Exclusive, false) != nil || g.Release(ctx, ref) != nil {
+					b.Fatal("refused")
+				}
+			}
+		})
+	}
+}
+
+// One resource each: what they share is the Manager's own tables.
+func BenchmarkAcquireReleaseParallel(b *testing.B) {
+	m := locking.New(locking.Options{Backend: &trivialBackend{}, Processes: locktest.NewProcesses(b)})
+	defer m.Close(context.Background())
+	var next atomic.Int32
+	b.ReportAllocs()
+	b.RunParallel(func(pb *testing.PB) {
+		n := next.Add(1)
+		g, err := m.Register(locking.Owner{PID: -n})
+		if err != nil {
+			b.Error(err)
+			return
+		}
+		defer g.Close()
+		ctx, ref := context.Background(), disk(string(rune('a'+n)))
+		for pb.Next() {
+			if g.Acquire(ctx, ref, locking.Exclusive, false) != nil || g.Release(ctx, ref) != nil {
+				b.Error("refused")
+				return
+			}
+		}
+	})
+}

@@ -1,0 +1,93 @@
+package locking
+
+import (
+	"fmt"
+	"slices"
+)
+
+// MaxTries is for tests of names that change without end.
+const MaxTries = maxTries
+
+// MaxTombstones is for tests of the memory for departed pids.
+const MaxTombstones = maxTombstones
+
+// MaxLockspaces is for the test of that bound.
+const MaxLockspaces = maxLockspaces
+
+// EndTimeout is how long an owner may take to end before that is reported.
+const EndTimeout = endTimeout
+
+// Sizes is how many entries the Manager's tables have.
+type Sizes struct{ Resources, Names, Owners int }
+
+// Sizes counts.
+func (m *Manager) Sizes() Sizes {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return Sizes{len(m.resources), len(m.byRef), len(m.owners)}
+}
+
+// AddLockspaces fills the table as if clients had.
+func (m *Manager) AddLockspaces(n int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i := range n {
+		m.lockspaces[fmt.Sprint("/filler/", i)] = struct{}{}
+	}
+}
+
+// Departed counts the pids that are remembered.
+func (m *Manager) Departed() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return max(len(m.departed.set), len(m.departed.order))
+}
+
+// Check says what in the Manager's tables contradicts something else there.
+func (m *Manager) Check() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	names := map[Ref]*resource{}
+	for id, r := range m.resources {
+		if r.id != id {
+			return fmt.Errorf("resource %q is filed under %q", r.id, id)
+		}
+		if r.users == 0 && len(r.holds) == 0 {
+			return fmt.Errorf("resource %q stays, and nobody needs it", id)
+		}
+		if len(r.holds) > 0 && r.handle == nil {
+			return fmt.Errorf("resource %q is held without a handle", id)
+		}
+		if r.mode == Exclusive && len(r.holds) > 1 {
+			return fmt.Errorf("resource %q is held exclusively by %d", id, len(r.holds))
+		}
+		for _, h := range r.holds {
+			names[h.ref] = r
+			if h.owner.holds[h] != r {
+				return fmt.Errorf("an owner of %q, pid %d, does not know of it", id, h.owner.pid)
+			}
+		}
+	}
+	for ref, r := range m.byRef {
+		if names[ref] != r {
+			return fmt.Errorf("name %v leads to %q, where nobody holds it", ref, r.id)
+		}
+	}
+	if len(names) != len(m.byRef) {
+		return fmt.Errorf("%d names are held and %d are known", len(names), len(m.byRef))
+	}
+	for pid, o := range m.owners {
+		if o.pid != pid || o.gone {
+			return fmt.Errorf("owner %d is filed under %d (gone: %v)", o.pid, pid, o.gone)
+		}
+		if o.registrations == 0 && len(o.holds) == 0 && !o.ending {
+			return fmt.Errorf("owner %d stays, and nobody needs it", pid)
+		}
+		for h, r := range o.holds {
+			if !slices.Contains(r.holds, h) {
+				return fmt.Errorf("owner %d is said to hold %q and does not", pid, r.id)
+			}
+		}
+	}
+	return nil
+}

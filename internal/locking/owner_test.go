@@ -1,0 +1,446 @@
+package locking_test
+
+import (
+	"context"
+	"errors"
+	"syscall"
+	"testing"
+
+	"github.com/vmlockd/vmlockd/internal/locking"
+	"github.com/vmlockd/vmlockd/internal/locking/locktest"
+)
+
+func TestDeathReleasesEverything(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		dies, p := w.vm(1)
+		stays, _ := w.vm(2)
+		w.acquire(dies, disk("a"), locking.Exclusive)
+		w.acquire(dies, disk("b"), locking.Shared)
+		w.acquire(stays, disk("b"), locking.Shared)
+		w.acquire(dies, disk("b"), locking.Shared) // twice: virtlockd keeps the second
+		w.told()
+		dies.Close() // a session that ends changes nothing
+		w.holders(disk("a"), 1)
+		p.Kill()
+		settle()
+		w.holders(disk("a"))
+		w.holders(disk("b"), 2)
+		w.b.CheckQuiet(map[string]locking.Mode{"id-b": locking.Shared})
+		w.toldIs(locking.ReleasedGone, locking.ReleasedGone, locking.ReleasedGone)
+		w.release(stays, disk("b"))
+		stays.Close()
+		settle()
+		w.empty()
+	})
+}
+
+func TestNothingIsGrantedAfterDeath(t *testing.T) {
+	ctx := context.Background()
+	inWorld(t, func(t *testing.T, w *world) {
+		g, p := w.vm(1)
+		w.acquire(g, disk("b"), locking.Shared)
+		other, _ := w.vm(2)
+		w.acquire(other, disk("b"), locking.Shared)
+		p.Kill()
+		settle()
+		w.refused(g.Acquire(ctx, disk("a"), locking.Exclusive, false), locking.KindOwnerGone)
+		w.refused(g.Acquire(ctx, disk("b"), locking.Shared, false), locking.KindOwnerGone)
+		late := w.register(1) // comes a moment too late
+		w.refused(late.Acquire(ctx, disk("a"), locking.Exclusive, false), locking.KindOwnerGone)
+		w.refused(late.Release(ctx, disk("b")), locking.KindNotOwner)
+		w.holders(disk("a"))
+		late.Close()
+
+		again, _ := w.vm(1) // another process with the same pid
+		w.acquire(again, disk("a"), locking.Exclusive)
+		w.refused(g.Release(ctx, disk("a")), locking.KindNotOwner)
+		w.refused(g.Acquire(ctx, disk("c"), locking.Exclusive, false), locking.KindOwnerGone)
+		w.holders(disk("a"), 1)
+		g.Close()
+		w.release(again, disk("a"))
+	})
+}
+
+// The process has ended and its watch has not come to it: a session that
+// registers right then must not become an owner whom nobody watches.
+func TestRegisterBeforeDeathIsHandled(t *testing.T) {
+	// Not in a bubble: what runs first is left to the scheduler on purpose.
+	for range 200 {
+		w := newWorld(t)
+		g, p := w.vm(1)
+		p.Kill()
+		late := w.register(1)
+		w.refused(late.Acquire(context.Background(), disk("a"), locking.Exclusive, false), locking.KindOwnerGone)
+		g.Close()
+		late.Close()
+		w.close()
+		if s := w.m.Sizes(); s != (locking.Sizes{}) {
+			t.Fatalf("tables are not empty: %+v", s)
+		}
+	}
+}
+
+// The pid's next process may be there before the death of the last was noticed.
+func TestReusedPID(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		old, p := w.vm(1)
+		w.acquire(old, disk("a"), locking.Exclusive)
+		p.Die()
+		w.ps.Start(1)
+		p.Kill() // noticed only now
+		next := w.register(1)
+		w.acquire(next, disk("b"), locking.Exclusive)
+		settle()
+		w.holders(disk("a"))
+		w.holders(disk("b"), 1)
+		old.Close()
+		next.Close()
+		settle()
+		w.holders(disk("b"), 1)
+		again := w.register(1)
+		w.release(again, disk("b"))
+		again.Close()
+		settle()
+		w.empty()
+	})
+}
+
+// Two sessions of one process that register at the same moment are one owner.
+func TestRegisterAtOnce(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.ps.Start(1)
+		gate := w.ps.BlockOpen()
+		got := make(chan *locking.Registration, 2)
+		for range 2 {
+			go func() { got <- w.register(1) }()
+		}
+		gate.Arrived()
+		gate.Arrived()
+		gate.Open()
+		one, two := <-got, <-got
+		w.acquire(one, disk("a"), locking.Exclusive)
+		w.release(two, disk("a"))
+		if n := w.ps.Watched(); n != 1 {
+			t.Errorf("one process is watched %d times", n)
+		}
+		one.Close()
+		two.Close()
+		settle()
+		w.empty()
+	})
+}
+
+func TestProcessThatCannotBeWatched(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.ps.Start(1)
+		w.ps.FailOpen(syscall.EMFILE)
+		_, err := w.m.Register(locking.Owner{PID: 1, Name: "web"})
+		e := w.refused(err, locking.KindSystem)
+		if want := "Unable to watch process 1 of owner 'web': too many open files"; e.Error() != want {
+			t.Errorf("the message is %q, want %q", e, want)
+		}
+		if !errors.Is(err, syscall.EMFILE) {
+			t.Error("the errno is lost")
+		}
+		w.empty()
+	})
+}
+
+// virtlockd accepts pids of nobody, so they work; no process can end them.
+func TestUnverifiedOwners(t *testing.T) {
+	ctx := context.Background()
+	for _, pid := range []int32{0, -1, 77} {
+		inWorld(t, func(t *testing.T, w *world) {
+			one, two := w.register(pid), w.register(pid)
+			w.acquire(one, disk("a"), locking.Exclusive)
+			w.refused(two.Acquire(ctx, disk("a"), locking.Exclusive, false), locking.KindBusy)
+			one.Close()
+			two.Close()
+			settle()
+			w.holders(disk("a"), pid)
+			third := w.register(pid)
+			w.release(third, disk("a"))
+			third.Close()
+			settle()
+			want := []locking.EventKind{locking.Granted, locking.Refused, locking.Released}
+			if pid > 0 {
+				want = append([]locking.EventKind{locking.OwnerUnverified}, want...)
+			}
+			w.toldIs(want...)
+			w.empty()
+		})
+	}
+}
+
+// A pid that nobody had is a process's later: that process is watched, and what
+// was locked in its pid's name before stays, and can be released by its pid.
+func TestUnverifiedPIDBecomesAProcess(t *testing.T) {
+	ctx := context.Background()
+	inWorld(t, func(t *testing.T, w *world) {
+		nobody := w.register(77)
+		w.acquire(nobody, disk("a"), locking.Exclusive)
+		w.acquire(nobody, disk("c"), locking.Shared)
+		real, p := w.vm(77)
+		if w.ps.Watched() != 1 {
+			t.Fatal("the process is not watched")
+		}
+		w.acquire(real, disk("b"), locking.Exclusive)
+		w.acquire(real, disk("c"), locking.Shared)
+		p = p.Stubborn()
+		real.Disconnected()
+		settle()
+		w.holders(disk("b"), 77) // it runs, so it keeps its lock
+		p.Kill()
+		settle()
+		w.holders(disk("b"))
+		w.holders(disk("a"), 77)
+		w.holders(disk("c"), 77)
+		w.refused(nobody.Release(ctx, disk("b")), locking.KindNotLocked)
+		late := w.register(77)
+		w.release(late, disk("a"))
+		w.release(nobody, disk("c"))
+		for _, g := range []*locking.Registration{nobody, real, late} {
+			g.Close()
+		}
+		settle()
+		w.empty()
+	})
+}
+
+func TestOwnHoldIsReleasedBeforeAnUnverifiedOne(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		nobody := w.register(77)
+		w.acquire(nobody, disk("c"), locking.Shared)
+		real, p := w.vm(77)
+		w.acquire(real, disk("c"), locking.Shared)
+		w.release(real, disk("c"))
+		p.Kill() // releases nothing more: what is left is not its own
+		settle()
+		w.holders(disk("c"), 77)
+	})
+}
+
+func TestDisconnectedEndsTheOwnerAndThenReleases(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		g, p := w.vm(1)
+		p = p.Stubborn()
+		w.acquire(g, disk("a"), locking.Exclusive)
+		w.told()
+		g.Disconnected()
+		g.Close()
+		<-p.Asked()
+		settle()
+		w.holders(disk("a"), 1)
+		w.b.CheckQuiet(map[string]locking.Mode{"id-a": locking.Exclusive})
+		other, _ := w.vm(2) // everybody else is served meanwhile
+		w.acquire(other, disk("b"), locking.Exclusive)
+		w.refused(other.Acquire(context.Background(), disk("a"), locking.Exclusive, false), locking.KindBusy)
+		p.Kill()
+		settle()
+		w.acquire(other, disk("a"), locking.Exclusive)
+		w.toldIs(locking.OwnerEnding, locking.Granted, locking.Refused, locking.ReleasedGone, locking.Granted)
+	})
+}
+
+// Who holds nothing, or is gone, or is being ended, is not asked to end.
+func TestDisconnectedSparesWhoHoldsNothing(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		g, p := w.vm(1)
+		g.Disconnected()
+		w.acquire(g, disk("a"), locking.Exclusive)
+		w.release(g, disk("a"))
+		g.Disconnected()
+		settle()
+		select {
+		case <-p.Asked():
+			t.Fatal("a process that holds nothing was asked to end")
+		default:
+		}
+		w.toldIs(locking.Granted, locking.Released)
+		g.Close()
+		settle()
+		w.empty()
+	})
+}
+
+func TestDisconnectedTwiceEndsOnce(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		g, p := w.vm(1)
+		p.Stubborn()
+		two := w.register(1)
+		w.acquire(g, disk("a"), locking.Exclusive)
+		g.Disconnected()
+		two.Disconnected()
+		settle()
+		w.toldIs(locking.Granted, locking.OwnerEnding)
+		p.Kill()
+		settle()
+		two.Disconnected()
+		settle()
+		w.toldIs(locking.ReleasedGone)
+	})
+}
+
+// An owner that the kernel cannot end keeps its locks, and that is said.
+func TestOwnerThatDoesNotEnd(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		g, p := w.vm(1)
+		p.Stubborn()
+		w.acquire(g, disk("a"), locking.Exclusive)
+		g.Disconnected()
+		advance(locking.EndTimeout - 1)
+		w.toldIs(locking.Granted, locking.OwnerEnding)
+		advance(1)
+		w.toldIs(locking.OwnerEndFailed)
+		w.holders(disk("a"), 1)
+		g.Disconnected() // a session that comes later may try again
+		settle()
+		w.toldIs(locking.OwnerEnding)
+		p.Kill()
+		settle()
+		w.toldIs(locking.ReleasedGone)
+		g.Close()
+		settle()
+		w.empty()
+	})
+}
+
+// Its locks are given back by another session while it is being ended: the
+// process is watched all the same, so that it is ended or reported.
+func TestReleaseWhileBeingEnded(t *testing.T) {
+	for _, ends := range []bool{true, false} {
+		inWorld(t, func(t *testing.T, w *world) {
+			g, p := w.vm(1)
+			p.Stubborn()
+			w.acquire(g, disk("a"), locking.Exclusive)
+			g.Disconnected()
+			g.Close()
+			settle()
+			libvirt := w.register(1)
+			w.release(libvirt, disk("a"))
+			libvirt.Close()
+			settle()
+			w.toldIs(locking.Granted, locking.OwnerEnding, locking.Released)
+			if w.ps.Watched() != 1 {
+				t.Fatal("a process that is being ended is not watched any more")
+			}
+			if ends {
+				p.Kill()
+				settle()
+				w.toldIs()
+			} else {
+				advance(locking.EndTimeout)
+				w.toldIs(locking.OwnerEndFailed)
+			}
+			w.empty()
+		})
+	}
+}
+
+// The watch and End see the death at the same time, in either order; it is
+// never told as a failure to end.
+func TestNoFalseAlarmWhenTheOwnerEnds(t *testing.T) {
+	for range 300 {
+		w := newWorld(t)
+		g, _ := w.vm(1)
+		w.acquire(g, disk("a"), locking.Exclusive)
+		g.Disconnected()
+		for len(w.m.Holders()) > 0 {
+			g2 := w.register(1) // gives others a chance to run
+			g2.Close()
+		}
+		g.Close()
+		w.close()
+		for _, kind := range w.told() {
+			if kind == locking.OwnerEndFailed {
+				t.Fatal("an owner that ended is reported as one that could not be ended")
+			}
+		}
+	}
+}
+
+// No process has pid 0 or less, so no connection's end can prove anything of it:
+// a peer in another pid namespace has pid 0.
+func TestDisconnectedOfNoProcess(t *testing.T) {
+	for _, pid := range []int32{0, -3} {
+		inWorld(t, func(t *testing.T, w *world) {
+			g := w.register(pid)
+			w.acquire(g, disk("a"), locking.Exclusive)
+			g.Disconnected()
+			g.Close()
+			settle()
+			w.holders(disk("a"), pid)
+			again := w.register(pid)
+			w.acquire(again, disk("b"), locking.Exclusive)
+			w.release(again, disk("a"))
+		})
+	}
+}
+
+// The peer itself had this pid, and has ended before it registered.
+func TestDisconnectedOfADepartedPeer(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		g := w.register(77)
+		w.acquire(g, disk("a"), locking.Exclusive)
+		g.Disconnected()
+		settle()
+		w.holders(disk("a"))
+		w.refused(g.Acquire(context.Background(), disk("a"), locking.Exclusive, false), locking.KindOwnerGone)
+		late := w.register(77)
+		w.refused(late.Acquire(context.Background(), disk("a"), locking.Exclusive, false), locking.KindOwnerGone)
+		w.empty()
+	})
+}
+
+func TestDepartedPIDsAreForgottenInTheEnd(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		for pid := int32(1); pid <= 2*locking.MaxTombstones; pid++ {
+			g, p := w.vm(pid)
+			if pid%3 == 0 { // one that comes again, to have two entries
+				p.Kill()
+				settle()
+				g.Close()
+				g, p = w.vm(pid)
+			}
+			p.Kill()
+			settle()
+			g.Close()
+		}
+		if n := w.m.Departed(); n > locking.MaxTombstones {
+			t.Errorf("%d pids are remembered", n)
+		}
+		for _, pid := range []int32{2 * locking.MaxTombstones, locking.MaxTombstones * 3 / 2} {
+			g := w.register(pid)
+			w.refused(g.Acquire(context.Background(), disk("a"), locking.Exclusive, false), locking.KindOwnerGone)
+			g.Close()
+		}
+		g := w.register(1) // so long ago that it is like a pid that never was
+		w.acquire(g, disk("a"), locking.Exclusive)
+		w.release(g, disk("a"))
+		g.Close()
+		settle()
+		w.empty()
+	})
+}
+
+// A session may end while its acquire is under way; the owner is watched.
+func TestSessionEndsDuringAcquire(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		g, p := w.vm(1)
+		gate := w.b.Block(locktest.On(locktest.OpLock, "id-a"))
+		done := start(func() error { return g.Acquire(context.Background(), disk("a"), locking.Exclusive, false) })
+		gate.Arrived()
+		g.Close()
+		gate.Open()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		again := w.register(1)
+		w.release(again, disk("a"))
+		w.acquire(again, disk("b"), locking.Exclusive)
+		again.Close()
+		p.Kill()
+		settle()
+		w.empty()
+	})
+}

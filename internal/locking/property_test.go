@@ -1,0 +1,568 @@
+package locking_test
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/vmlockd/vmlockd/internal/locking"
+	"github.com/vmlockd/vmlockd/internal/locking/locktest"
+)
+
+// Random sequences of all that can happen, each step compared with the model:
+// what is answered, who holds what, and what the backend has locked. In the end
+// everything is released, and nothing may be left.
+func TestAgainstModel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rapid.Check(bubbled{t}, func(rt *rapid.T) {
+			p := newPlay(rt)
+			defer p.w.abandon()
+			defer settle()
+			rt.Repeat(map[string]func(*rapid.T){
+				"":                p.compare,
+				"start":           p.start,
+				"kill":            p.kill,
+				"register":        p.register,
+				"close":           p.closeSession,
+				"acquire":         func(rt *rapid.T) { p.acquire(rt, anyFault) },
+				"acquire more":    func(rt *rapid.T) { p.acquire(rt, noFault) },
+				"acquire slowly":  p.acquireSlowly,
+				"release":         func(rt *rapid.T) { p.release(rt, anyFault) },
+				"release own":     p.releaseOwn,
+				"lockspace":       p.lockspace,
+				"create resource": p.createResource,
+				"delete resource": p.deleteResource,
+				"world":           p.world,
+				"late answers":    func(*rapid.T) { p.lateAnswers() },
+			})
+			p.finish()
+		})
+	})
+}
+
+// bubbled keeps rapid from asking for the deadline, which a bubble has not.
+type bubbled struct{ *testing.T }
+
+var (
+	playPIDs   = []int32{-1, 0, 1, 2, 3}
+	playSpaces = []string{"", "/a", "/b"}
+	playRefs   = []locking.Ref{
+		{Name: "x"}, {Name: "y"}, {Lockspace: "/a", Name: "x"}, {Lockspace: "/a", Name: "y"},
+		{Lockspace: "/b", Name: "x"}, {Lockspace: "/b", Name: "y"},
+	}
+	playIDs = []string{"disk 1", "disk 2", "disk 3"}
+)
+
+// fault is what goes wrong in the backend during one step.
+type fault string
+
+const (
+	faultNone    fault = "none"
+	faultOpen    fault = "open fails"
+	faultLock    fault = "lock or unlock fails"
+	faultStale   fault = "the name has changed once"
+	faultOpenLag fault = "open is not answered in time"
+	faultLockLag fault = "lock or unlock is not answered in time"
+)
+
+var (
+	noFault  = []fault{faultNone}
+	anyFault = []fault{faultNone, faultNone, faultNone, faultOpen, faultLock, faultStale, faultOpenLag, faultLockLag}
+)
+
+type session struct {
+	g     *locking.Registration
+	actor *actor
+}
+
+// play is one run: a world and the model of it.
+type play struct {
+	w        *world
+	m        *model
+	procs    map[int32]*locktest.Process
+	stubborn map[int32]bool
+	sessions []*session
+	outside  map[string]locking.Mode
+	late     []*locktest.Gate
+
+	// While an acquire is in the backend: what nobody else may touch, because it
+	// would have to wait.
+	busyID  string
+	busyRef locking.Ref
+}
+
+func newPlay(rt *rapid.T) *play {
+	p := &play{w: newWorld(rt), m: newModel(), procs: map[int32]*locktest.Process{},
+		stubborn: map[int32]bool{}, outside: map[string]locking.Mode{}}
+	for i, ref := range playRefs[:4] {
+		p.w.b.Point(ref, playIDs[i%3]) // the first and the last of them are aliases
+	}
+	return p
+}
+
+// compare is the check after each step.
+func (p *play) compare(rt *rapid.T) {
+	settle()
+	p.w.check()
+	got := []string{}
+	for _, h := range p.w.m.Holders() {
+		got = append(got, fmt.Sprint(h.Owner.PID, h.Ref, h.Mode))
+	}
+	slices.Sort(got)
+	if want := p.m.holders(); !slices.Equal(got, want) {
+		rt.Fatalf("held is %q, want %q", got, want)
+	}
+	want := maps.Clone(p.m.unsettled)
+	for id, r := range p.m.res {
+		want[id] = r.mode
+	}
+	if got := p.w.b.Locked(); !maps.Equal(got, want) {
+		rt.Fatalf("the backend has %v locked, want %v", got, want)
+	}
+}
+
+func (p *play) kind(rt *rapid.T, err error, want locking.Kind) *locking.Error {
+	if err == nil {
+		if want != granted {
+			rt.Fatalf("no error, want one of kind %d", want)
+		}
+		return nil
+	}
+	if want == granted {
+		rt.Fatalf("refused: %v", err)
+	}
+	return p.w.refused(err, want)
+}
+
+func (p *play) start(rt *rapid.T) {
+	pid := rapid.SampledFrom(playPIDs[2:]).Draw(rt, "pid")
+	if p.procs[pid] != nil {
+		rt.Skip()
+	}
+	p.procs[pid] = p.w.ps.Start(pid)
+	p.stubborn[pid] = rapid.Bool().Draw(rt, "stubborn")
+	if p.stubborn[pid] {
+		p.procs[pid].Stubborn()
+	}
+}
+
+func (p *play) kill(rt *rapid.T) {
+	pid := rapid.SampledFrom(playPIDs[2:]).Draw(rt, "pid")
+	if p.procs[pid] == nil {
+		rt.Skip()
+	}
+	keep := ""
+	if rapid.Bool().Draw(rt, "with a lock that cannot be given back") {
+		keep = rapid.SampledFrom(playIDs).Draw(rt, "id")
+		if keep == p.busyID {
+			keep = ""
+		}
+	}
+	p.w.b.Fail(locktest.On(locktest.OpUnlock, keep), errIO, len(keep)) // "" fails 0 times
+	p.procs[pid].Kill()
+	settle()
+	p.w.b.Forget()
+	delete(p.procs, pid)
+	p.m.died(pid, keep)
+}
+
+func (p *play) register(rt *rapid.T) {
+	if len(p.sessions) >= 8 {
+		rt.Skip()
+	}
+	p.registerPID(rapid.SampledFrom(playPIDs).Draw(rt, "pid"))
+}
+
+func (p *play) registerPID(pid int32) *session {
+	s := &session{g: p.w.register(pid), actor: p.m.register(pid, p.procs[pid] != nil)}
+	p.sessions = append(p.sessions, s)
+	return s
+}
+
+func (p *play) pick(rt *rapid.T) *session {
+	if len(p.sessions) == 0 {
+		rt.Skip()
+	}
+	return rapid.SampledFrom(p.sessions).Draw(rt, "session")
+}
+
+func (s *session) String() string { return s.actor.name }
+
+func (p *play) closeSession(rt *rapid.T) {
+	s := p.pick(rt)
+	a := s.actor
+	if rapid.Bool().Draw(rt, "it is the owner itself") {
+		s.g.Disconnected()
+		settle()
+		switch holds := p.m.holdsOf(a); {
+		case holds == 0 || a.gone || time.Now().Before(a.ending) || a.pid <= 0:
+		case !a.process:
+			p.m.gone(a, "")
+		case p.stubborn[a.pid]:
+			a.ending = time.Now().Add(locking.EndTimeout)
+		default:
+			delete(p.procs, a.pid)
+			p.m.died(a.pid, "")
+		}
+	}
+	s.g.Close()
+	a.sessions--
+	p.sessions = slices.DeleteFunc(p.sessions, func(o *session) bool { return o == s })
+}
+
+// where picks a name that does not lead to what is being worked on.
+func (p *play) where(rt *rapid.T) locking.Ref {
+	ref := rapid.SampledFrom(playRefs).Draw(rt, "ref")
+	if p.busyID != "" && (ref == p.busyRef || p.w.b.Leads(ref) == p.busyID || p.m.under(ref) == p.busyID) {
+		rt.Skip()
+	}
+	return ref
+}
+
+// trouble prepares the backend for a fault, op being what faultLock concerns.
+func (p *play) trouble(rt *rapid.T, faults []fault, op locktest.Op) (fault, *locktest.Gate) {
+	f := rapid.SampledFrom(faults).Draw(rt, "fault")
+	switch f {
+	case faultOpen:
+		p.w.b.Fail(locktest.On(locktest.OpOpen, ""), errIO, 1)
+	case faultLock:
+		p.w.b.Fail(locktest.On(op, ""), errIO, 1)
+	case faultStale:
+		p.w.b.Fail(locktest.On(locktest.OpLock, ""), fmt.Errorf("lock: %w", locking.ErrStale), 1)
+	case faultOpenLag:
+		return f, p.w.b.Block(locktest.On(locktest.OpOpen, ""))
+	case faultLockLag:
+		return f, p.w.b.Block(locktest.On(op, ""))
+	}
+	return f, nil
+}
+
+func (p *play) acquire(rt *rapid.T, faults []fault) {
+	s, ref := p.pick(rt), p.where(rt)
+	mode := rapid.SampledFrom([]locking.Mode{locking.Exclusive, locking.Shared}).Draw(rt, "mode")
+	auto := rapid.Bool().Draw(rt, "autocreate")
+	f, gate := p.trouble(rt, faults, locktest.OpLock)
+	before := p.w.b.Leads(ref)
+	err := s.g.Acquire(context.Background(), ref, mode, auto)
+	settle()
+	p.w.b.Forget()
+	if gate != nil {
+		p.late = append(p.late, gate)
+	}
+	want := p.expect(s, ref, mode, auto, f, before)
+	if e := p.kind(rt, err, want); e != nil && e.Kind == locking.KindBusy {
+		p.names(rt, e, ref)
+	}
+}
+
+// expect is the answer to an acquire, given what the name led to before it.
+func (p *play) expect(s *session, ref locking.Ref, mode locking.Mode, auto bool, f fault, before string) locking.Kind {
+	if !p.m.spaces[ref.Lockspace] {
+		return locking.KindNoLockspace
+	}
+	if s.actor.gone {
+		return locking.KindOwnerGone
+	}
+	if id := p.m.under(ref); id != "" {
+		p.m.dropDead(id)
+		if p.m.under(ref) != "" {
+			return p.m.decide(s.actor, id, ref, mode)
+		}
+	}
+	switch {
+	case f == faultOpen:
+		return locking.KindSystem
+	case f == faultOpenLag:
+		return locking.KindUnavailable
+	case before == "" && !auto:
+		return locking.KindSystem
+	}
+	id := p.w.b.Leads(ref)
+	p.m.dropDead(id)
+	if p.m.res[id] != nil {
+		return p.m.decide(s.actor, id, ref, mode)
+	}
+	switch f {
+	case faultLock:
+		return locking.KindSystem
+	case faultLockLag:
+		return locking.KindUnavailable
+	}
+	for _, others := range []map[string]locking.Mode{p.outside, p.m.unsettled} {
+		if held, ok := others[id]; ok && (held == locking.Exclusive || mode == locking.Exclusive) {
+			return locking.KindBusy
+		}
+	}
+	return p.m.decide(s.actor, id, ref, mode)
+}
+
+// names checks that a refusal names those who hold the resource here.
+func (p *play) names(rt *rapid.T, e *locking.Error, ref locking.Ref) {
+	id := p.m.under(ref)
+	if id == "" {
+		id = p.w.b.Leads(ref)
+	}
+	var got, want []string
+	for _, h := range e.Holders {
+		got = append(got, fmt.Sprint(h.Owner.PID, h.Ref, h.Mode))
+	}
+	if r := p.m.res[id]; r != nil {
+		for _, h := range r.holds {
+			want = append(want, fmt.Sprint(h.actor.pid, h.ref, r.mode))
+		}
+	}
+	if !slices.Equal(got, want) {
+		rt.Fatalf("the refusal names %q, want %q", got, want)
+	}
+}
+
+// acquireSlowly is an acquire that stays in the backend while other things
+// happen, which must not wait for it.
+func (p *play) acquireSlowly(rt *rapid.T) {
+	s, ref := p.pick(rt), p.where(rt)
+	id := p.w.b.Leads(ref)
+	_, unsettled := p.m.unsettled[id]
+	_, outside := p.outside[id]
+	if id == "" || p.m.res[id] != nil || p.m.under(ref) != "" || unsettled || outside || s.actor.gone || !p.m.spaces[ref.Lockspace] {
+		rt.Skip()
+	}
+	mode := rapid.SampledFrom([]locking.Mode{locking.Exclusive, locking.Shared}).Draw(rt, "mode")
+	gate := p.w.b.Block(locktest.On(locktest.OpLock, id))
+	done := start(func() error { return s.g.Acquire(context.Background(), ref, mode, false) })
+	gate.Arrived()
+	p.w.b.Forget()
+	s.actor.sessions++
+	p.busyID, p.busyRef = id, ref
+	for range rapid.IntRange(0, 4).Draw(rt, "steps meanwhile") {
+		switch rapid.IntRange(0, 5).Draw(rt, "step") {
+		case 0:
+			if p.procs[s.actor.pid] != nil {
+				p.procs[s.actor.pid].Kill()
+				settle()
+				delete(p.procs, s.actor.pid)
+				p.m.died(s.actor.pid, "")
+			}
+		case 1:
+			if len(p.sessions) > 0 {
+				p.closeSession(rt)
+			}
+		case 2, 3:
+			if len(p.sessions) > 0 {
+				p.meanwhile(rt)
+			}
+		case 4:
+			p.registerPID(s.actor.pid)
+		}
+		p.compareMeanwhile(rt, done)
+	}
+	p.busyID = ""
+	var answer error
+	if rapid.Bool().Draw(rt, "it fails") {
+		answer = errIO
+	}
+	gate.OpenWith(answer)
+	err := <-done
+	settle()
+	want := granted
+	switch {
+	case answer != nil:
+		want = locking.KindSystem
+	case s.actor.gone:
+		want = locking.KindOwnerGone
+	default:
+		p.m.decide(s.actor, id, ref, mode)
+	}
+	s.actor.sessions--
+	p.kind(rt, err, want)
+}
+
+// meanwhile is an acquire or a release of something else, if there is something.
+func (p *play) meanwhile(rt *rapid.T) {
+	for _, ref := range playRefs {
+		if ref == p.busyRef || p.w.b.Leads(ref) == p.busyID {
+			continue
+		}
+		s := p.pick(rt)
+		before := p.w.b.Leads(ref)
+		err := s.g.Acquire(context.Background(), ref, locking.Shared, true)
+		p.kind(rt, err, p.expect(s, ref, locking.Shared, true, faultNone, before))
+		if err == nil && rapid.Bool().Draw(rt, "and back") {
+			p.releaseRef(rt, s, ref, noFault)
+		}
+	}
+}
+
+func (p *play) compareMeanwhile(rt *rapid.T, done <-chan error) {
+	p.compare(rt)
+	p.w.pending(done)
+}
+
+func (p *play) release(rt *rapid.T, faults []fault) {
+	p.releaseRef(rt, p.pick(rt), p.where(rt), faults)
+}
+
+func (p *play) releaseOwn(rt *rapid.T) {
+	s := p.pick(rt)
+	for _, ref := range playRefs {
+		if _, hold, _ := p.m.release(s.actor, ref); hold >= 0 && rapid.Bool().Draw(rt, "this one") {
+			p.releaseRef(rt, s, ref, noFault)
+			return
+		}
+	}
+	rt.Skip()
+}
+
+func (p *play) releaseRef(rt *rapid.T, s *session, ref locking.Ref, faults []fault) {
+	f, gate := p.trouble(rt, faults, locktest.OpUnlock)
+	err := s.g.Release(context.Background(), ref)
+	settle()
+	p.w.b.Forget()
+	id, hold, want := p.m.release(s.actor, ref)
+	last := hold >= 0 && len(p.m.res[id].holds) == 1
+	if last && f == faultLock {
+		p.kind(rt, err, locking.KindSystem)
+		return
+	}
+	if gate != nil {
+		p.late = append(p.late, gate)
+	}
+	if last && f == faultLockLag {
+		want = locking.KindUnavailable
+		p.m.unsettled[id] = p.m.res[id].mode
+	}
+	if hold >= 0 {
+		p.m.drop(id, hold)
+	}
+	p.kind(rt, err, want)
+}
+
+func (p *play) lockspace(rt *rapid.T) {
+	path := rapid.SampledFrom(playSpaces).Draw(rt, "path")
+	mustBeNew := rapid.Bool().Draw(rt, "new")
+	fails := rapid.Bool().Draw(rt, "fails")
+	if fails {
+		p.w.b.Fail(locktest.On(locktest.OpCreateLockspace, ""), errIO, 1)
+	}
+	want, do := granted, p.w.m.CreateLockspace
+	if mustBeNew {
+		do = p.w.m.NewLockspace
+	}
+	err := do(context.Background(), path)
+	p.w.b.Forget()
+	switch {
+	case path == "" && mustBeNew:
+		want = locking.KindDefaultLockspace
+	case p.m.spaces[path] && mustBeNew:
+		want = locking.KindLockspaceExists
+	case !p.m.spaces[path] && fails:
+		want = locking.KindSystem
+	default:
+		p.m.spaces[path] = true
+	}
+	p.kind(rt, err, want)
+}
+
+func (p *play) createResource(rt *rapid.T) {
+	ref := rapid.SampledFrom(playRefs).Draw(rt, "ref")
+	err := p.w.m.CreateResource(context.Background(), ref)
+	switch {
+	case !p.m.spaces[ref.Lockspace]:
+		p.kind(rt, err, locking.KindNoLockspace)
+	case p.m.under(ref) != "":
+		p.kind(rt, err, locking.KindBusy)
+	default:
+		p.kind(rt, err, granted)
+	}
+}
+
+func (p *play) deleteResource(rt *rapid.T) {
+	ref := rapid.SampledFrom(playRefs).Draw(rt, "ref")
+	id := p.w.b.Leads(ref)
+	err := p.w.m.DeleteResource(context.Background(), ref)
+	switch {
+	case !p.m.spaces[ref.Lockspace]:
+		p.kind(rt, err, locking.KindNoLockspace)
+	case p.m.under(ref) != "" || p.m.res[id] != nil:
+		p.kind(rt, err, locking.KindBusy)
+	default:
+		p.kind(rt, err, granted)
+		if p.w.b.Leads(ref) != "" {
+			rt.Fatalf("%v was deleted and is still there", ref)
+		}
+	}
+}
+
+// world changes what names lead to, and what other hosts hold.
+func (p *play) world(rt *rapid.T) {
+	id := rapid.SampledFrom(playIDs).Draw(rt, "id")
+	if rapid.Bool().Draw(rt, "a name") {
+		p.w.b.Point(rapid.SampledFrom(playRefs).Draw(rt, "ref"), id)
+		return
+	}
+	_, unsettled := p.m.unsettled[id]
+	if _, ok := p.outside[id]; !ok && p.m.res[id] == nil && !unsettled {
+		p.outside[id] = rapid.SampledFrom([]locking.Mode{locking.Exclusive, locking.Shared}).Draw(rt, "mode")
+		p.w.b.Outside(id, p.outside[id], true)
+		return
+	}
+	delete(p.outside, id)
+	p.w.b.Outside(id, locking.Exclusive, false)
+}
+
+func (p *play) lateAnswers() {
+	for _, gate := range p.late {
+		gate.Open()
+	}
+	p.late = nil
+	settle()
+	clear(p.m.unsettled)
+}
+
+// finish ends all processes and sessions, and releases what is left in the name
+// of pids that were nobody's.
+func (p *play) finish() {
+	p.lateAnswers()
+	for pid, proc := range p.procs {
+		proc.Kill()
+		settle()
+		p.m.died(pid, "")
+	}
+	clear(p.procs)
+	for _, s := range slices.Clone(p.sessions) {
+		s.g.Close()
+		s.actor.sessions--
+	}
+	for _, pid := range playPIDs {
+		s := &session{g: p.w.register(pid), actor: p.m.register(pid, false)}
+		for _, ref := range playRefs {
+			for {
+				id, hold, _ := p.m.release(s.actor, ref)
+				if hold < 0 {
+					break
+				}
+				p.w.release(s.g, ref)
+				p.m.drop(id, hold)
+			}
+		}
+		s.g.Close()
+		s.actor.sessions--
+	}
+	// What the dead could not give back goes when somebody wants it.
+	heir := p.w.register(99)
+	for id, r := range maps.Clone(p.m.res) {
+		p.w.b.Outside(id, locking.Exclusive, false)
+		ref := r.holds[0].ref
+		p.w.b.Point(ref, id)
+		p.w.acquire(heir, ref, locking.Exclusive)
+		p.w.release(heir, ref)
+	}
+	heir.Close()
+	settle()
+	p.w.empty()
+}
