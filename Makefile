@@ -1,0 +1,52 @@
+# vmlockd. 'make help' lists what there is.
+
+GO ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS = -s -w -X main.version=$(VERSION)
+# Packages with tests that need the lab. They share the machine's cores, so they run one after the other.
+LAB_PACKAGES = ./lab/... ./tests/... ./dlm/dlmtest/conformance/... ./internal/difftest/...
+
+.DEFAULT_GOAL := help
+.PHONY: help build unit test lab-test demo lint fuzz bench lab clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
+
+build: ## build bin/vmlockd, without cgo
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/vmlockd ./cmd/vmlockd
+
+unit: ## tests that need nothing but Go and a C compiler, with the race detector
+	$(GO) test -race ./...
+
+lint: ## gofmt, go vet and staticcheck
+	@test -z "$$(gofmt -l .)" || { echo "gofmt would change:"; gofmt -l .; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+lab-test: ## tests on cluster nodes with stock libvirt (root; boots User-Mode Linux)
+	VMLOCKD_LAB=1 $(GO) test -p 1 -count=1 -timeout 25m $(LAB_PACKAGES)
+
+test: ## everything: installs what is missing, then lint, unit and lab-test
+	scripts/install-deps test
+	$(MAKE) lint unit lab-test
+
+demo: ## two hosts want one disk: see it refused, moved and taken over
+	scripts/install-deps demo
+	$(MAKE) build
+	$(GO) run ./lab/cmd/demo --vmlockd bin/vmlockd
+
+fuzz: ## fuzz what reads bytes from outside, FUZZTIME (default 1m) for each
+	@for f in $$(grep -rl --include='*_test.go' '^func Fuzz' .); do \
+		for name in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' $$f); do \
+			echo "$$f $$name"; $(GO) test -run '^$$' -fuzz "^$$name$$" -fuzztime $${FUZZTIME:-1m} ./$$(dirname $$f) || exit 1; \
+		done; \
+	done
+
+bench: ## benchmarks of the parts
+	$(GO) test -run '^$$' -bench . -benchmem ./dlm/... ./internal/...
+
+lab: ## how to play with a cluster of your own
+	@$(GO) run ./lab/cmd/lab --help
+
+clean: ## remove what was built
+	rm -rf bin out
