@@ -21,12 +21,13 @@ import (
 // pidFile, in the run directory, has the supervisor's pid: it sees itself as process 1.
 const pidFile = "pid"
 
+// supervisorLog is the supervisor's log in Config.LogDir.
+const supervisorLog = "supervisor.log"
+
 // launch starts the supervisor and waits until it answers.
 func (l *Lab) launch(ctx context.Context, cfg Config) error {
-	for id := 1; id <= cfg.Nodes; id++ {
-		if err := os.MkdirAll(filepath.Join(cfg.LogDir, nodeName(id)), 0o755); err != nil {
-			return err
-		}
+	if err := prepareLogs(cfg); err != nil {
+		return err
 	}
 	config, err := json.MarshalIndent(cfg.wireConfig(), "", "\t")
 	if err != nil {
@@ -54,9 +55,28 @@ func (l *Lab) launch(ctx context.Context, cfg Config) error {
 	return l.waitSupervisor(ctx)
 }
 
+// prepareLogs makes the directories for the logs and removes what an earlier lab has left there.
+func prepareLogs(cfg Config) error {
+	old, err := filepath.Glob(filepath.Join(cfg.LogDir, "node[1-9]", "*.log"))
+	if err != nil {
+		return err
+	}
+	for _, path := range append(old, filepath.Join(cfg.LogDir, supervisorLog)) {
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	for id := 1; id <= cfg.Nodes; id++ {
+		if err := os.MkdirAll(filepath.Join(cfg.LogDir, nodeName(id)), 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // spawn starts the supervisor as process 1 of new namespaces.
 func (l *Lab) spawn(cfg Config, binary, runDir string, lock *os.File) error {
-	logFile, err := os.OpenFile(filepath.Join(cfg.LogDir, "supervisor.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	logFile, err := os.OpenFile(filepath.Join(cfg.LogDir, supervisorLog), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
 		return err
 	}
@@ -102,7 +122,7 @@ func (l *Lab) waitSupervisor(ctx context.Context) error {
 		select {
 		case <-time.After(10 * time.Millisecond):
 		case <-l.ended:
-			b, _ := os.ReadFile(filepath.Join(l.logDir, "supervisor.log"))
+			b, _ := os.ReadFile(filepath.Join(l.logDir, supervisorLog))
 			return fmt.Errorf("the supervisor ended:\n%s", b)
 		case <-ctx.Done():
 			return context.Cause(ctx)

@@ -42,7 +42,7 @@ func Missing(cfg Config) []string {
 	}
 	if cfg.Libvirt {
 		programs = append(programs, program{"libvirtd", "libvirt-daemon"}, program{"virsh", "libvirt-clients"},
-			program{"qemu-system-x86_64", "qemu-system-x86"})
+			program{"qemu-system-i386", "qemu-system-x86"})
 		if files, _ := filepath.Glob("/usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so"); len(files) == 0 {
 			add("libvirt's QEMU driver: apt-get install libvirt-daemon-driver-qemu")
 		}

@@ -173,7 +173,8 @@ func (c Config) libvirt(n *wire.NodeConfig, id int, add func(string, uint32, str
 	if c.LockDaemon != Virtlockd { // which has mounted it already
 		n.Mounts = append(n.Mounts, wire.Mount{Path: "/etc/libvirt"})
 	}
-	n.Mounts = append(n.Mounts, wire.Mount{Path: "/var/lib/libvirt"}, wire.Mount{Path: "/var/cache/libvirt"}, wire.Mount{Path: "/var/log/libvirt"})
+	n.Mounts = append(n.Mounts, wire.Mount{Path: "/var/lib/libvirt"}, wire.Mount{Path: "/var/cache/libvirt", Host: "libvirt-cache"}, wire.Mount{Path: "/var/log/libvirt"})
+	// In the cache is what libvirt has found out about QEMU; a node that boots again need not ask again.
 	lockManager, after := "lockd", []string{lockSocket}
 	if c.LockDaemon == NoLockDaemon {
 		lockManager, after = "nop", nil

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/vmlockd/vmlockd/lab/internal/agent"
 	"github.com/vmlockd/vmlockd/lab/internal/supervisor"
@@ -16,8 +17,8 @@ func inside(args []string) (code int, done bool) {
 	switch name := filepath.Base(args[0]); {
 	case name == "fence_lab":
 		err = agent.Fence(os.Stdin)
-	case name == "qemu-system-x86_64":
-		err = agent.Emulator(args[1:])
+	case strings.HasPrefix(name, "qemu-system-"):
+		err = agent.Emulator(name, args[1:])
 	case len(args) > 2 && args[1] == "init" && os.Getpid() == 1:
 		err = agent.Init(args[2])
 	case len(args) == 2 && args[1] == "agent" && os.Getppid() == 1:

@@ -39,13 +39,11 @@ func Fence(stdin io.Reader) error {
 	return wire.Call(ctx, http.DefaultClient, http.MethodPost, url, nil, nil)
 }
 
-// realEmulator is what Emulator becomes.
-const realEmulator = "/usr/bin/qemu-system-x86_64"
-
-// Emulator becomes QEMU, with the image locks of its file block devices off. libvirt has no setting for
+// Emulator becomes the QEMU of that name, with the image locks of its file block devices off. libvirt has no setting for
 // that: it gives block devices as -blockdev with a JSON object.
-func Emulator(args []string) error {
-	argv := []string{realEmulator}
+func Emulator(name string, args []string) error {
+	program := "/usr/bin/" + name
+	argv := []string{program}
 	for i, arg := range args {
 		if i > 0 && args[i-1] == "-blockdev" {
 			for _, driver := range []string{"file", "host_device"} {
@@ -54,5 +52,5 @@ func Emulator(args []string) error {
 		}
 		argv = append(argv, arg)
 	}
-	return fmt.Errorf("%s: %w", realEmulator, unix.Exec(realEmulator, argv, os.Environ()))
+	return fmt.Errorf("%s: %w", program, unix.Exec(program, argv, os.Environ()))
 }
