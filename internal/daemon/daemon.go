@@ -67,6 +67,7 @@ func Run(ctx context.Context, c config.Config, log *slog.Logger) error {
 		Processes:      owner.Processes{},
 		Observe:        logEvents(log),
 		RequestTimeout: time.Duration(c.RequestTimeout),
+		AnyLockspace:   c.Backend == config.BackendCluster,
 	})
 	defer closeWithin(log, "the lock table", locks.Close)
 	server := rpc.NewServer(rpc.Options{
