@@ -7,10 +7,14 @@
 package owner
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -47,6 +51,16 @@ func open(pid int32) (*Process, error) {
 		return nil, err
 	}
 	p := &Process{pid: pid, file: f, gone: make(chan struct{})}
+	// Read with the pidfd open: the pid cannot become another process's meanwhile
+	// unless this one has ended, which the pidfd then says.
+	p.start, err = startTime(pid)
+	if err != nil {
+		f.Close()
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+			return nil, locking.ErrNoProcess
+		}
+		return nil, err
+	}
 	// A pidfd becomes readable when the process has ended, also while it is a
 	// zombie (pidfd_open(2)). Read returns early only when the file is closed.
 	p.wait.Go(func() {
@@ -75,10 +89,35 @@ func hasEnded(pidfd int) bool {
 
 // Process is one process of this host.
 type Process struct {
-	pid  int32
-	file *os.File
-	wait sync.WaitGroup
-	gone chan struct{}
+	pid   int32
+	start uint64
+	file  *os.File
+	wait  sync.WaitGroup
+	gone  chan struct{}
+}
+
+// StartTime is when the process started, in clock ticks since boot (field 22 of
+// /proc/PID/stat, proc(5)). With the pid it tells a process from all others of
+// this boot.
+func (p *Process) StartTime() uint64 { return p.start }
+
+func startTime(pid int32) (uint64, error) {
+	path := fmt.Sprintf("/proc/%d/stat", pid)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	// The second field is the program's name in parentheses, and may hold anything.
+	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	const at = 22 - 3 // the first of these is field 3
+	if len(fields) <= at {
+		return 0, fmt.Errorf("%s has too few fields", path)
+	}
+	v, err := strconv.ParseUint(fields[at], 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("%s: start time: %w", path, err)
+	}
+	return v, nil
 }
 
 // Gone is closed when the process has ended. It is not closed by Close.

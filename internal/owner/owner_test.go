@@ -128,3 +128,25 @@ func TestNoProcess(t *testing.T) {
 		}
 	}
 }
+
+func TestStartTime(t *testing.T) {
+	first, _ := start(t, "echo ready; exec sleep 1000")
+	p, err := open(int32(first.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	again, err := open(int32(first.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	self, err := open(int32(os.Getpid()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer self.Close()
+	if p.StartTime() == 0 || p.StartTime() != again.StartTime() || p.StartTime() < self.StartTime() {
+		t.Fatalf("start times: child %d and %d, self %d", p.StartTime(), again.StartTime(), self.StartTime())
+	}
+}
