@@ -3,10 +3,10 @@ package locking_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/locking/locktest"
@@ -358,47 +358,33 @@ func TestCloseWhileAnOwnerIsBeingEnded(t *testing.T) {
 
 // Everybody hears of a grant before its release, also when another session
 // releases at once.
-func TestEventsOfAResourceAreInOrder(t *testing.T) {
-	var (
-		mu   sync.Mutex
-		last = map[string]locking.EventKind{}
-		bad  error
-	)
-	b, ps := locktest.NewBackend(t), locktest.NewProcesses(t)
-	b.Point(disk("a"), "id-a")
-	m := locking.New(locking.Options{Backend: b, Processes: ps, Observe: func(e locking.Event) {
-		if e.Kind != locking.Granted && e.Kind != locking.Released {
-			return
-		}
-		mu.Lock()
-		defer mu.Unlock()
-		before, seen := last[e.Ref.Name]
-		if bad == nil && e.Kind == before && seen || !seen && e.Kind == locking.Released {
-			bad = fmt.Errorf("event %d after %d", e.Kind, before)
-		}
-		last[e.Ref.Name] = e.Kind
-	}})
-	defer m.Close(context.Background())
-	ps.Start(1)
-	var wg sync.WaitGroup
-	for i := range 4 {
-		g, err := m.Register(locking.Owner{PID: 1})
+func TestGrantIsToldBeforeItsRelease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		telling := make(chan struct{})
+		b, ps := locktest.NewBackend(t), locktest.NewProcesses(t)
+		b.Point(disk("a"), "id-a")
+		var told []locking.EventKind
+		m := locking.New(locking.Options{Backend: b, Processes: ps, Observe: func(e locking.Event) {
+			if e.Kind == locking.Granted {
+				<-telling
+			}
+			told = append(told, e.Kind)
+		}})
+		defer m.Close(context.Background())
+		g, err := m.Register(locking.Owner{PID: 0})
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer g.Close()
-		wg.Go(func() {
-			for range 1500 {
-				if i%2 == 0 {
-					_ = g.Acquire(context.Background(), disk("a"), locking.Exclusive, false)
-				} else {
-					_ = g.Release(context.Background(), disk("a"))
-				}
-			}
-		})
-	}
-	wg.Wait()
-	if bad != nil {
-		t.Error(bad)
-	}
+		acquired := start(func() error { return g.Acquire(context.Background(), disk("a"), locking.Exclusive, false) })
+		settle()
+		released := start(func() error { return g.Release(context.Background(), disk("a")) })
+		settle()
+		close(telling)
+		if err := errors.Join(<-acquired, <-released); err != nil {
+			t.Fatal(err)
+		}
+		if want := []locking.EventKind{locking.Granted, locking.Released}; !slices.Equal(told, want) {
+			t.Errorf("observed %v, want %v", told, want)
+		}
+	})
 }

@@ -32,6 +32,7 @@ type Process struct {
 	ps       *Processes
 	pid      int32
 	stubborn bool
+	overtake bool
 
 	asked chan struct{} // closed by the first End
 	once  sync.Once
@@ -54,6 +55,13 @@ func (ps *Processes) Start(pid int32) *Process {
 // Stubborn makes the process go on when it is asked to end.
 func (p *Process) Stubborn() *Process {
 	p.stubborn = true
+	return p
+}
+
+// Overtaken makes End miss the death of the process: it tries to send a signal
+// when whoever watches the process has seen the death and closed it, and fails.
+func (p *Process) Overtaken() *Process {
+	p.overtake = true
 	return p
 }
 
@@ -160,8 +168,12 @@ func (w *watch) End(ctx context.Context) error {
 	if !w.stubborn {
 		w.Kill()
 	}
+	gone := w.Gone()
+	if w.overtake {
+		gone = nil
+	}
 	select {
-	case <-w.gone:
+	case <-gone:
 		return nil
 	case <-w.closed:
 		return errClosed
