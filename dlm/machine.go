@@ -36,10 +36,6 @@ const (
 	reqUnlock
 )
 
-func (k requestKind) op() string {
-	return [...]string{reqLock: "lock", reqConvert: "convert", reqUnlock: "unlock"}[k]
-}
-
 // request is something asked about a lock that has an outcome.
 type request struct {
 	kind  requestKind
@@ -86,7 +82,7 @@ func (l *Lock) stepLocked() {
 			l.writeUnlockLocked()
 		case cur != nil && !cur.written:
 			l.writeRequestLocked(cur)
-		case cur != nil && cur.cancel && !cur.canceled:
+		case cur != nil && cur.cancel && !cur.canceled && l.unlock == nil: // a release ends it anyway, and the number with it
 			l.writeCancelLocked(cur)
 		}
 	}

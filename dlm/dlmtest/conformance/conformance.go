@@ -98,6 +98,7 @@ func Run(t *testing.T, site Site) {
 		{"LeaveWithLocks", 1, testLeaveWithLocks},
 		{"TwoNodesRace", 2, testTwoNodesRace},
 		{"PurgeElsewhere", 2, testPurgeElsewhere},
+		{"Storm", 1, testStorm},
 		{"Stopped", 1, testStopped},
 		{"StoppedClose", 1, testStoppedClose},
 		{"OrphanOfRequest", 1, testOrphanOfRequest},
