@@ -38,7 +38,7 @@ func both(t *testing.T) (theirs, ours *daemon) {
 	return theirs, ours
 }
 
-func findVirtlockd(t *testing.T) string {
+func findVirtlockd(t testing.TB) string {
 	t.Helper()
 	exe := "/usr/sbin/virtlockd"
 	if _, err := os.Stat(exe); err == nil {
@@ -67,7 +67,7 @@ func workDir(t *testing.T) string {
 }
 
 // startVirtlockd returns the socket of a virtlockd that lives as long as the test.
-func startVirtlockd(t *testing.T, exe string) string {
+func startVirtlockd(t testing.TB, exe string) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "virtlockd") // the path of a socket must be short
 	if err != nil {
@@ -119,7 +119,7 @@ func startVirtlockd(t *testing.T, exe string) string {
 
 // start runs cmd until the test ends; it also ends with this process. What Wait
 // returns is sent once.
-func start(t *testing.T, cmd *exec.Cmd) <-chan error {
+func start(t testing.TB, cmd *exec.Cmd) <-chan error {
 	t.Helper()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	started := make(chan error)
@@ -146,7 +146,7 @@ func start(t *testing.T, cmd *exec.Cmd) <-chan error {
 }
 
 // startVmlockd serves in this process what cmd/vmlockd does.
-func startVmlockd(t *testing.T) string {
+func startVmlockd(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "vmlockd")
 	if err != nil {

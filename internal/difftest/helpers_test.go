@@ -16,7 +16,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // children starts n processes that do nothing until the test ends, to be the
 // owners of locks.
-func children(t *testing.T, n int) []int32 {
+func children(t testing.TB, n int) []int32 {
 	t.Helper()
 	var pids []int32
 	for range n {

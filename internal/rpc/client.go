@@ -96,8 +96,7 @@ func (c *Client) Call(ctx context.Context, program, version uint32, procedure in
 	c.serial++
 	h := header{program: program, version: version, procedure: procedure, typ: typeCall, serial: c.serial}
 	err := c.roundTrip(h, args, result)
-	var answer *Error
-	if err == nil || errors.As(err, &answer) {
+	if _, answered := err.(*Error); err == nil || answered {
 		return err
 	}
 	if ctx.Err() != nil {

@@ -4,7 +4,12 @@ import (
 	"context"
 	"errors"
 	"io"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // TestHandover hands connections over to another server in all states they can
@@ -145,5 +150,86 @@ func TestAdoptFails(t *testing.T) {
 	}
 	if err := echo(c, "x"); !errors.Is(err, ErrBroken) {
 		t.Errorf("the client: %v", err)
+	}
+}
+
+// TestHandoverLosesNobody replaces the server again and again under clients
+// that come, call and go, and under some that stay: no call fails.
+func TestHandoverLosesNobody(t *testing.T) {
+	s := startServer(t, Options{})
+	s.l.SetUnlinkOnClose(false)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	stop := make(chan struct{})
+	var calls atomic.Int64
+	var wg sync.WaitGroup
+	for i := range 6 {
+		wg.Go(func() {
+			var c *Client
+			for n := 0; ; n++ {
+				select {
+				case <-stop:
+					if c != nil {
+						c.Close()
+					}
+					return
+				default:
+				}
+				if c == nil {
+					var err error
+					if c, err = Dial(ctx, s.path); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+				if err := echo(c, strings.Repeat("x", n%6000)); err != nil {
+					t.Errorf("call %d of client %d: %v", n, i, err)
+					c.Close()
+					return
+				}
+				calls.Add(1)
+				if i%2 == 0 {
+					c.Close()
+					c = nil
+				}
+			}
+		})
+	}
+	server, listener := s.Server, s.l
+	served := make(chan error, 1)
+	served <- ErrServerClosed // of the first server the cleanup of s waits
+	for range 30 {
+		for before := calls.Load(); calls.Load() < before+20 && !t.Failed(); {
+			runtime.Gosched()
+		}
+		f, err := listener.File()
+		if err != nil {
+			t.Fatal(err)
+		}
+		list, err := server.Handover(ctx)
+		if err != nil {
+			t.Error(err)
+		}
+		if err := <-served; !errors.Is(err, ErrServerClosed) {
+			t.Error(err)
+		}
+		next := NewServer(Options{Programs: []Program{s.prog}})
+		if listener, err = ListenerFromFile(f); err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+		if err := next.Adopt(list); err != nil {
+			t.Error(err)
+		}
+		go func() { served <- next.Serve(ctx, listener) }()
+		server = next
+	}
+	close(stop)
+	wg.Wait()
+	if err := server.Shutdown(ctx); err != nil {
+		t.Error(err)
+	}
+	if err := <-served; !errors.Is(err, ErrServerClosed) {
+		t.Error(err)
 	}
 }

@@ -55,8 +55,8 @@ type Server struct {
 
 	calls       context.Context // ends when calls under way shall give up
 	cancelCalls context.CancelFunc
-	stopping    chan struct{} // closed when no more calls are taken
-	work        sync.WaitGroup
+	stopping    chan struct{}  // closed when no more calls are taken
+	work        sync.WaitGroup // every Serve and every connection
 
 	mu        sync.Mutex // guards what follows
 	stopped   bool
@@ -130,11 +130,13 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 		return ErrServerClosed
 	}
 	s.listeners[l] = struct{}{}
+	s.work.Add(1)
 	s.mu.Unlock()
 	defer func() {
 		s.mu.Lock()
 		delete(s.listeners, l)
 		s.mu.Unlock()
+		s.work.Done()
 	}()
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
@@ -234,7 +236,10 @@ func (s *Server) accepted(c *net.UnixConn) {
 // start runs c in a goroutine of its own.
 func (s *Server) start(c *conn) {
 	s.mu.Lock()
-	if s.stopped {
+	if s.handing {
+		// It was accepted just before the listener was closed, and must not be lost.
+		c.interrupt()
+	} else if s.stopped {
 		s.mu.Unlock()
 		c.sock.Close()
 		c.leaveSlot()
