@@ -74,7 +74,7 @@ func TestBetterThanVirtlockd(t *testing.T) {
 
 	// A lockspace that is no directory. This comes last: virtlockd crashes when
 	// the connection that made it is closed.
-	p.apart(newSpace(0, "$D/plain", 0), 0, rpc.CodeSystem)
+	p.apart(newSpace(0, "$D/plain", 0), 0, rpc.CodeInternal)
 }
 
 // TestLateAnswers is about clients that do not wait.

@@ -17,6 +17,7 @@ import (
 	"github.com/vmlockd/vmlockd/internal/backend/local"
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/lockprogram"
+	"github.com/vmlockd/vmlockd/internal/owner"
 	"github.com/vmlockd/vmlockd/internal/rpc"
 )
 
@@ -159,7 +160,7 @@ func startVmlockd(t testing.TB) string {
 		t.Fatal(err)
 	}
 	locks := locking.New(locking.Options{
-		Backend: local.New(), Processes: processes{}, RequestTimeout: 10 * time.Second,
+		Backend: local.New(), Processes: owner.Processes{}, RequestTimeout: 10 * time.Second,
 	})
 	server := rpc.NewServer(rpc.Options{Programs: []rpc.Program{lockprogram.New(locks)}})
 	served := make(chan error, 1)

@@ -159,6 +159,8 @@ func script(pids []int32) []step {
 		acquire(0, "", "$D/d0", 0),
 		register(0, a, 1, 0x80),
 		createSpace(0, "$D/early"), // needs no registration
+		createSpace(0, "$D/deep/er"),
+		createSpace(0, "$D/d0"), // a file
 		register(0, a, 1, 0),
 		register(0, a, 0, 0), // fails, and keeps the owner
 		acquire(0, "", "$D/d0", 4),

@@ -75,7 +75,7 @@ func (m *Manager) acquire(ctx context.Context, start time.Time, g *Registration,
 			Err: fmt.Errorf("another operation on it has not ended: %w", err)}
 	}
 	defer r.exit()
-	granted, err := m.acquireInTurn(ctx, g, ref, mode, r, h)
+	granted, err := m.acquireInTurn(ctx, g, ref, mode, autocreate, r, h)
 	if err != nil {
 		return err
 	}
@@ -99,7 +99,7 @@ func (g *Registration) ownerGone() bool {
 
 // acquireInTurn decides, with r's turn taken. h is nil if the name was held
 // when it was looked up; it is closed here unless it comes to hold the lock.
-func (m *Manager) acquireInTurn(ctx context.Context, g *Registration, ref Ref, mode Mode, r *resource, h Handle) (*hold, error) {
+func (m *Manager) acquireInTurn(ctx context.Context, g *Registration, ref Ref, mode Mode, autocreate bool, r *resource, h Handle) (*hold, error) {
 	m.mu.Lock()
 	gone := r.lockedHeldByGone()
 	m.mu.Unlock()
@@ -114,30 +114,72 @@ func (m *Manager) acquireInTurn(ctx context.Context, g *Registration, ref Ref, m
 		closeHandle(h)
 		return nil, errAgain
 	}
-	granted := &hold{owner: g.owner, info: g.info, ref: ref}
+	granted := &hold{owner: g.owner, info: g.info, ref: ref, since: time.Now()}
 	if len(r.holds) > 0 {
 		defer closeHandle(h)
-		defer m.mu.Unlock()
-		if mode == Exclusive || r.mode == Exclusive {
-			return nil, &Error{Kind: KindBusy, Ref: ref, Holders: r.lockedHolders()}
+		err := r.lockedRefusal(ref, mode)
+		m.mu.Unlock()
+		if err != nil {
+			return nil, err
 		}
+		// The backend's lock serves this owner too. The turn keeps the others away.
+		if granted.seq, err = m.journal.Intend(entryOf(EntryGranted, r.id, granted, mode, autocreate)); err != nil {
+			return nil, noted(ref, err)
+		}
+		m.mu.Lock()
+		defer m.mu.Unlock()
 		m.lockedAddHold(r, granted)
 		return granted, nil
 	}
 	m.mu.Unlock()
-
-	if err := h.Lock(ctx, mode); err != nil {
-		h.Close()
-		if errors.Is(err, ErrStale) {
-			return nil, errAgain
-		}
-		return nil, m.failed("acquire", ref, err)
+	if err := m.lock(ctx, r, h, granted, mode, autocreate); err != nil {
+		return nil, err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	r.mode, r.handle = mode, h
 	m.lockedAddHold(r, granted)
 	return granted, nil
+}
+
+// lockedRefusal is why one more owner cannot have the resource; nil if it can
+// share it.
+func (r *resource) lockedRefusal(ref Ref, mode Mode) error {
+	switch {
+	case r.lost != nil:
+		return &Error{Kind: KindUnavailable, Op: "acquire", Ref: ref, Err: fmt.Errorf("%w (%w)", errLost, r.lost)}
+	case mode == Exclusive || r.mode == Exclusive:
+		return &Error{Kind: KindBusy, Ref: ref, Holders: r.lockedHolders()}
+	}
+	return nil
+}
+
+// lock asks the backend, between two records of the journal. When it fails h is
+// closed and nothing is held.
+func (m *Manager) lock(ctx context.Context, r *resource, h Handle, granted *hold, mode Mode, autocreate bool) (err error) {
+	granted.seq, err = m.journal.Intend(entryOf(EntryIntended, r.id, granted, mode, autocreate))
+	if err != nil {
+		h.Close()
+		return noted(granted.ref, err)
+	}
+	if err := h.Lock(ctx, mode); err != nil {
+		h.Close()
+		stale, busy := errors.Is(err, ErrStale), errors.Is(err, ErrBusy)
+		m.forget(granted.seq, stale || busy)
+		if stale {
+			return errAgain
+		}
+		return m.failed("acquire", granted.ref, err)
+	}
+	if err := m.journal.Grant(granted.seq); err != nil {
+		// If this fails too the lock stays in the backend, and keeps all others out,
+		// until the next process finds the entry.
+		if h.Unlock(ctx) == nil {
+			m.forget(granted.seq, true)
+		}
+		return noted(granted.ref, err)
+	}
+	return nil
 }
 
 // Release gives back one lock of the registered owner. Whoever registered the
@@ -200,8 +242,13 @@ func (m *Manager) drop(ctx context.Context, r *resource, h *hold, kind EventKind
 	last := len(r.holds) == 1
 	e := Event{Kind: kind, Ref: h.ref, Owner: h.info, Mode: r.mode, Held: start.Sub(h.since)}
 	m.mu.Unlock()
+	certain := true
 	if last {
+		// If this record fails the next process may ask for a lock that is gone, and
+		// raise an alarm for nothing; a release must not fail for that.
+		_ = m.journal.Releasing(h.seq)
 		if err := r.handle.Unlock(ctx); err != nil {
+			certain = false
 			e.Err = m.failed("release", h.ref, err)
 			if ctx.Err() == nil || !errors.Is(err, ctx.Err()) {
 				e.Kind, e.Took = ReleaseFailed, time.Since(start)
@@ -210,6 +257,7 @@ func (m *Manager) drop(ctx context.Context, r *resource, h *hold, kind EventKind
 			}
 		}
 	}
+	m.forget(h.seq, certain)
 	m.mu.Lock()
 	m.lockedRemoveHold(r, h)
 	m.mu.Unlock()

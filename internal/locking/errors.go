@@ -18,7 +18,7 @@ const (
 	KindNoLockspace                  // the lockspace was never created
 	KindLockspaceExists              // NEW of a lockspace that exists
 	KindDefaultLockspace             // NEW of the default lockspace, ""
-	KindInvalid                      // a name that cannot be used
+	KindInvalid                      // a name that cannot be used; without Op, Err is the whole text
 	KindSystem                       // the operating system or the kernel said no: Err wraps a syscall.Errno if there is one
 	KindUnavailable                  // no answer in time, or a backend that cannot grant now: nothing was granted
 	KindOwnerGone                    // the owner's process has ended
@@ -57,6 +57,9 @@ func (e *Error) Error() string {
 	case KindOwnerGone:
 		return fmt.Sprintf("Lockspace resource '%s' was not locked: its owner, process %d, has ended", e.Ref.Name, e.PID)
 	default:
+		if e.Op == "" && e.Err != nil {
+			return e.Err.Error()
+		}
 		return fmt.Sprintf("Unable to %s '%s': %v", e.Op, e.subject(), e.Err)
 	}
 }

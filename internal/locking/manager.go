@@ -30,6 +30,8 @@ type Options struct {
 	// backends in which it is only a part of names: libvirt's plug-in creates none
 	// for a <lease>.
 	AnyLockspace bool
+	// Journal may be nil, for locks that end with the Manager.
+	Journal Journal
 }
 
 // Manager knows all lockspaces, resources and owners of this host.
@@ -40,6 +42,7 @@ type Manager struct {
 	timeout time.Duration
 	// anyLockspace is Options.AnyLockspace.
 	anyLockspace bool
+	journal      Journal
 
 	ctx      context.Context // ends when Close begins; for watching and ending owners
 	cancel   context.CancelFunc
@@ -54,6 +57,8 @@ type Manager struct {
 	byRef      map[Ref]*resource    // the names under which resources are held
 	owners     map[int32]*owner
 	departed   tombstones
+	uncertain  []uint64   // journal entries of requests that were given up
+	unsettled  func() int // Restorer.Unsettled; nil until Restore
 }
 
 // New makes a Manager that holds nothing and knows only the default lockspace.
@@ -68,6 +73,9 @@ func New(o Options) *Manager {
 		resources:    map[string]*resource{},
 		byRef:        map[Ref]*resource{},
 		owners:       map[int32]*owner{},
+	}
+	if m.journal = o.Journal; m.journal == nil {
+		m.journal = noJournal{}
 	}
 	if m.observe == nil {
 		m.observe = func(Event) {}
@@ -140,6 +148,11 @@ func (m *Manager) addLockspace(ctx context.Context, path string, mustBeNew bool)
 	exists, err := m.lockspaceState(path)
 	if err == nil && !exists {
 		err = m.failed("create lockspace", ref, m.backend.CreateLockspace(ctx, path))
+	}
+	if err == nil && !exists {
+		if err := m.journal.AddLockspace(path); err != nil {
+			return &Error{Kind: KindUnavailable, Op: "create lockspace", Ref: ref, Err: err}
+		}
 	}
 	if err != nil {
 		return err

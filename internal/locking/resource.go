@@ -18,6 +18,7 @@ type resource struct {
 	mode   Mode
 	handle Handle  // holds the lock while holds is not empty
 	holds  []*hold // oldest first
+	lost   error   // why the lock of holds could not be taken back after a restart
 }
 
 // hold is one owner's use of a resource. An owner that shares a resource twice
@@ -26,7 +27,8 @@ type hold struct {
 	owner *owner
 	info  Owner // as registered by the session that acquired it
 	ref   Ref
-	since time.Time // set by lockedAddHold
+	since time.Time
+	seq   uint64 // of its entry in the journal
 }
 
 func (r *resource) enter(ctx context.Context) error {
@@ -103,7 +105,6 @@ func (m *Manager) leave(r *resource) {
 }
 
 func (m *Manager) lockedAddHold(r *resource, h *hold) {
-	h.since = time.Now()
 	r.holds = append(r.holds, h)
 	m.byRef[h.ref] = r
 	if h.owner.holds == nil {
@@ -120,7 +121,7 @@ func (m *Manager) lockedRemoveHold(r *resource, h *hold) {
 	}
 	delete(h.owner.holds, h)
 	if len(r.holds) == 0 {
-		r.handle = nil
+		r.handle, r.lost = nil, nil
 	}
 	m.lockedForgetOwner(h.owner)
 }

@@ -2,6 +2,7 @@ package locking
 
 import (
 	"context"
+	"errors"
 	"time"
 )
 
@@ -24,45 +25,161 @@ type Restored struct {
 type Restorer interface {
 	// Restore takes back locks, which are in the order in which they were
 	// acquired, and says what came of each. It waits for nobody who holds locks.
+	// One that is held several times in one mode (as Held several times in held, or
+	// in later calls) is taken back as often.
 	Restore(ctx context.Context, held []Held) []Restored
+	// Unsettled is how many requests were given up, by the context of a Lock or an
+	// Unlock, whose outcome is not certain yet.
+	Unsettled() int
 	// DropOthers releases what earlier processes of this host held and Restore
 	// was not asked for, and returns how many locks that were, or -1 if the
 	// backend cannot tell.
 	DropOthers(ctx context.Context) (int, error)
 }
 
-// EntryState is how far the journal knows a lock to have come.
-type EntryState uint8
+// errLost is why a resource cannot be had after a lock of it could not be taken
+// back.
+var errLost = errors.New("a lock on it from before the lock daemon's restart could not be taken back, " +
+	"so it is not known whether its owner is safe: end that virtual machine, then it can be used again")
 
-// The states of an Entry.
-const (
-	EntryIntended  EntryState = iota // the backend is about to be asked; no client was told of a grant
-	EntryGranted                     // the backend granted it; its client may have been told
-	EntryReleasing                   // its owner no longer needs it; the backend may hold it still
-)
-
-// Entry is what a journal keeps of one owner's use of a resource.
-type Entry struct {
-	Seq        uint64 // order of acquisition
-	State      EntryState
-	ID         string // Handle.ID
-	Ref        Ref
-	Mode       Mode
-	Autocreate bool
-	Owner      Owner
-	OwnerStart uint64 // Process.StartTime; 0 if there was no process
-	Since      time.Time
+// Restore takes back what earlier processes of this host held. It must be called
+// before the Manager is used, with what the journal has, in order of Seq. It
+// releases what belongs to owners who are gone, and what no client was told of.
+//
+// A lock that cannot be taken back makes its resource unusable until its owner
+// releases it or is gone; Observe is told of each.
+func (m *Manager) Restore(ctx context.Context, b Restorer, entries []Entry, lockspaces []string) {
+	m.mu.Lock()
+	m.unsettled = b.Unsettled
+	for _, path := range lockspaces {
+		m.lockspaces[path] = struct{}{}
+	}
+	m.mu.Unlock()
+	// What was granted comes first: of a shared lock there can be two on this host,
+	// one in use and one being released, and they cannot be told apart.
+	m.takeBack(ctx, b, entries)
+	m.settle(ctx, b, entries)
 }
 
-// Journal keeps what must survive the daemon. When a method returns nil its
-// record is there for the next process, at whatever instruction this one is
-// killed. Methods may be called from many goroutines.
-type Journal interface {
-	// Intend adds an entry, in the state that it has, and returns its Seq.
-	Intend(Entry) (uint64, error)
-	Grant(seq uint64) error
-	Releasing(seq uint64) error
-	// Forget removes an entry.
-	Forget(seq uint64) error
-	AddLockspace(path string) error
+// takeBack restores the granted locks with their owners.
+func (m *Manager) takeBack(ctx context.Context, b Restorer, entries []Entry) {
+	var held []Held
+	byID := map[string][]Entry{}
+	for _, e := range entries {
+		if e.State != EntryGranted {
+			continue
+		}
+		if byID[e.ID] == nil {
+			held = append(held, Held{ID: e.ID, Ref: e.Ref, Mode: e.Mode, Autocreate: e.Autocreate})
+		}
+		byID[e.ID] = append(byID[e.ID], e)
+	}
+	owners := map[ownerKey]*owner{}
+	results := b.Restore(ctx, held)
+	m.mu.Lock()
+	for i, res := range results {
+		r := &resource{id: held[i].ID, turn: make(chan struct{}, 1), mode: held[i].Mode, handle: res.Handle}
+		if res.Err != nil {
+			r.handle, r.lost = lostHandle{id: r.id}, res.Err
+		}
+		m.resources[r.id] = r
+		for _, e := range byID[r.id] {
+			o := m.lockedRestoreOwner(owners, e)
+			m.lockedAddHold(r, &hold{owner: o, info: e.Owner, ref: e.Ref, since: e.Since, seq: e.Seq})
+		}
+	}
+	var gone []*owner
+	for _, o := range owners {
+		if o.gone || o.isGone() {
+			o.gone = false // so that lockedOwnerGone does its work
+			gone = append(gone, o)
+		}
+	}
+	m.mu.Unlock()
+	for i, res := range results {
+		for _, e := range byID[held[i].ID] {
+			ev := Event{Kind: TakenBack, Ref: e.Ref, Owner: e.Owner, Mode: e.Mode, Held: time.Since(e.Since)}
+			if res.Err != nil {
+				ev.Kind, ev.Err = Lost, res.Err
+			}
+			m.observe(ev)
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, o := range gone {
+		m.lockedOwnerGone(o)
+	}
 }
+
+type ownerKey struct {
+	pid   int32
+	start uint64
+}
+
+// lockedRestoreOwner finds the process of an entry, if it is still the same one.
+// One that cannot be looked at keeps its locks, as one that was never seen.
+func (m *Manager) lockedRestoreOwner(owners map[ownerKey]*owner, e Entry) *owner {
+	key := ownerKey{e.Owner.PID, e.OwnerStart}
+	if o := owners[key]; o != nil {
+		return o
+	}
+	o := &owner{pid: key.pid, forgotten: make(chan struct{})}
+	owners[key] = o
+	if key.start != 0 {
+		proc, err := m.procs.Open(key.pid)
+		switch {
+		case err == nil && proc.StartTime() == key.start:
+			o.proc = proc
+			m.work.Go(func() { m.watch(o) })
+		case err == nil:
+			proc.Close()
+			o.gone = true
+		case errors.Is(err, ErrNoProcess):
+			o.gone = true
+		default:
+			m.observe(Event{Kind: OwnerUnverified, Owner: e.Owner, Err: err})
+		}
+	}
+	if !o.gone && m.owners[key.pid] == nil {
+		m.owners[key.pid] = o
+	}
+	return o
+}
+
+// settle releases what was being acquired or released when the earlier process
+// ended. No client was told of it, or its client does not need it any more.
+func (m *Manager) settle(ctx context.Context, b Restorer, entries []Entry) {
+	var open []Entry
+	var held []Held
+	for _, e := range entries {
+		if e.State == EntryGranted {
+			continue
+		}
+		open = append(open, e)
+		held = append(held, Held{ID: e.ID, Ref: e.Ref, Mode: e.Mode, Autocreate: e.Autocreate})
+	}
+	for i, res := range b.Restore(ctx, held) {
+		e := open[i]
+		switch {
+		case res.Err == nil:
+			err := res.Handle.Unlock(ctx)
+			m.observe(Event{Kind: ReleasedUntold, Ref: e.Ref, Owner: e.Owner, Mode: e.Mode, Err: err})
+			if err == nil || ctx.Err() != nil {
+				m.forget(e.Seq, err == nil)
+			}
+		case errors.Is(res.Err, ErrNotHeld):
+			m.forget(e.Seq, true)
+		default:
+			m.observe(Event{Kind: ReleaseFailed, Ref: e.Ref, Owner: e.Owner, Mode: e.Mode, Err: res.Err})
+		}
+	}
+}
+
+// lostHandle stands for a lock that could not be taken back.
+type lostHandle struct{ id string }
+
+func (h lostHandle) ID() string                     { return h.id }
+func (lostHandle) Lock(context.Context, Mode) error { return errLost }
+func (lostHandle) Unlock(context.Context) error     { return nil }
+func (lostHandle) Close()                           {}

@@ -57,6 +57,10 @@ var ErrBusy = errors.New("held by another host or program")
 // was opened, for example because the file was replaced. Opening again helps.
 var ErrStale = errors.New("the name leads to another file now")
 
+// ErrNotHeld is what Restored.Err is, wrapped or not, when the backend knows
+// that the lock to take back is not held any more.
+var ErrNotHeld = errors.New("not held any more")
+
 // ErrNoProcess is what Processes.Open returns when no such process exists.
 var ErrNoProcess = errors.New("no such process")
 
@@ -104,6 +108,10 @@ type Processes interface {
 type Process interface {
 	// Gone is closed once the process has ended.
 	Gone() <-chan struct{}
+	// StartTime is when the process started, in units and from an origin that are
+	// the same for all processes of this boot, and never 0. It tells the process
+	// from an earlier or later one with its pid.
+	StartTime() uint64
 	// End asks the process to end, makes it end a while later, and returns when
 	// it is gone. It returns an error when the context ends first.
 	End(ctx context.Context) error
@@ -124,6 +132,9 @@ const (
 	OwnerEnding                      // an owner with locks closed its connection and is being ended
 	OwnerEndFailed                   // it could not be ended, Err says why; it keeps its locks
 	OwnerUnverified                  // an owner was registered that no process can be found for
+	TakenBack                        // a lock of an earlier process of this host was taken back
+	ReleasedUntold                   // a lock that an earlier process had just taken or was giving back was released
+	Lost                             // it could not be, Err says why; the resource is refused until its owner is gone or releases it
 )
 
 // Event is one thing that happened, for logs, metrics and watchers.

@@ -33,7 +33,13 @@ type Processes struct{}
 // Open finds the process that has this pid now. It returns
 // locking.ErrNoProcess if there is none, and otherwise what pidfd_open(2) says:
 // EMFILE and ENFILE when descriptors have run out.
-func (Processes) Open(pid int32) (locking.Process, error) { return open(pid) }
+func (Processes) Open(pid int32) (locking.Process, error) {
+	p, err := open(pid)
+	if err != nil {
+		return nil, err // and not p, which would be a Process that is not nil
+	}
+	return p, nil
+}
 
 func open(pid int32) (*Process, error) {
 	fd, err := unix.PidfdOpen(int(pid), unix.PIDFD_NONBLOCK)

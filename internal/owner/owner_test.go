@@ -123,8 +123,9 @@ func TestCloseDoesNotSayGone(t *testing.T) {
 
 func TestNoProcess(t *testing.T) {
 	for _, pid := range []int32{-5, 0, 1 << 30} {
-		if _, err := open(pid); !errors.Is(err, locking.ErrNoProcess) {
-			t.Errorf("open(%d): %v", pid, err)
+		p, err := Processes{}.Open(pid)
+		if p != nil || !errors.Is(err, locking.ErrNoProcess) {
+			t.Errorf("Open(%d): %v, %v", pid, p, err)
 		}
 	}
 }

@@ -209,11 +209,7 @@ func (h *handle) Lock(ctx context.Context, mode locking.Mode) error {
 	if space == nil {
 		return &locking.Error{Kind: locking.KindUnavailable, Op: "acquire", Ref: h.ref, Err: why}
 	}
-	wanted := dlm.EX
-	if mode == locking.Shared {
-		wanted = dlm.PR
-	}
-	l, err := space.Lock(ctx, h.name, wanted, dlm.LockOptions{NoQueue: true})
+	l, err := space.Lock(ctx, h.name, modeOf(mode), dlm.LockOptions{NoQueue: true, Persistent: true})
 	switch {
 	case errors.Is(err, dlm.ErrBusy):
 		return heldElsewhere

@@ -106,19 +106,14 @@ func (b *Backend) call(ctx context.Context, path string, f func() error, late fu
 	return ctx.Err()
 }
 
-// CreateLockspace makes the directory if it is missing, mode 0700.
+// CreateLockspace makes the directory and its parents if they are missing, mode
+// 0700.
 func (b *Backend) CreateLockspace(ctx context.Context, path string) error {
 	return b.call(ctx, path, func() error {
 		err := b.sys.mkdir(path)
-		if errors.Is(err, unix.EEXIST) {
-			st, err := b.sys.stat(path)
-			if err != nil {
-				return err
-			}
-			if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-				return fmt.Errorf("it exists and is not a directory: remove it or configure another lockspace (%w)", unix.ENOTDIR)
-			}
-			return nil
+		if st, statErr := b.sys.stat(path); statErr == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			return &locking.Error{Kind: locking.KindInvalid, Ref: locking.Ref{Lockspace: path},
+				Err: fmt.Errorf("Lockspace location %s exists, but is not a directory", path)} //lint:ignore ST1005 the words are virtlockd's
 		}
 		return err
 	}, func() {})

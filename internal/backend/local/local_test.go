@@ -197,10 +197,11 @@ func TestLockspaceMustBeADirectory(t *testing.T) {
 	ctx := context.Background()
 	b := New()
 	path := disk(t)
-	if err := b.CreateLockspace(ctx, path); !errors.Is(err, unix.ENOTDIR) {
+	var e *locking.Error
+	if err := b.CreateLockspace(ctx, path); !errors.As(err, &e) || e.Kind != locking.KindInvalid {
 		t.Fatalf("a lockspace on a file: %v", err)
 	}
-	dir := filepath.Join(t.TempDir(), "ls")
+	dir := filepath.Join(t.TempDir(), "deep", "ls")
 	for range 2 {
 		if err := b.CreateLockspace(ctx, dir); err != nil {
 			t.Fatal(err)

@@ -2,6 +2,7 @@ package local
 
 import (
 	"io"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -79,6 +80,6 @@ func (kernel) lockedBy(fd int, shared bool) int32 {
 	return l.Pid
 }
 
-func (kernel) mkdir(path string) error { return unix.Mkdir(path, 0o700) }
+func (kernel) mkdir(path string) error { return os.MkdirAll(path, 0o700) }
 
 func (kernel) unlink(path string) error { return unix.Unlink(path) }

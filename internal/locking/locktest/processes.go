@@ -15,6 +15,7 @@ type Processes struct {
 
 	mu       sync.Mutex // guards all below and what Process says so of
 	running  map[int32]*Process
+	started  uint64              // how many have been started
 	watched  map[*watch]struct{} // opened and not closed
 	openErr  error
 	openGate *Gate
@@ -31,6 +32,7 @@ func NewProcesses(t Reporter) *Processes {
 type Process struct {
 	ps       *Processes
 	pid      int32
+	start    uint64
 	stubborn bool
 	overtake bool
 
@@ -49,8 +51,13 @@ func (ps *Processes) Start(pid int32) *Process {
 		panic(fmt.Sprintf("locktest: process %d runs already", pid))
 	}
 	ps.running[pid] = p
+	ps.started++
+	p.start = ps.started
 	return p
 }
+
+// StartTime implements locking.Process. No two processes have the same.
+func (p *Process) StartTime() uint64 { return p.start }
 
 // Stubborn makes the process go on when it is asked to end.
 func (p *Process) Stubborn() *Process {
