@@ -277,8 +277,11 @@ func TestAfterClose(t *testing.T) {
 		w.refused(w.m.NewLockspace(ctx, "/x"), locking.KindUnavailable)
 		w.refused(w.m.CreateResource(ctx, disk("x")), locking.KindUnavailable)
 		w.refused(w.m.DeleteResource(ctx, disk("x")), locking.KindUnavailable)
+		w.told()
 		g.Disconnected()
 		g.Close()
+		settle()
+		w.toldIs()
 		if w.b.Calls() != calls {
 			t.Error("the backend was asked after Close")
 		}

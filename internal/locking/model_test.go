@@ -16,8 +16,8 @@ type model struct {
 	res    map[string]*modelResource // by ID
 	actors map[string]*actor
 	last   map[int32]string // the actor that a registration of this pid joins
-	// departed are pids whose owner's death was seen, and that no process has got
-	// since: nothing is granted in their name.
+	// departed are pids whose owner's death was seen: nothing is granted in their
+	// name unless a process has it.
 	departed map[int32]bool
 	// unsettled are locks whose release was given up, and that the backend has
 	// until it answers.
@@ -80,7 +80,6 @@ func (m *model) register(pid int32, running bool) *actor {
 			a.gone = true
 		} else {
 			m.last[pid] = a.name
-			delete(m.departed, pid)
 		}
 	}
 	a.sessions++

@@ -227,6 +227,61 @@ func TestWaitingForATurnTimesOut(t *testing.T) {
 	})
 }
 
+// While a request waits for its turn the name comes to lead to something else,
+// and is held as that.
+func TestNameIsHeldElsewhereMeanwhile(t *testing.T) {
+	ctx := context.Background()
+	inWorld(t, func(t *testing.T, w *world) {
+		w.b.Point(disk("alias"), "id-a")
+		one, _ := w.vm(1)
+		two, _ := w.vm(2)
+		three, _ := w.vm(3)
+		gate := w.b.Block(locktest.On(locktest.OpLock, "id-a"))
+		first := start(func() error { return one.Acquire(ctx, disk("alias"), locking.Shared, false) })
+		gate.Arrived()
+		second := start(func() error { return two.Acquire(ctx, disk("a"), locking.Shared, false) })
+		settle() // it has opened id-a, and waits
+		w.b.Point(disk("a"), "replaced")
+		w.acquire(three, disk("a"), locking.Shared)
+		gate.Open()
+		if err := errors.Join(<-first, <-second); err != nil {
+			t.Fatal(err)
+		}
+		w.holders(disk("a"), 3, 2)
+		w.check()
+		w.release(one, disk("alias"))
+		w.b.CheckQuiet(map[string]locking.Mode{"replaced": locking.Shared})
+		w.release(two, disk("a"))
+		w.release(three, disk("a"))
+		for _, g := range []*locking.Registration{one, two, three} {
+			g.Close()
+		}
+		settle()
+		w.empty()
+	})
+}
+
+// Of two releases of one lock the second finds nothing.
+func TestReleaseTwiceAtOnce(t *testing.T) {
+	ctx := context.Background()
+	inWorld(t, func(t *testing.T, w *world) {
+		g, _ := w.vm(1)
+		libvirt := w.register(1)
+		w.acquire(g, disk("a"), locking.Exclusive)
+		gate := w.b.Block(locktest.On(locktest.OpUnlock, "id-a"))
+		first := start(func() error { return g.Release(ctx, disk("a")) })
+		gate.Arrived()
+		second := start(func() error { return libvirt.Release(ctx, disk("a")) })
+		settle()
+		w.pending(second)
+		gate.Open()
+		if err := <-first; err != nil {
+			t.Fatal(err)
+		}
+		w.refused(<-second, locking.KindNotLocked)
+	})
+}
+
 // The owner ends while the backend is granting: the grant is undone.
 func TestDeathDuringAcquire(t *testing.T) {
 	ctx := context.Background()

@@ -86,7 +86,6 @@ func (m *Manager) Register(info Owner) (*Registration, error) {
 		fresh.gone = true
 	} else {
 		m.owners[info.PID] = fresh
-		m.departed.remove(info.PID)
 	}
 	if proc != nil {
 		m.work.Go(func() { m.watch(fresh) })
@@ -288,8 +287,6 @@ func (t *tombstones) has(pid int32) bool {
 	_, ok := t.set[pid]
 	return ok
 }
-
-func (t *tombstones) remove(pid int32) { delete(t.set, pid) }
 
 func (t *tombstones) add(pid int32) {
 	if t.set == nil {

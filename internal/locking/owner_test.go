@@ -415,6 +415,28 @@ func TestDepartedPIDsAreForgottenInTheEnd(t *testing.T) {
 	})
 }
 
+// The older of two entries of one pid goes without the younger one.
+func TestDepartedTwiceIsRemembered(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		depart := func(pid int32) {
+			g, p := w.vm(pid)
+			p.Kill()
+			settle()
+			g.Close()
+		}
+		depart(1)
+		for pid := range int32(10) {
+			depart(100 + pid)
+		}
+		depart(1)
+		for pid := range int32(locking.MaxTombstones - 5) {
+			depart(1000 + pid)
+		}
+		g := w.register(1)
+		w.refused(g.Acquire(context.Background(), disk("a"), locking.Exclusive, false), locking.KindOwnerGone)
+	})
+}
+
 // A session may end while its acquire is under way; the owner is watched.
 func TestSessionEndsDuringAcquire(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
@@ -432,6 +454,45 @@ func TestSessionEndsDuringAcquire(t *testing.T) {
 		w.acquire(again, disk("b"), locking.Exclusive)
 		again.Close()
 		p.Kill()
+		settle()
+		w.empty()
+	})
+}
+
+func TestSessionEndsDuringRelease(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		g, _ := w.vm(1)
+		w.acquire(g, disk("a"), locking.Exclusive)
+		gate := w.b.Block(locktest.On(locktest.OpUnlock, "id-a"))
+		done := start(func() error { return g.Release(context.Background(), disk("a")) })
+		gate.Arrived()
+		g.Close()
+		gate.Open()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		settle()
+		w.empty()
+	})
+}
+
+// The peer that was gone when it registered is not the process that has its pid
+// now.
+func TestDisconnectedOfADepartedPeerWhosePIDIsUsedAgain(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		nobody := w.register(77)
+		w.acquire(nobody, disk("a"), locking.Exclusive)
+		real, _ := w.vm(77)
+		w.acquire(real, disk("b"), locking.Exclusive)
+		nobody.Disconnected()
+		settle()
+		w.holders(disk("a"))
+		w.holders(disk("b"), 77)
+		again := w.register(77)
+		w.release(again, disk("b"))
+		for _, g := range []*locking.Registration{nobody, real, again} {
+			g.Close()
+		}
 		settle()
 		w.empty()
 	})
