@@ -30,7 +30,7 @@ func ok(t *testing.T, err error) {
 // TestCluster boots one cluster of three and does to it all that can be done to one. The order matters: each part leaves
 // three quorate nodes behind.
 func TestCluster(t *testing.T) {
-	l := lab.ForTest(t, lab.Config{DeviceMB: 8})
+	l := lab.ForTest(t, lab.Config{DeviceMB: 8, Token: 3 * time.Second})
 	t.Run("members", func(t *testing.T) {
 		ctx := within(t, soon)
 		for _, n := range l.Nodes() {
@@ -136,7 +136,7 @@ func testPowerCut(t *testing.T, l *lab.Lab) {
 
 // TestPowerFencing shows the lab's fence agent: dlm_controld has a lost node's power cut.
 func TestPowerFencing(t *testing.T) {
-	l := lab.ForTest(t, lab.Config{Fencing: lab.PowerFencing, Token: 2 * time.Second})
+	l := lab.ForTest(t, lab.Config{Fencing: lab.PowerFencing, Token: 3 * time.Second})
 	ctx := within(t, 2*soon)
 	for _, n := range l.Nodes() {
 		_, err := n.MustSucceed(ctx, "dlm_tool", "join", "test")

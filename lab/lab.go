@@ -186,10 +186,14 @@ func (l *Lab) endSupervisor() error {
 		l.control.Close()
 	}
 	if l.ended == nil {
-		if err != nil || pidErr != nil {
-			return errors.Join(err, pidErr)
+		if pidErr != nil {
+			return pidErr
 		}
-		return waitPidfd(fd, closeTimeout)
+		// It may end before it has answered; its end is what counts.
+		if waitErr := waitPidfd(fd, closeTimeout); waitErr != nil {
+			return errors.Join(err, waitErr)
+		}
+		return nil
 	}
 	// Our child: its end counts, whether it has answered or not.
 	select {

@@ -20,9 +20,11 @@ func inside(args []string) (code int, done bool) {
 	case strings.HasPrefix(name, "qemu-system-"):
 		err = agent.Emulator(name, args[1:])
 	case len(args) > 2 && args[1] == "init" && os.Getpid() == 1:
-		err = agent.Init(args[2])
+		agent.Init(args[2])
 	case len(args) == 2 && args[1] == "agent" && os.Getppid() == 1:
 		err = agent.Serve(os.Stdin)
+	case len(args) == 2 && args[1] == "hold" && os.Getpid() == 1:
+		err = supervisor.Hold()
 	case len(args) > 2 && args[1] == "supervise" && os.Getpid() == 1:
 		err = supervise(args[2:])
 	default:

@@ -59,7 +59,9 @@ dlm_controld says: the numbers of the nodes it counts in, and whether they have 
 func askNode(cmd *cobra.Command, n *lab.Node) (cluster, services string) {
 	cluster = "not ready"
 	if m, err := n.Membership(cmd.Context()); err == nil {
-		cluster = strings.Trim(fmt.Sprint(m.Members), "[]")
+		if cluster = strings.Trim(fmt.Sprint(m.Members), "[]"); cluster == "" {
+			cluster = "alone"
+		}
 		if !m.Quorate {
 			cluster += ", no quorum"
 		}

@@ -25,9 +25,17 @@ const modulesDir = "/usr/lib/uml/modules"
 // scratch is where the new root is put together; any directory that exists on every host will do.
 const scratch = "/mnt"
 
-// Init is process 1 of a node. It does not return: it ends with the node. configFile is a path on the
-// host, readable because the host's root is still the node's root.
-func Init(configFile string) error {
+// Init is process 1 of a node. It does not return: it ends with the node, and the node with it. configFile is a path
+// on the host, readable because the host's root is still the node's root.
+func Init(configFile string) {
+	err := start(configFile)
+	fmt.Fprintf(os.Stderr, "lab: the node cannot go on: %v\n", err)
+	// The end of process 1 would be a kernel panic, whose trace would bury the message.
+	unix.Sync()
+	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+}
+
+func start(configFile string) error {
 	var cfg wire.NodeConfig
 	b, err := os.ReadFile(configFile)
 	if err != nil {

@@ -26,8 +26,8 @@ const bootTimeout = 2 * time.Minute
 // errPowerLost ends the requests that were under way when a node lost its power.
 var errPowerLost = wire.Errorf(wire.CodeNodeOff, "the node lost its power")
 
-// node is one machine. Its User-Mode Linux is process 1 of a PID namespace, because it is many processes
-// on the host: killing process 1 ends them all at one instant, as a power cut does.
+// node is one machine. Its User-Mode Linux has a PID namespace of its own, because it is many processes on the
+// host: killing the namespace's process 1, the holder, ends them all at one instant, as a power cut does.
 type node struct {
 	sup *supervisor
 	cfg wire.NodeConfig
@@ -37,7 +37,8 @@ type node struct {
 	state string
 	cut   bool
 	boots int
-	cmd   *exec.Cmd
+	cmd   *exec.Cmd // User-Mode Linux
+	hold  *exec.Cmd // the holder
 	// power is done when this boot's power is lost; the requests to the agent end with it.
 	power context.Context
 	off   chan struct{} // closed when the processes of this boot are gone
@@ -87,17 +88,21 @@ func (n *node) boot(ctx context.Context) error {
 	cmd := exec.Command("linux.uml", n.arguments()...)
 	cmd.Env = append(os.Environ(), "TMPDIR="+filepath.Join(n.sup.work, "memory"))
 	cmd.Stdout, cmd.Stderr = console, console
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID, Setsid: true}
-	if err := cmd.Start(); err != nil {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	hold, err := startHeld(cmd)
+	if err != nil {
 		n.mu.Unlock()
 		return err
 	}
 	power, lost := context.WithCancelCause(context.Background())
 	off := make(chan struct{})
-	n.cmd, n.power, n.off, n.state = cmd, power, off, wire.NodeBooting
+	n.cmd, n.hold, n.power, n.off, n.state = cmd, hold, power, off, wire.NodeBooting
 	n.mu.Unlock()
 	go func() {
 		_ = cmd.Wait() // how it ended is on the console
+		// If its kernel has ended by itself, its processes may still be there.
+		_ = hold.Process.Kill()
+		_ = hold.Wait()
 		lost(errPowerLost)
 		n.mu.Lock()
 		n.state = wire.NodeOff
@@ -178,8 +183,8 @@ func (n *node) powerCut() {
 		return
 	}
 	off := n.off
-	// SIGKILL reaches a stopped process too.
-	_ = n.cmd.Process.Kill()
+	// The kernel then kills all of the namespace, also what is stopped.
+	_ = n.hold.Process.Kill()
 	n.mu.Unlock()
 	<-off
 }
