@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"sync"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -24,7 +25,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type fakeManager struct {
 	err         error
 	registerErr error
-	asked       []string
+
+	mu    sync.Mutex // guards asked: a session's end comes from the server's goroutine
+	asked []string
 }
 
 type fakeRegistration struct {
@@ -33,6 +36,8 @@ type fakeRegistration struct {
 }
 
 func (m *fakeManager) note(format string, args ...any) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	m.asked = append(m.asked, fmt.Sprintf(format, args...))
 	return m.err
 }
@@ -273,6 +278,8 @@ func TestWhatTheManagerIsAsked(t *testing.T) {
 		`-3 close`,
 		`8 release { z}`,
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if diff := cmp.Diff(want, m.asked); diff != "" {
 		t.Errorf("asked (-want +got):\n%s", diff)
 	}
@@ -427,6 +434,8 @@ func TestClientAgainstServer(t *testing.T) {
 		fmt.Sprintf("%d release {/s n}", pid),
 		`delete {/s n}`,
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if diff := cmp.Diff(want, m.asked); diff != "" {
 		t.Errorf("asked (-want +got):\n%s", diff)
 	}
