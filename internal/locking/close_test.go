@@ -1,0 +1,71 @@
+package locking_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/vmlockd/vmlockd/internal/locking"
+	"github.com/vmlockd/vmlockd/internal/locking/locktest"
+)
+
+// Close waits for releases under way and starts nothing new.
+func TestCloseWaitsForReleases(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		g, p := w.vm(1)
+		stays, q := w.vm(2)
+		w.acquire(g, disk("a"), locking.Exclusive)
+		w.acquire(stays, disk("b"), locking.Exclusive)
+		gate := w.b.Block(locktest.On(locktest.OpUnlock, "id-a"))
+		p.Kill()
+		gate.Arrived()
+		closed := start(func() error { return w.m.Close(context.Background()) })
+		settle()
+		w.pending(closed)
+		q.Kill() // too late to be noticed: its lock is the next start's business
+		settle()
+		gate.Open()
+		if err := <-closed; err != nil {
+			t.Fatal(err)
+		}
+		w.holders(disk("a"))
+		w.holders(disk("b"), 2)
+		w.b.CheckQuiet(map[string]locking.Mode{"id-b": locking.Exclusive})
+	})
+}
+
+func TestCloseGivesUpWithItsContext(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		g, p := w.vm(1)
+		w.acquire(g, disk("a"), locking.Exclusive)
+		gate := w.b.Block(locktest.On(locktest.OpUnlock, "id-a"))
+		p.Kill()
+		gate.Arrived()
+		ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
+		defer cancel()
+		if err := w.m.Close(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("close: %v", err)
+		}
+		settle() // what it waited for is given up: the bubble has to be empty
+		gate.Open()
+		settle()
+		w.b.CheckQuiet(nil)
+	})
+}
+
+func TestCloseWhileAnOwnerIsBeingEnded(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		g, p := w.vm(1)
+		p.Stubborn()
+		w.acquire(g, disk("a"), locking.Exclusive)
+		g.Disconnected()
+		<-p.Asked()
+		if err := w.m.Close(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		p.Kill()
+		settle()
+		w.holders(disk("a"), 1)
+		w.toldIs(locking.Granted, locking.OwnerEnding)
+	})
+}
