@@ -100,6 +100,12 @@ func (h *handle) removeCreated() {
 	if !h.autocreate {
 		return
 	}
+	// Others may share the lock, also on other hosts. Without the file's name
+	// theirs would keep nobody out, who would make a new file and lock that.
+	// virtlockd makes sure in the same way.
+	if h.b.sys.lock(h.fd, false) != nil {
+		return
+	}
 	st, err := h.b.sys.stat(h.path)
 	if err == nil && fileOf(st) == h.file && st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size == 0 {
 		// A file that stays is harmless: the next acquire uses it.

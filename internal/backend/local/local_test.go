@@ -165,6 +165,33 @@ func TestAutocreateRemovesWhatIsEmpty(t *testing.T) {
 	}
 }
 
+// Two hosts share a lock on a file that was made for it. The first one to release
+// must not remove the file: a third one would make a new one, and have it alone.
+func TestSharedAutocreateStaysForTheOthers(t *testing.T) {
+	ctx := context.Background()
+	ref := locking.Ref{Lockspace: t.TempDir(), Name: "lock"}
+	one, two := open(t, New(), ref, true), open(t, New(), ref, true)
+	for _, h := range []locking.Handle{one, two} {
+		if err := h.Lock(ctx, locking.Shared); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := one.Unlock(ctx); err != nil {
+		t.Fatal(err)
+	}
+	three := open(t, New(), ref, true)
+	if err := three.Lock(ctx, locking.Exclusive); !errors.Is(err, locking.ErrBusy) {
+		t.Errorf("exclusive lock beside a shared one: %v", err)
+	}
+	three.Close()
+	if err := two.Unlock(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(ref.Lockspace + "/lock"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the last one left the file: %v", err)
+	}
+}
+
 func TestReplacedFileIsStale(t *testing.T) {
 	ctx := context.Background()
 	path := disk(t)
