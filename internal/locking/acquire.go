@@ -251,6 +251,8 @@ func (m *Manager) drop(ctx context.Context, r *resource, h *hold, kind EventKind
 			certain = false
 			e.Err = m.failed("release", h.ref, err)
 			if ctx.Err() == nil || !errors.Is(err, ctx.Err()) {
+				// The owner still has it, so the next process must not release it.
+				_ = m.journal.Grant(h.seq)
 				e.Kind, e.Took = ReleaseFailed, time.Since(start)
 				m.observe(e)
 				return e.Err

@@ -144,14 +144,17 @@ func (m *model) under(ref locking.Ref) string {
 
 const granted locking.Kind = 255
 
-// decide says whether a may have id, if the backend has no objection.
-func (m *model) decide(a *actor, id string, ref locking.Ref, mode locking.Mode) locking.Kind {
+// decide says whether a may have id, if the backend has no objection. What cannot
+// be noted in the journal is not granted.
+func (m *model) decide(a *actor, id string, ref locking.Ref, mode locking.Mode, unnoted bool) locking.Kind {
 	r := m.res[id]
 	switch {
+	case r != nil && (mode == locking.Exclusive || r.mode == locking.Exclusive):
+		return locking.KindBusy
+	case unnoted:
+		return locking.KindUnavailable
 	case r == nil:
 		m.res[id] = &modelResource{mode: mode, holds: []modelHold{{a, ref}}}
-	case mode == locking.Exclusive || r.mode == locking.Exclusive:
-		return locking.KindBusy
 	default:
 		r.holds = append(r.holds, modelHold{a, ref})
 	}

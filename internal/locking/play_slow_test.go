@@ -63,7 +63,7 @@ func (p *play) acquireSlowly(rt *rapid.T) {
 	case s.actor.gone:
 		want = locking.KindOwnerGone
 	default:
-		p.m.decide(s.actor, id, ref, mode)
+		p.m.decide(s.actor, id, ref, mode, false)
 	}
 	s.actor.sessions--
 	p.kind(rt, err, want)

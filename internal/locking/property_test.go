@@ -69,11 +69,13 @@ const (
 	faultStale   fault = "the name has changed once"
 	faultOpenLag fault = "open is not answered in time"
 	faultLockLag fault = "lock or unlock is not answered in time"
+	faultIntend  fault = "the journal cannot be written, before"
+	faultGrant   fault = "the journal cannot be written, after"
 )
 
 var (
 	noFault  = []fault{faultNone}
-	anyFault = []fault{faultNone, faultNone, faultNone, faultOpen, faultLock, faultStale, faultOpenLag, faultLockLag}
+	anyFault = []fault{faultNone, faultNone, faultNone, faultOpen, faultLock, faultStale, faultOpenLag, faultLockLag, faultIntend, faultGrant}
 )
 
 type session struct {
@@ -124,6 +126,30 @@ func (p *play) compare(rt *rapid.T) {
 	}
 	if got := p.w.b.Locked(); !maps.Equal(got, want) {
 		rt.Fatalf("the backend has %v locked, want %v", got, want)
+	}
+	p.compareJournal(rt)
+}
+
+// compareJournal checks that a next process would find what is held, and nothing
+// else but what is being asked for at this moment.
+func (p *play) compareJournal(rt *rapid.T) {
+	got, open := []string{}, 0
+	for _, e := range p.w.j.Entries() {
+		if e.State != locking.EntryGranted {
+			open++
+			continue
+		}
+		got = append(got, fmt.Sprint(e.Owner.PID, e.Ref, e.Mode))
+		if r := p.m.res[e.ID]; r == nil || r.mode != e.Mode {
+			rt.Fatalf("the journal has %+v, and the resource is %+v", e, r)
+		}
+	}
+	slices.Sort(got)
+	if want := p.m.holders(); !slices.Equal(got, want) {
+		rt.Fatalf("the journal has %q granted, want %q", got, want)
+	}
+	if asked := p.busyID != ""; open > 0 && !asked || open > 1 {
+		rt.Fatalf("the journal has %d entries of what nobody asks for", open)
 	}
 }
 
@@ -235,12 +261,23 @@ func (p *play) trouble(rt *rapid.T, faults []fault, op locktest.Op) (fault, *loc
 		p.w.b.Fail(locktest.On(op, ""), errIO, 1)
 	case faultStale:
 		p.w.b.Fail(locktest.On(locktest.OpLock, ""), fmt.Errorf("lock: %w", locking.ErrStale), 1)
+	case faultIntend:
+		p.w.j.Fail("Intend", errIO)
+	case faultGrant:
+		p.w.j.Fail("Grant", errIO)
 	case faultOpenLag:
 		return f, p.w.b.Block(locktest.On(locktest.OpOpen, ""))
 	case faultLockLag:
 		return f, p.w.b.Block(locktest.On(op, ""))
 	}
 	return f, nil
+}
+
+// untrouble ends the fault, if it has not struck.
+func (p *play) untrouble() {
+	p.w.b.Forget()
+	p.w.j.Fail("Intend", nil)
+	p.w.j.Fail("Grant", nil)
 }
 
 func (p *play) acquire(rt *rapid.T, faults []fault) {
@@ -251,7 +288,7 @@ func (p *play) acquire(rt *rapid.T, faults []fault) {
 	before := p.w.b.Leads(ref)
 	err := s.g.Acquire(context.Background(), ref, mode, auto)
 	settle()
-	p.w.b.Forget()
+	p.untrouble()
 	if gate != nil {
 		p.late = append(p.late, gate)
 	}
@@ -272,7 +309,7 @@ func (p *play) expect(s *session, ref locking.Ref, mode locking.Mode, auto bool,
 	if id := p.m.under(ref); id != "" {
 		p.m.dropDead(id)
 		if p.m.under(ref) != "" {
-			return p.m.decide(s.actor, id, ref, mode)
+			return p.m.decide(s.actor, id, ref, mode, f == faultIntend)
 		}
 	}
 	switch {
@@ -286,9 +323,11 @@ func (p *play) expect(s *session, ref locking.Ref, mode locking.Mode, auto bool,
 	id := p.w.b.Leads(ref)
 	p.m.dropDead(id)
 	if p.m.res[id] != nil {
-		return p.m.decide(s.actor, id, ref, mode)
+		return p.m.decide(s.actor, id, ref, mode, f == faultIntend)
 	}
 	switch f {
+	case faultIntend:
+		return locking.KindUnavailable
 	case faultLock:
 		return locking.KindSystem
 	case faultLockLag:
@@ -299,7 +338,7 @@ func (p *play) expect(s *session, ref locking.Ref, mode locking.Mode, auto bool,
 			return locking.KindBusy
 		}
 	}
-	return p.m.decide(s.actor, id, ref, mode)
+	return p.m.decide(s.actor, id, ref, mode, f == faultGrant)
 }
 
 // names checks that a refusal names those who hold the resource here.
@@ -341,7 +380,7 @@ func (p *play) releaseRef(rt *rapid.T, s *session, ref locking.Ref, faults []fau
 	f, gate := p.trouble(rt, faults, locktest.OpUnlock)
 	err := s.g.Release(context.Background(), ref)
 	settle()
-	p.w.b.Forget()
+	p.untrouble()
 	id, hold, want := p.m.release(s.actor, ref)
 	last := hold >= 0 && len(p.m.res[id].holds) == 1
 	if last && f == faultLock {

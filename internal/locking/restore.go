@@ -141,7 +141,8 @@ func (m *Manager) lockedRestoreOwner(owners map[ownerKey]*owner, e Entry) *owner
 			m.observe(Event{Kind: OwnerUnverified, Owner: e.Owner, Err: err})
 		}
 	}
-	if !o.gone && m.owners[key.pid] == nil {
+	// Sessions that register with this pid join the process, if there is one.
+	if now := m.owners[key.pid]; !o.gone && (now == nil || now.proc == nil) {
 		m.owners[key.pid] = o
 	}
 	return o

@@ -33,16 +33,18 @@ type world struct {
 	m  *locking.Manager
 	b  *locktest.Backend
 	ps *locktest.Processes
+	j  *locktest.Journal
 
 	mu     sync.Mutex // guards events
 	events []locking.Event
 }
 
 func newWorld(t tester) *world {
-	w := &world{t: t, b: locktest.NewBackend(t), ps: locktest.NewProcesses(t)}
+	w := &world{t: t, b: locktest.NewBackend(t), ps: locktest.NewProcesses(t), j: locktest.NewJournal(t)}
 	w.m = locking.New(locking.Options{
 		Backend:        w.b,
 		Processes:      w.ps,
+		Journal:        w.j,
 		RequestTimeout: requestTimeout,
 		Observe: func(e locking.Event) {
 			w.mu.Lock()
@@ -156,6 +158,9 @@ func (w *world) empty() {
 		w.t.Errorf("tables are not empty: %+v", s)
 	}
 	w.b.CheckQuiet(nil)
+	if list := w.j.Entries(); len(list) != 0 {
+		w.t.Errorf("left in the journal: %+v", list)
+	}
 	if n := w.ps.Watched(); n != 0 {
 		w.t.Errorf("%d processes are still watched", n)
 	}
