@@ -49,8 +49,9 @@ var rooms = []room{
 	{place: "lab/internal/supervisor", ours: []string{"lab/internal/wire"}, theirs: []string{xsys}},
 	{place: "lab/internal/wire"},
 
-	// Programs: flags and exit codes, no logic.
-	{place: "cmd/vmlockd", ours: []string{"internal/daemon", "internal/cli", "internal/config", "internal/logs"}, theirs: []string{cobra}},
+	// Programs: flags and exit codes, no logic. vmlockd is also the program of the
+	// holder process, which must not get as far as anything else.
+	{place: "cmd/vmlockd", ours: []string{"internal/daemon", "internal/cli", "internal/config", "internal/holder", "internal/logs"}, theirs: []string{cobra}},
 	{place: "cmd/vmlockctl", ours: []string{"internal/cli"}, theirs: []string{cobra}},
 
 	// The one place that knows all parts.
@@ -89,7 +90,9 @@ var rooms = []room{
 	{place: "internal/failpoint", theirs: []string{xsys}},
 	{place: "dlm/dlmtest/...", ours: []string{"dlm", "dlm/internal/abi", "dlm/dlmtest/..."}, forTests: true},
 	{place: "dlm", ours: []string{"dlm/internal/abi"}, theirs: []string{xsys}},
-	{place: "dlm/controld", theirs: []string{xsys}},
+	{place: "dlm/controld/controldtest", ours: []string{"dlm/controld", "dlm/controld/internal/wire"}, theirs: []string{xsys}, forTests: true},
+	{place: "dlm/controld", ours: []string{"dlm/controld/internal/wire"}, theirs: []string{xsys}},
+	{place: "dlm/controld/internal/wire"},
 	{place: "dlm/internal/abi"},
 	{place: "corosync/corosynctest", ours: []string{"corosync"}, forTests: true},
 	{place: "corosync", theirs: []string{purego, xsys}},
