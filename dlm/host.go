@@ -136,7 +136,7 @@ func openNumber(path string, number uint64, flags int) (Device, error) {
 
 // openPrivate opens the device by a node that exists only for that.
 func (h host) openPrivate(name string, number uint64, flags int) (Device, error) {
-	var errs []error
+	errs := []error{fmt.Errorf("no node of %s can be made", name)}
 	for _, dir := range h.nodes {
 		d, err := func() (Device, error) {
 			tmp, err := os.MkdirTemp(dir, ".vmlockd-")
@@ -167,10 +167,10 @@ type hostDevice struct{ f *os.File }
 func (d *hostDevice) Write(request []byte) (n int, err error) {
 	raw, err := d.f.SyscallConn()
 	if err != nil {
-		return 0, closedOr(err)
+		return 0, os.ErrClosed
 	}
-	if cerr := raw.Control(func(fd uintptr) { n, err = unix.Write(int(fd), request) }); cerr != nil {
-		return 0, closedOr(cerr)
+	if raw.Control(func(fd uintptr) { n, err = unix.Write(int(fd), request) }) != nil {
+		return 0, os.ErrClosed // the only reason; the error itself is a hidden one of package internal/poll
 	}
 	if err != nil {
 		return 0, err

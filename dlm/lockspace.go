@@ -75,6 +75,9 @@ func start(k Kernel, name string, dev Device, opts Options) *Lockspace {
 func (ls *Lockspace) Name() string { return ls.name }
 
 func (ls *Lockspace) fault(op, resource string, err error) error {
+	if err == os.ErrClosed { // what a device says that is being closed
+		err = ErrClosed
+	}
 	return fault(op, ls.name, resource, err)
 }
 

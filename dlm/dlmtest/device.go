@@ -30,6 +30,9 @@ func (p *Process) Kill() {
 	}
 }
 
+// Node is the node the process runs on.
+func (p *Process) Node() *Node { return p.node }
+
 // Control opens the control device.
 func (p *Process) Control() (dlm.Device, error) {
 	p.node.c.mu.Lock()
@@ -209,7 +212,7 @@ func (d *proc) Write(buf []byte) (int, error) {
 	if errno != 0 {
 		return 0, errno
 	}
-	op := Op{Lockspace: d.m.s.name, Name: req.Name, Mode: dlm.Mode(req.Lock.Mode)}
+	op := Op{Lockspace: d.m.s.name, Name: req.Name, Mode: dlm.Mode(req.Lock.Mode), Flags: req.Lock.Flags}
 	var do func(Fault) (int, error)
 	gate := d.m
 	switch {

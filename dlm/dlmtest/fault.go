@@ -12,6 +12,7 @@ type Op struct {
 	Lockspace string
 	Name      string   // the resource's name, where the operation has one
 	Mode      dlm.Mode // of lock, convert and adopt
+	Flags     uint32   // the kernel's flags of the request (DLM_LKF_*), of operations on locks
 }
 
 // Fault is what is to happen to a write. The zero Fault is nothing.
