@@ -33,13 +33,28 @@ Without a configuration file it locks files for the virtual machines of this
 host (backend "local"). With backend = "cluster" it holds its locks in the
 kernel's distributed lock manager, for all hosts of a corosync cluster.
 
+Locks outlive the daemon: when it is stopped, killed or restarted they stay
+held, and the next start takes them back. SIGUSR1 or SIGHUP executes the
+program again in place, with all connections kept; that is how to upgrade it.
+
 Exit status: 0 after SIGTERM or SIGINT, 1 if it could not start or go on,
 2 if the command line or the configuration is wrong.`
 
 type flags struct {
 	config      string
+	named       bool // the configuration file was named on the command line
 	checkConfig bool
 	verbose     bool
+	takeOver    int // version of a state that is to be taken over; 0 if none
+}
+
+// load reads the configuration and applies what the command line adds.
+func (f flags) load() (config.Config, error) {
+	c, err := config.Load(f.config, !f.named)
+	if err == nil && f.verbose {
+		c.Log.Level = "debug"
+	}
+	return c, err
 }
 
 func main() {
@@ -54,13 +69,18 @@ func main() {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Run: func(cmd *cobra.Command, _ []string) {
-			status = run(f, cmd.Flags().Changed("config"))
+			f.named = cmd.Flags().Changed("config")
+			status = run(f)
 		},
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 	}
 	cmd.Flags().StringVarP(&f.config, "config", "f", config.DefaultPath, "configuration `file`; the default one may be absent")
 	cmd.Flags().BoolVar(&f.checkConfig, "check-config", false, "check the configuration, say what is wrong with it, and exit")
 	cmd.Flags().BoolVarP(&f.verbose, "verbose", "v", false, "log more, as with level = \"debug\"")
+	cmd.Flags().IntVar(&f.takeOver, daemon.TakeOverFlag, 0, "")
+	if err := cmd.Flags().MarkHidden(daemon.TakeOverFlag); err != nil {
+		panic(err)
+	}
 	cmd.Flags().BoolP("version", "V", false, "print the version and exit")
 	if err := cmd.Execute(); err != nil {
 		fmt.Fprintf(os.Stderr, "vmlockd: %v\nTry 'vmlockd --help'.\n", err)
@@ -69,29 +89,38 @@ func main() {
 	os.Exit(status)
 }
 
-func run(f flags, named bool) int {
-	c, err := config.Load(f.config, !named)
+func run(f flags) int {
+	c, err := f.load()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return exitUsage
 	}
-	if f.checkConfig {
+	switch {
+	case f.checkConfig:
 		fmt.Printf("%s: no mistakes found\n", f.config)
 		return 0
-	}
-	if f.verbose {
-		c.Log.Level = "debug"
+	case f.takeOver != 0:
+		if f.takeOver != daemon.StateVersion {
+			fmt.Fprintf(os.Stderr, "vmlockd %s cannot go on from a state of version %d: stop the running one and start this one; locks stay held meanwhile\n", version, f.takeOver)
+			return exitFailed
+		}
+		return 0
 	}
 	log, err := logs.New(c.Log.Level, c.Log.Format, os.Stderr)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "vmlockd:", err)
 		return exitUsage
 	}
+	program, err := daemon.ThisProgram(f.load)
+	if err != nil {
+		log.Error("vmlockd could not start", "reason", err)
+		return exitFailed
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	// The second signal ends the process at once.
 	context.AfterFunc(ctx, stop)
-	if err := daemon.Run(ctx, c, log); err != nil {
+	if err := daemon.Run(ctx, program, c, log); err != nil {
 		log.Error("vmlockd could not go on", "reason", err)
 		return exitFailed
 	}

@@ -28,6 +28,7 @@ const (
 type Config struct {
 	Backend        string   `toml:"backend"`         // BackendLocal or BackendCluster
 	Socket         string   `toml:"socket"`          // absolute path of the socket that libvirt connects to
+	RunDir         string   `toml:"run_dir"`         // absolute path of the directory for what must survive the daemon, on a tmpfs
 	RequestTimeout Duration `toml:"request_timeout"` // 100 ms to 5 min: longest time until a request is answered
 	MaxClients     int      `toml:"max_clients"`     // 1 to 1,000,000 open connections
 	Cluster        Cluster  `toml:"cluster"`
@@ -66,7 +67,8 @@ func (d Duration) String() string { return time.Duration(d).String() }
 func Default() Config {
 	return Config{
 		Backend:        BackendLocal,
-		Socket:         defaultSocket(os.Geteuid(), os.Getenv),
+		Socket:         filepath.Join(runtimeDir(os.Geteuid(), os.Getenv), "libvirt", "virtlockd-sock"),
+		RunDir:         filepath.Join(runtimeDir(os.Geteuid(), os.Getenv), "vmlockd"),
 		RequestTimeout: Duration(10 * time.Second),
 		MaxClients:     4096,
 		Cluster:        Cluster{Lockspace: "vmlockd"},
@@ -74,15 +76,14 @@ func Default() Config {
 	}
 }
 
-func defaultSocket(uid int, getenv func(string) string) string {
+func runtimeDir(uid int, getenv func(string) string) string {
 	if uid == 0 {
-		return "/run/libvirt/virtlockd-sock"
+		return "/run"
 	}
-	run := getenv("XDG_RUNTIME_DIR")
-	if run == "" {
-		run = filepath.Join(getenv("HOME"), ".cache")
+	if run := getenv("XDG_RUNTIME_DIR"); run != "" {
+		return run
 	}
-	return filepath.Join(run, "libvirt", "virtlockd-sock")
+	return filepath.Join(getenv("HOME"), ".cache")
 }
 
 // Load reads path. With optional, a file that does not exist is an empty one.
@@ -140,6 +141,9 @@ func (c *Config) problems() (list []problem) {
 		add("socket", "the path is %d bytes long: unix(7) allows %d, choose a shorter one", len(c.Socket), maxSocketPath)
 	case strings.ContainsRune(c.Socket, 0):
 		add("socket", "the path contains a NUL byte: remove it")
+	}
+	if !filepath.IsAbs(c.RunDir) || strings.ContainsRune(c.RunDir, 0) {
+		add("run_dir", "%q is not an absolute path: begin it with /", c.RunDir)
 	}
 	if d := time.Duration(c.RequestTimeout); d < minTimeout || d > maxTimeout {
 		add("request_timeout", "%v is out of range: use %v to %v", d, minTimeout, maxTimeout)

@@ -27,6 +27,7 @@ func TestMistakes(t *testing.T) {
 		{"no clients", "max_clients = 0\n", []string{"f.toml:1: max_clients: 0 is out of range"}},
 		{"relative socket", "socket = \"sock\"\n", []string{"f.toml:1: socket", "absolute path"}},
 		{"long socket", "socket = \"/" + strings.Repeat("x", 107) + "\"\n", []string{"f.toml:1: socket", "unix(7)"}},
+		{"run_dir", "run_dir = \"run\"\n", []string{"f.toml:1: run_dir", "absolute path"}},
 		{"lockspace", "[cluster]\nlockspace = \"a b\"\n", []string{"f.toml:2: cluster.lockspace"}},
 		{"level", "[log]\nlevel = \"loud\"\n", []string{"f.toml:2: log.level"}},
 		{"syntax", "backend = \n", []string{"f.toml:1"}},
@@ -56,6 +57,7 @@ func TestEverythingSet(t *testing.T) {
 	c, err := Parse("f.toml", []byte(`
 backend = "cluster"
 socket = "/run/x"
+run_dir = "/run/y"
 request_timeout = "3s"
 max_clients = 1024
 [cluster]
@@ -67,7 +69,7 @@ format = "json"
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := Config{Backend: BackendCluster, Socket: "/run/x", RequestTimeout: Duration(3 * time.Second), MaxClients: 1024,
+	want := Config{Backend: BackendCluster, Socket: "/run/x", RunDir: "/run/y", RequestTimeout: Duration(3 * time.Second), MaxClients: 1024,
 		Cluster: Cluster{Lockspace: "vms"}, Log: Log{Level: "debug", Format: "json"}}
 	if c != want {
 		t.Fatalf("got %+v\nwant %+v", c, want)
@@ -88,16 +90,17 @@ func TestFileMayBeAbsentUnlessNamed(t *testing.T) {
 	}
 }
 
-func TestDefaultSocket(t *testing.T) {
+func TestRuntimeDir(t *testing.T) {
 	env := map[string]string{"HOME": "/home/a"}
-	if s := defaultSocket(0, nil); s != "/run/libvirt/virtlockd-sock" {
+	get := func(k string) string { return env[k] }
+	if s := runtimeDir(0, get); s != "/run" {
 		t.Error(s)
 	}
-	if s := defaultSocket(1000, func(k string) string { return env[k] }); s != "/home/a/.cache/libvirt/virtlockd-sock" {
+	if s := runtimeDir(1000, get); s != "/home/a/.cache" {
 		t.Error(s)
 	}
 	env["XDG_RUNTIME_DIR"] = "/run/user/1000"
-	if s := defaultSocket(1000, func(k string) string { return env[k] }); s != "/run/user/1000/libvirt/virtlockd-sock" {
+	if s := runtimeDir(1000, get); s != "/run/user/1000" {
 		t.Error(s)
 	}
 }

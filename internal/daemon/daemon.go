@@ -4,122 +4,130 @@ package daemon
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
+	"os/exec"
+	"os/signal"
 	"path/filepath"
-	"sync"
+	"strconv"
 	"time"
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
 
-	"github.com/vmlockd/vmlockd/internal/backend/cluster"
-	"github.com/vmlockd/vmlockd/internal/backend/local"
 	"github.com/vmlockd/vmlockd/internal/config"
-	"github.com/vmlockd/vmlockd/internal/locking"
-	"github.com/vmlockd/vmlockd/internal/lockprogram"
-	"github.com/vmlockd/vmlockd/internal/owner"
-	"github.com/vmlockd/vmlockd/internal/rpc"
 )
 
-// shutdownTimeout bounds how long calls under way may take once the daemon has
-// been told to stop; the kernel may hold one for as long as it likes.
-const shutdownTimeout = 5 * time.Second
+// checkTimeout bounds how long a new program may take to say that it would start.
+const checkTimeout = 10 * time.Second
 
-// backend is what both backends offer beyond locking.
-type backend interface {
-	locking.Backend
-	// Close lets go of the backend; it returns when ctx ends at the latest.
-	Close(ctx context.Context) error
+// TakeOverFlag is the option by which a new program is asked whether it would
+// start with this configuration and go on from a state of that version.
+const TakeOverFlag = "can-take-over"
+
+// Program is how this process was started, for a restart in place.
+type Program struct {
+	Path string   // of the executable file, where an upgrade puts the new one
+	Args []string // os.Args
+	// Config reads the configuration again.
+	Config func() (config.Config, error)
 }
 
-type localBackend struct{ *local.Backend }
+// ThisProgram finds out how this process was started.
+func ThisProgram(read func() (config.Config, error)) (Program, error) {
+	path, err := exec.LookPath(os.Args[0])
+	if err == nil {
+		path, err = filepath.Abs(path)
+	}
+	if err != nil {
+		return Program{}, fmt.Errorf("find the program's own file: %w", err)
+	}
+	return Program{Path: path, Args: os.Args, Config: read}, nil
+}
 
-func (localBackend) Close(context.Context) error { return nil }
-
-func newBackend(c config.Config, log *slog.Logger) (backend, error) {
-	if c.Backend == config.BackendCluster {
-		b, err := cluster.New(cluster.Options{Lockspace: c.Cluster.Lockspace, Log: log})
+// Run serves until ctx ends. A signal of RestartSignals makes it execute its program
+// again in the same process, with all connections and locks; if the new program
+// would not start, or cannot be executed, it goes on itself. An error means
+// that it could not start, or could not go on.
+func Run(ctx context.Context, p Program, c config.Config, log *slog.Logger) error {
+	restart := make(chan os.Signal, 1)
+	signal.Notify(restart, RestartSignals...)
+	defer signal.Stop(restart)
+	from, err := inherit()
+	if err != nil {
+		return err
+	}
+	for {
+		i, err := start(c, log, from)
 		if err != nil {
-			return nil, fmt.Errorf("backend \"cluster\" cannot be used on this host: %w", err)
+			return err
 		}
-		return b, nil
+		log.Info("vmlockd is ready", "backend", c.Backend, "socket", c.Socket, "pid", os.Getpid(), "restarted", from != nil)
+		notify(log, sd.SdNotifyReady)
+		again, err := i.serveUntil(ctx, p, restart)
+		if !again {
+			notify(log, sd.SdNotifyStopping)
+			i.stop()
+			log.Info("vmlockd has stopped")
+			return err
+		}
+		notify(log, "RELOADING=1\nMONOTONIC_USEC="+strconv.FormatInt(monotonic().Microseconds(), 10))
+		if from, err = i.handOver(); err != nil {
+			return fmt.Errorf("hand over to a new program: %w", err)
+		}
+		err = from.execute(p.Path, p.Args)
+		signal.Notify(restart, RestartSignals...)
+		log.Error("the new program could not be executed, going on with this one", "reason", err)
 	}
-	return localBackend{local.New()}, nil
 }
 
-// Run serves until ctx ends. An error means that it could not start, or could
-// not go on.
-func Run(ctx context.Context, c config.Config, log *slog.Logger) error {
-	b, err := newBackend(c, log)
-	if err != nil {
+// serveUntil serves until the program is to end, or another one takes over.
+func (i *instance) serveUntil(ctx context.Context, p Program, restart <-chan os.Signal) (again bool, err error) {
+	for {
+		again, err = i.serve(ctx, restart)
+		if !again {
+			return again, err
+		}
+		if err := p.check(ctx); err != nil {
+			i.log.Error("restart refused: the program would not start, this one goes on", "reason", err)
+			continue
+		}
+		if n := i.backend.Unsettled(); n > 0 {
+			i.log.Error("restart refused: the kernel has not answered all requests, and until it does this process cannot be replaced; try again later", "requests", n)
+			continue
+		}
+		return true, nil
+	}
+}
+
+// check asks the program whether it would start.
+func (p Program) check(ctx context.Context) error {
+	if _, err := p.Config(); err != nil {
 		return err
 	}
-	defer closeWithin(log, "the backend", b.Close)
-	l, err := listen(c.Socket)
-	if err != nil {
-		return err
-	}
-	locks := locking.New(locking.Options{
-		Backend:        b,
-		Processes:      owner.Processes{},
-		Observe:        logEvents(log),
-		RequestTimeout: time.Duration(c.RequestTimeout),
-		AnyLockspace:   c.Backend == config.BackendCluster,
-	})
-	defer closeWithin(log, "the lock table", locks.Close)
-	server := rpc.NewServer(rpc.Options{
-		Programs:   []rpc.Program{lockprogram.New(locks)},
-		MaxClients: c.MaxClients,
-		Log:        log,
-	})
-	serveCtx, stop := context.WithCancel(ctx)
-	defer stop()
-	var serving sync.WaitGroup
-	var serveErr error
-	serving.Go(func() {
-		defer stop()
-		serveErr = server.Serve(serveCtx, l)
-	})
-	log.Info("vmlockd is ready", "backend", c.Backend, "socket", c.Socket, "pid", os.Getpid())
-	notify(log, sd.SdNotifyReady)
-	<-serveCtx.Done()
-	notify(log, sd.SdNotifyStopping)
-	if held := len(locks.Holders()); held > 0 {
-		log.Warn("stopping while locks are held: this version gives them up", "locks", held)
-	}
-	closeWithin(log, "the connections", server.Shutdown)
-	serving.Wait()
-	if errors.Is(serveErr, rpc.ErrServerClosed) {
-		serveErr = nil
-	}
-	if serveErr != nil {
-		return fmt.Errorf("serve %s: %w", c.Socket, serveErr)
-	}
-	log.Info("vmlockd has stopped")
-	return nil
-}
-
-func listen(path string) (*net.UnixListener, error) {
-	// libvirt's directory is made by whichever of its daemons starts first.
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, fmt.Errorf("make the directory of the socket: %w", err)
-	}
-	return rpc.Listen(path)
-}
-
-func closeWithin(log *slog.Logger, what string, f func(context.Context) error) {
-	ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	if err := f(ctx); err != nil {
-		log.Warn("could not close "+what+" cleanly", "reason", err)
+	args := append(append([]string{}, p.Args[1:]...), "--"+TakeOverFlag, strconv.Itoa(StateVersion))
+	cmd := exec.CommandContext(ctx, p.Path, args...)
+	cmd.WaitDelay = time.Second
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s --%s: %w: %s", p.Path, TakeOverFlag, err, out)
 	}
+	return nil
 }
 
 func notify(log *slog.Logger, state string) {
 	if _, err := sd.SdNotify(false, state); err != nil {
 		log.Warn("systemd could not be notified", "reason", err)
 	}
+}
+
+// monotonic is the clock that systemd compares reloads by (sd_notify(3)).
+func monotonic() time.Duration {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &t); err != nil {
+		return 0
+	}
+	return time.Duration(t.Nano())
 }

@@ -57,6 +57,12 @@ func describe(k locking.EventKind) (slog.Level, string) {
 		return slog.LevelError, "owner could not be ended: it keeps its locks"
 	case locking.OwnerUnverified:
 		return slog.LevelWarn, "owner registered with a pid that no process has: only a release ends its locks"
+	case locking.TakenBack:
+		return slog.LevelInfo, "lock taken back after a restart"
+	case locking.ReleasedUntold:
+		return slog.LevelInfo, "lock released that was being taken or given back when the daemon ended"
+	case locking.Lost:
+		return slog.LevelError, "lock could not be taken back after a restart: end this virtual machine; nobody gets the disk before"
 	}
 	return slog.LevelError, "unknown event"
 }

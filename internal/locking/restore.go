@@ -31,10 +31,6 @@ type Restorer interface {
 	// Unsettled is how many requests were given up, by the context of a Lock or an
 	// Unlock, whose outcome is not certain yet.
 	Unsettled() int
-	// DropOthers releases what earlier processes of this host held and Restore
-	// was not asked for, and returns how many locks that were, or -1 if the
-	// backend cannot tell.
-	DropOthers(ctx context.Context) (int, error)
 }
 
 // errLost is why a resource cannot be had after a lock of it could not be taken

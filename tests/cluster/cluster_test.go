@@ -33,6 +33,10 @@ func TestLibvirt(t *testing.T) {
 		{"Snapshot", snapshot},
 		{"SaveAndRestore", saveAndRestore},
 		{"SecondDiskRefused", secondDiskRefused},
+		{"DaemonKilled", daemonKilled},
+		{"OwnerEndsWhileDaemonIsDown", ownerEndsMeanwhile},
+		{"StoppedAndStarted", stoppedAndStarted},
+		{"UpgradeDuringMigration", upgradeDuringMigration},
 		{"PowerCut", powerCut}, // last: it leaves a node without power
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, s) })

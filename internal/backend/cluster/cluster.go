@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/vmlockd/vmlockd/dlm"
+	"github.com/vmlockd/vmlockd/dlm/controld"
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
@@ -30,20 +31,24 @@ import (
 const joinPatience = 3 * time.Second
 
 // joinRetry is the pause after a failed attempt to join.
-const joinRetry = 2 * time.Second
+const joinRetry = 500 * time.Millisecond
 
 // Options say where locks are held. Lockspace must be set.
 type Options struct {
 	Lockspace string     // the DLM lockspace, the same on all hosts
 	Kernel    dlm.Kernel // nil means this host's
-	Log       *slog.Logger
+	// Controld asks dlm_controld; nil means this host's, unless Kernel is set: a
+	// simulated kernel has no dlm_controld.
+	Controld *controld.Client
+	Log      *slog.Logger
 }
 
 // Backend holds locks in one DLM lockspace.
 type Backend struct {
-	kernel dlm.Kernel
-	name   string
-	log    *slog.Logger
+	kernel   dlm.Kernel
+	controld *controld.Client // nil with a simulated kernel
+	name     string
+	log      *slog.Logger
 
 	cancel context.CancelFunc // ends join
 	joined chan struct{}      // closed when join has ended
@@ -60,8 +65,12 @@ var errJoining = errors.New("this host is still joining the DLM lockspace; does 
 // provide: the DLM module, a running dlm_controld, or the privilege.
 func New(o Options) (*Backend, error) {
 	b := &Backend{kernel: o.Kernel, name: o.Lockspace, log: o.Log, joined: make(chan struct{}), why: errJoining}
+	b.controld = o.Controld
 	if b.kernel == nil {
 		b.kernel = dlm.Host()
+		if b.controld == nil {
+			b.controld = controld.Host()
+		}
 	}
 	if b.log == nil {
 		b.log = slog.New(slog.DiscardHandler)
@@ -97,7 +106,7 @@ func New(o Options) (*Backend, error) {
 // first try goes to fatal and ends it.
 func (b *Backend) join(ctx context.Context, fatal chan<- error) {
 	for first := true; ; first = false {
-		space, err := dlm.Create(ctx, b.kernel, b.name, dlm.Options{})
+		space, err := b.tryJoin(ctx)
 		if err == nil {
 			b.mu.Lock()
 			b.space, b.why = space, nil
@@ -112,16 +121,60 @@ func (b *Backend) join(ctx context.Context, fatal chan<- error) {
 			fatal <- err
 			return
 		}
-		b.mu.Lock()
-		b.why = err
-		b.mu.Unlock()
-		b.log.Warn("could not join the DLM lockspace, trying again", "dlm", b.name, "reason", err)
+		if b.setWhy(err) {
+			b.log.Warn("could not join the DLM lockspace yet, trying again", "dlm", b.name, "reason", err)
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-time.After(joinRetry):
 		}
 	}
+}
+
+// setWhy says why this host has not joined, and reports whether that is news.
+func (b *Backend) setWhy(err error) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	news := b.why.Error() != err.Error()
+	b.why = err
+	return news
+}
+
+// tryJoin opens the lockspace if this host is a member already, as after a
+// restart of the daemon, which needs nobody's consent. Otherwise it joins, but
+// only once the cluster has quorum and its membership is settled: dlm_controld
+// (4.2) never completes the join of a node that began it alone, before it met
+// the others.
+func (b *Backend) tryJoin(ctx context.Context) (*dlm.Lockspace, error) {
+	space, err := dlm.Open(ctx, b.kernel, b.name, dlm.Options{})
+	if err == nil || !errors.Is(err, dlm.ErrNoLockspace) {
+		return space, err
+	}
+	if b.controld != nil {
+		if err := b.ready(ctx); err != nil {
+			return nil, err
+		}
+	}
+	b.setWhy(errJoining)
+	return dlm.Create(ctx, b.kernel, b.name, dlm.Options{})
+}
+
+func (b *Backend) ready(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, joinPatience)
+	defer cancel()
+	st, err := b.controld.Status(ctx)
+	switch {
+	case errors.Is(err, controld.ErrNotRunning):
+		return dlm.ErrNoDaemon
+	case err != nil:
+		return err
+	case !st.Quorate:
+		return errors.New("the cluster has no quorum, so this host cannot join the DLM lockspace; see corosync-quorumtool -s")
+	case st.DaemonRing != st.ClusterRing || st.FencingUnknown:
+		return errors.New("the cluster's membership is changing, this host joins the DLM lockspace when that is over")
+	}
+	return nil
 }
 
 func missingPart(err error) bool {
@@ -139,26 +192,30 @@ func (b *Backend) lockspace() (*dlm.Lockspace, error) {
 	return b.space, b.why
 }
 
-// Close leaves the lockspace if this host has no lock in it, so that the
-// cluster's software can be stopped, and otherwise only closes it.
-func (b *Backend) Close(ctx context.Context) error {
+// Close closes the lockspace. Locks stay held by this host. With leave, which
+// says that this host holds none, it leaves the lockspace too, so that the
+// cluster's software can be stopped.
+func (b *Backend) Close(ctx context.Context, leave bool) error {
 	b.cancel()
 	select {
 	case <-b.joined:
 	case <-ctx.Done():
 		return fmt.Errorf("the kernel has not answered the request to join the DLM lockspace: %w", ctx.Err())
 	}
-	space, _ := b.lockspace()
+	b.mu.Lock()
+	space := b.space
+	b.space, b.why = nil, errors.New("the lock daemon is stopping")
+	b.mu.Unlock()
 	if space == nil {
 		return nil
 	}
-	b.mu.Lock()
-	b.space, b.why = nil, errors.New("the lock daemon is stopping")
-	b.mu.Unlock()
+	if !leave || space.Stats().Unsettled > 0 {
+		return space.Close(ctx)
+	}
 	err := space.Leave(ctx, false)
 	if errors.Is(err, dlm.ErrLockspaceUse) {
-		b.log.Info("the DLM lockspace stays, there are locks in it", "dlm", b.name)
-		return space.Close(ctx)
+		// This node keeps books about locks of others. With force they move there.
+		err = dlm.Remove(ctx, b.kernel, b.name, true)
 	}
 	return err
 }

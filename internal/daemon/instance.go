@@ -1,0 +1,238 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/vmlockd/vmlockd/internal/backend/cluster"
+	"github.com/vmlockd/vmlockd/internal/backend/local"
+	"github.com/vmlockd/vmlockd/internal/config"
+	"github.com/vmlockd/vmlockd/internal/journal"
+	"github.com/vmlockd/vmlockd/internal/locking"
+	"github.com/vmlockd/vmlockd/internal/lockprogram"
+	"github.com/vmlockd/vmlockd/internal/owner"
+	"github.com/vmlockd/vmlockd/internal/rpc"
+)
+
+// stopTimeout bounds each step of stopping; the kernel may hold a request for as
+// long as it likes.
+const stopTimeout = 5 * time.Second
+
+// restoreTimeout bounds how long locks are taken back. Adoption waits for nobody
+// in the cluster, so this is about a kernel that does not answer at all.
+const restoreTimeout = time.Minute
+
+// backend is what both backends offer beyond locking.
+type backend interface {
+	locking.Backend
+	locking.Restorer
+	// Close lets go of the backend; it returns when ctx ends at the latest. Locks
+	// stay held. With leave this host holds none, and means to take no more.
+	Close(ctx context.Context, leave bool) error
+}
+
+// instance is all parts of one daemon, from start to stop or handover.
+type instance struct {
+	log      *slog.Logger
+	cfg      config.Config
+	backend  backend
+	journal  *journal.Journal
+	locks    *locking.Manager
+	server   *rpc.Server
+	listener *net.UnixListener
+	serving  sync.WaitGroup
+	failed   chan error // what made serving end by itself
+}
+
+// start brings up everything, with the connections of an earlier instance if
+// there was one. When it returns requests are served.
+func start(c config.Config, log *slog.Logger, from *state) (i *instance, err error) {
+	i = &instance{log: log, cfg: c, failed: make(chan error, 1)}
+	defer func() {
+		if err != nil {
+			i.abandon()
+		}
+	}()
+	if err := os.MkdirAll(c.RunDir, 0o700); err != nil {
+		return i, fmt.Errorf("make run_dir: %w", err)
+	}
+	if i.backend, err = newBackend(c, log, i.holders); err != nil {
+		return i, err
+	}
+	entries, lockspaces, err := i.openJournal()
+	if err != nil {
+		return i, err
+	}
+	i.locks = locking.New(locking.Options{
+		Backend:        i.backend,
+		Processes:      owner.Processes{},
+		Observe:        logEvents(log),
+		RequestTimeout: time.Duration(c.RequestTimeout),
+		AnyLockspace:   c.Backend == config.BackendCluster,
+		Journal:        i.journal,
+	})
+	i.takeBack(entries, lockspaces)
+	if i.listener, err = from.listen(c.Socket); err != nil {
+		return i, err
+	}
+	i.server = rpc.NewServer(rpc.Options{
+		Programs:   []rpc.Program{lockprogram.New(i.locks)},
+		MaxClients: c.MaxClients,
+		Log:        log,
+	})
+	if err := i.server.Adopt(from.connections()); err != nil {
+		log.Warn("not every connection could be kept across the restart", "reason", err)
+	}
+	i.serving.Go(func() { i.failed <- i.server.Serve(context.Background(), i.listener) })
+	return i, nil
+}
+
+func newBackend(c config.Config, log *slog.Logger, holders func() []locking.Holder) (backend, error) {
+	if c.Backend == config.BackendCluster {
+		b, err := cluster.New(cluster.Options{Lockspace: c.Cluster.Lockspace, Log: log})
+		if err != nil {
+			return nil, fmt.Errorf("backend \"cluster\" cannot be used on this host: %w", err)
+		}
+		return b, nil
+	}
+	return localBackend{local.New()}, nil
+}
+
+type localBackend struct{ *local.Backend }
+
+func (localBackend) Close(context.Context, bool) error { return nil }
+func (localBackend) Unsettled() int                    { return 0 }
+func (localBackend) Restore(_ context.Context, held []locking.Held) []locking.Restored {
+	list := make([]locking.Restored, len(held))
+	for i := range list {
+		list[i].Err = locking.ErrNotHeld
+	}
+	return list
+}
+
+// holders is for parts that are made before the lock table.
+func (i *instance) holders() []locking.Holder {
+	if i.locks == nil {
+		return nil
+	}
+	return i.locks.Holders()
+}
+
+// openJournal opens the journal of this backend: what another one holds cannot
+// be taken back by this one.
+func (i *instance) openJournal() ([]locking.Entry, []string, error) {
+	boot, err := journal.BootID()
+	if err != nil {
+		return nil, nil, err
+	}
+	name := i.cfg.Backend
+	if name == config.BackendCluster {
+		name += "-" + i.cfg.Cluster.Lockspace
+	}
+	dir := filepath.Join(i.cfg.RunDir, "journal-"+name)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, nil, err
+	}
+	j, content, err := journal.Open(dir, boot)
+	if err != nil {
+		return nil, nil, err
+	}
+	i.journal = j
+	if d := content.Damage; d != nil {
+		i.log.Error("the journal was damaged; what it may have said stays locked until the virtual machine that has it ends, or until this host is rebooted", "damage", d)
+	}
+	return content.Entries, content.Lockspaces, nil
+}
+
+func (i *instance) takeBack(entries []locking.Entry, lockspaces []string) {
+	begin := time.Now()
+	ctx, cancel := context.WithTimeout(context.Background(), restoreTimeout)
+	defer cancel()
+	i.locks.Restore(ctx, i.backend, entries, lockspaces)
+	if len(entries) > 0 {
+		i.log.Info("locks from before the restart were taken back", "entries", len(entries), "took", time.Since(begin))
+	}
+}
+
+// abandon undoes a start that failed. It releases nothing.
+func (i *instance) abandon() {
+	if i.listener != nil {
+		i.listener.Close()
+	}
+	i.close(false)
+}
+
+// stop ends the instance for good. Locks that are held stay held.
+func (i *instance) stop() {
+	i.within("the connections", i.server.Shutdown)
+	i.serving.Wait()
+	held := i.locks.Holders()
+	if len(held) > 0 {
+		i.log.Warn("stopping while locks are held: they stay held, nobody else can use these disks, and vmlockd takes the locks back when it is started again", "locks", len(held))
+	}
+	i.close(len(held) == 0)
+}
+
+// close lets go of everything below the server.
+func (i *instance) close(leave bool) {
+	if i.locks != nil {
+		i.within("the lock table", i.locks.Close)
+	}
+	if i.backend != nil {
+		i.within("the backend", func(ctx context.Context) error { return i.backend.Close(ctx, leave) })
+	}
+	if i.journal != nil {
+		if err := i.journal.Close(); err != nil {
+			i.log.Warn("could not close the journal", "reason", err)
+		}
+	}
+}
+
+func (i *instance) within(what string, f func(context.Context) error) {
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	defer cancel()
+	if err := f(ctx); err != nil {
+		i.log.Warn("could not close "+what+" in time, going on without", "reason", err)
+	}
+}
+
+// handOver stops the instance between two calls of each connection, and returns
+// what the next one needs to go on with them. Locks stay held.
+func (i *instance) handOver() (*state, error) {
+	file, err := i.listener.File()
+	if err != nil {
+		return nil, err
+	}
+	i.listener.SetUnlinkOnClose(false)
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	defer cancel()
+	list, err := i.server.Handover(ctx)
+	if err != nil {
+		i.log.Warn("not every connection can be kept across the restart", "reason", err)
+	}
+	i.serving.Wait()
+	i.close(false)
+	return &state{Socket: i.cfg.Socket, listener: file, handovers: list}, nil
+}
+
+// serve returns when ctx ends or serving does.
+func (i *instance) serve(ctx context.Context, restart <-chan os.Signal) (again bool, err error) {
+	select {
+	case <-ctx.Done():
+		return false, nil
+	case <-restart:
+		return true, nil
+	case err := <-i.failed:
+		if errors.Is(err, rpc.ErrServerClosed) {
+			err = nil
+		}
+		return false, fmt.Errorf("serve %s: %w", i.cfg.Socket, err)
+	}
+}

@@ -1,0 +1,124 @@
+package cluster_test
+
+import (
+	"context"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vmlockd/vmlockd/lab"
+)
+
+// daemonKilled is about a daemon that is killed while its locks are in use.
+func daemonKilled(t *testing.T, s *suite) {
+	path := s.disk(t, "killed.img", lab.CountingGuest())
+	s.create(t, 1, vm("survivor", lab.Disk{Path: path}))
+	daemon := s.Node(1).Service(lab.ServiceLock)
+	if err := daemon.Kill(s.ctx); err != nil {
+		t.Fatal(err)
+	}
+	s.step(t, "vmlockd on node 1 is killed")
+	s.createRefused(t, 2, vm("thief", lab.Disk{Path: path}), path)
+	counts(t, s, "killed.img")
+	if err := daemon.Start(s.ctx); err != nil {
+		t.Fatal(err)
+	}
+	s.waitServing(t, 1)
+	s.createRefused(t, 2, vm("thief", lab.Disk{Path: path}), path)
+	s.createRefused(t, 1, vm("thief", lab.Disk{Path: path}), path)
+	s.state(t, 1, "survivor", "running")
+	s.destroy(t, 1, "survivor")
+	ctx, cancel := context.WithTimeout(s.ctx, time.Minute)
+	defer cancel()
+	s.waitFree(t, ctx, 2, path)
+}
+
+// ownerEndsMeanwhile is about an owner that ends while no daemon runs.
+func ownerEndsMeanwhile(t *testing.T, s *suite) {
+	path := s.disk(t, "meanwhile.img", lab.IdleGuest())
+	s.create(t, 1, vm("mayfly", lab.Disk{Path: path}))
+	daemon := s.Node(1).Service(lab.ServiceLock)
+	if err := daemon.Kill(s.ctx); err != nil {
+		t.Fatal(err)
+	}
+	s.destroy(t, 1, "mayfly")
+	s.wantHeld(t, 2, path) // nobody is there to release it, and nobody else may
+	if err := daemon.Start(s.ctx); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, time.Minute)
+	defer cancel()
+	s.waitFree(t, ctx, 2, path)
+}
+
+// stoppedAndStarted is about a daemon that is stopped in order.
+func stoppedAndStarted(t *testing.T, s *suite) {
+	path := s.disk(t, "stopped.img", lab.IdleGuest())
+	s.create(t, 1, vm("patient", lab.Disk{Path: path}))
+	daemon := s.Node(1).Service(lab.ServiceLock)
+	if err := daemon.Stop(s.ctx); err != nil {
+		t.Fatal(err)
+	}
+	s.wantHeld(t, 2, path)
+	if err := daemon.Start(s.ctx); err != nil {
+		t.Fatal(err)
+	}
+	s.waitServing(t, 1)
+	s.wantHeld(t, 1, path)
+	log, err := s.Node(1).Log(s.ctx, lab.ServiceLock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(log), "stopping while locks are held") {
+		t.Error("the log does not say that locks stay held")
+	}
+}
+
+// upgradeDuringMigration executes the daemons again, on both sides, while a
+// virtual machine moves.
+func upgradeDuringMigration(t *testing.T, s *suite) {
+	path := s.disk(t, "upgrade.img", lab.CountingGuest())
+	s.create(t, 1, vm("traveller", lab.Disk{Path: path}))
+	ctx, stop := context.WithCancel(s.ctx)
+	done := make(chan int, 2)
+	for _, n := range []int{1, 2} {
+		go func() {
+			signals := 0
+			defer func() { done <- signals }()
+			for ctx.Err() == nil {
+				if s.Node(n).Service(lab.ServiceLock).Signal(ctx, syscall.SIGUSR1) == nil {
+					signals++
+				}
+				// The answer comes from the new program or from the old one; in either case some time has passed.
+				_, _ = s.Node(n).Exec(ctx, "probe", "try", "/nobody/has/this")
+			}
+		}()
+	}
+	s.must(t, "migrate from node 1 to 2", func() (lab.Result, error) { return s.Node(1).Migrate(s.ctx, "traveller", s.Node(2)) })
+	s.endsWithTest(t, 2, "traveller")
+	stop()
+	s.step(t, "%d and %d restarts in place meanwhile", <-done, <-done)
+	s.waitServing(t, 1)
+	s.waitServing(t, 2)
+	s.state(t, 2, "traveller", "running")
+	s.state(t, 1, "traveller", "")
+	counts(t, s, "upgrade.img")
+	s.createRefused(t, 1, vm("thief", lab.Disk{Path: path}), path)
+	s.destroy(t, 2, "traveller")
+	s.wantFree(t, 1, path)
+}
+
+// waitServing waits until a node's daemon answers.
+func (s *suite) waitServing(t *testing.T, node int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(s.ctx, time.Minute)
+	defer cancel()
+	err := lab.WaitFor(ctx, "vmlockd to answer", func(ctx context.Context) (bool, error) {
+		res, err := s.Node(node).Exec(ctx, "probe", "try", "/nobody/has/this")
+		return res.OK(), err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
