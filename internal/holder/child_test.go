@@ -1,0 +1,3 @@
+package holder
+
+func childMain() {}

@@ -1,0 +1,314 @@
+package holder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+var (
+	// ErrConnected is returned by Connect when another daemon uses the holder.
+	ErrConnected = errors.New("another vmlockd is connected to the holder of its descriptors")
+	// ErrFull is returned by Put when the holder is at its limit of open files.
+	ErrFull = errors.New("the process that holds descriptors is at its limit of open files (RLIMIT_NOFILE, LimitNOFILE= of the service)")
+	// ErrTake is returned by Connect when this process has not enough free
+	// descriptors for what the holder has.
+	ErrTake = errors.New("this process cannot open as many files as the holder has (RLIMIT_NOFILE, LimitNOFILE= of the service)")
+	// ErrClosed is returned after Close.
+	ErrClosed = errors.New("the connection to the holder was closed by this process")
+)
+
+// Options are for Connect.
+type Options struct {
+	// Socket is the path of the holder's socket, at most 107 bytes (unix(7)), in a
+	// directory where only this user can create files and that outlives the
+	// daemon: a holder whose socket was removed is never found again.
+	Socket string
+	// Log is told when the holder ends, and when it is there again. Nil: nobody is.
+	Log *slog.Logger
+}
+
+// Client is the daemon's side. Its methods may be called from many goroutines.
+type Client struct {
+	log     *slog.Logger
+	starter starter // used by Connect, then by run
+	taken   []taken
+
+	cancel  context.CancelFunc
+	running sync.WaitGroup
+
+	mu       sync.Mutex     // guards all below; held for a few microseconds at a time
+	link     *link          // nil while there is no holder
+	entries  map[int]*entry // everything the holder has or is to have, by descriptor
+	queue    []*entry       // to be sent
+	drops    []uint64       // to be sent
+	flying   []*entry       // sent and not acknowledged
+	inFlight bool           // a message was sent and is not acknowledged
+	quiet    int            // messages sent since the last one that is acknowledged
+	next     uint64         // the next id
+	seq      uint32
+	why      error // why there is no holder
+	closed   bool
+	unkept   int         // how many of entries the holder refused when they were put again
+	retry    *time.Timer // puts these once more
+
+	msg, oob []byte
+	fds      []int
+	request  changeRequest
+}
+
+type state uint8
+
+const (
+	queued state = iota
+	flying
+	kept
+	forgotten // by Drop, or because its Put gave up
+	refused   // by a holder that replaced the one that had it
+)
+
+// entry is one descriptor. It is the same open file as long as the entry is in
+// Client.entries.
+type entry struct {
+	fd    int
+	key   string
+	id    uint64 // of the last time it was sent
+	state state
+	done  chan error // nil if nobody waits; has room for one
+}
+
+type taken struct {
+	key string
+	fd  int
+}
+
+// Connect connects to the holder, which is started if none runs, and receives
+// everything that it has: see Taken. ErrConnected, ErrTake, the context's error,
+// or whatever system call failed.
+func Connect(ctx context.Context, o Options) (*Client, error) {
+	return connect(ctx, o, starter{socket: o.Socket})
+}
+
+func connect(ctx context.Context, o Options, st starter) (*Client, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	c := &Client{log: o.Log, starter: st, entries: map[int]*entry{}}
+	l, hello, err := c.starter.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	stop := l.until(ctx)
+	err = c.take(l, hello)
+	stop()
+	if err != nil {
+		for _, t := range c.taken {
+			_ = unix.Close(t.fd)
+		}
+		l.file.Close()
+		return nil, withContext(ctx, err)
+	}
+	c.link, c.next = l, hello.next
+	ctx, c.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	c.running.Go(func() { c.run(ctx, l) })
+	return c, nil
+}
+
+// take receives what the holder has, which keeps it.
+func (c *Client) take(l *link, hello helloReply) error {
+	return list(l, true, func(e listed, fd int) {
+		c.taken = append(c.taken, taken{e.key, fd})
+		c.entries[fd] = &entry{fd: fd, key: e.key, id: e.id, state: kept}
+	})
+}
+
+// list calls f with each of the holder's entries. fd is -1 without withFDs, and
+// f's to close otherwise.
+func list(l *link, withFDs bool, f func(e listed, fd int)) error {
+	var after uint64
+	for {
+		request := listRequest{after: after, withFDs: withFDs}.append(header{op: opList}.append(nil))
+		h, body, p, err := l.call(0, request, opList)
+		if err != nil {
+			return err
+		}
+		entries, err := decodeListReply(body, after)
+		switch {
+		case h.errno != 0:
+			err = statusError(h.errno)
+		case p.cut:
+			err = ErrTake
+		case err == nil && withFDs && len(p.fds) != len(entries) || !withFDs && len(p.fds) != 0:
+			err = errMalformed
+		}
+		if err != nil {
+			closeAll(p.fds)
+			return fmt.Errorf("list what the holder has: %w", err)
+		}
+		if len(entries) == 0 {
+			return nil
+		}
+		for i, e := range entries {
+			if withFDs {
+				f(e, p.fds[i])
+			} else {
+				f(e, -1)
+			}
+			after = e.id
+		}
+	}
+}
+
+// Taken gives the key and the descriptor of everything that the holder had when
+// this client connected, in the order in which it was put; a key can occur several
+// times. The descriptors are duplicates of the holder's (the same open file
+// descriptions, close-on-exec), and are held on until Drop.
+func (c *Client) Taken() iter.Seq2[string, int] {
+	return func(yield func(string, int) bool) {
+		for _, t := range c.taken {
+			if !yield(t.key, t.fd) {
+				return
+			}
+		}
+	}
+}
+
+// Put gives the holder a duplicate of fd, and returns nil if and only if the
+// holder has said that it has it. Until Drop(fd) the caller keeps fd open: it is
+// given to the next holder if this one ends. While there is no holder Put waits
+// for the next one.
+//
+// After an error fd may be closed; the holder has no duplicate, or closes the one
+// it has as soon as it can. So what must end at once, such as a lock, is ended
+// explicitly and not by closing. Errors: the context's, wrapped with the reason
+// why there is no holder; ErrFull; ErrClosed; unix.ETOOMANYREFS when another
+// process of this user has too many descriptors in flight (unix(7)); unix.EINVAL
+// for a key longer than MaxKey and unix.EEXIST for an fd that was put already.
+func (c *Client) Put(ctx context.Context, key string, fd int) error {
+	if len(key) > MaxKey {
+		return fmt.Errorf("a key of %d bytes: %w", len(key), unix.EINVAL)
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	done := make(chan error, 1)
+	e := &entry{fd: fd, key: key, done: done}
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return ErrClosed
+	}
+	if c.entries[fd] != nil {
+		c.mu.Unlock()
+		return fmt.Errorf("descriptor %d was put already: %w", fd, unix.EEXIST)
+	}
+	c.entries[fd] = e
+	c.queue = append(c.queue, e)
+	c.lockedPump()
+	c.mu.Unlock()
+
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	select {
+	case err := <-done:
+		return err
+	default:
+	}
+	c.lockedForget(e)
+	c.lockedPump()
+	if c.link == nil {
+		return fmt.Errorf("there is no process to hold descriptors (%w): %w", c.why, ctx.Err())
+	}
+	return fmt.Errorf("the process that holds descriptors (%d) has not answered: %w", c.link.pid, ctx.Err())
+}
+
+// Drop makes the holder close its duplicate of fd, a while later. It must be
+// called before fd is closed, and does not wait. What was not put is ignored.
+func (c *Client) Drop(fd int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e := c.entries[fd]; e != nil {
+		c.lockedForget(e)
+		c.lockedPump()
+	}
+}
+
+// lockedForget ends the use of e.fd by the client.
+func (c *Client) lockedForget(e *entry) {
+	delete(c.entries, e.fd)
+	switch e.state {
+	case queued:
+		if i := slices.Index(c.queue, e); i >= 0 { // not in the queue while there is no holder
+			c.queue = slices.Delete(c.queue, i, i+1)
+		}
+	case kept:
+		if c.link != nil { // the next holder is asked what it has, and drops what it should not
+			c.drops = append(c.drops, e.id)
+		}
+	case refused:
+		c.unkept--
+	}
+	e.state = forgotten
+}
+
+// Status is what the client knows of the holder.
+type Status struct {
+	PID    int // of the holder; 0 while there is none
+	Held   int // descriptors that it has acknowledged and not been told to drop
+	Unkept int // descriptors that it should have and does not, as it is new or at its limit
+}
+
+// Status may be called at any time.
+func (c *Client) Status() Status {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := Status{}
+	if c.link != nil {
+		s.PID = c.link.pid
+	}
+	for _, e := range c.entries {
+		switch {
+		case e.state == kept:
+			s.Held++
+		case e.done == nil: // has been held
+			s.Unkept++
+		}
+	}
+	return s
+}
+
+// Close ends the connection; Put calls under way fail with ErrClosed. The holder
+// keeps what it has, and this process its descriptors.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return nil
+	}
+	c.closed = true
+	if c.retry != nil {
+		c.retry.Stop()
+	}
+	c.lockedCut(ErrClosed)
+	for _, e := range c.entries {
+		if e.done != nil && e.state != kept {
+			c.lockedFail(e, ErrClosed)
+		}
+	}
+	c.mu.Unlock()
+	c.cancel()
+	c.running.Wait()
+	return nil
+}

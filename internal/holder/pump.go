@@ -1,0 +1,292 @@
+package holder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// firstPause and longestPause are between tries to get a holder.
+	firstPause   = 20 * time.Millisecond
+	longestPause = time.Second
+	// refusedPause is how long after a new holder refused a descriptor, for it is
+	// at its limit, the descriptor is put again.
+	refusedPause = time.Second
+	// maxQuiet bounds messages without an acknowledgement, of which few must fit
+	// into the socket while the holder is kept from running.
+	maxQuiet = 8
+)
+
+// lockedPump sends what waits, unless a message is under way already: what comes
+// meanwhile makes up the next one. So one caller waits for one round trip, and
+// many share its cost. A message that only drops needs no reply: the next one may
+// follow at once.
+func (c *Client) lockedPump() {
+	if c.inFlight {
+		return
+	}
+	limit := maxFDs
+	for c.link != nil && len(c.drops)+len(c.queue) > 0 {
+		batch := c.lockedBatch(limit)
+		err := send(c.link.fd, c.msg, c.oob)
+		switch {
+		case err == nil:
+			c.drops = slices.Delete(c.drops, 0, len(c.request.drops))
+			c.flying = append(c.flying[:0], batch...)
+			for _, e := range batch {
+				e.state = flying
+			}
+			n := copy(c.queue, c.queue[len(batch):])
+			clear(c.queue[n:])
+			c.queue = c.queue[:n]
+			if c.quiet > 0 {
+				continue
+			}
+			c.inFlight = true
+			return
+		case len(batch) == 0 || err != unix.EBADF && err != unix.ETOOMANYREFS && err != unix.EINVAL:
+			c.lockedCut(fmt.Errorf("send to it: %w", err))
+			return
+		case len(batch) > 1:
+			limit = 1 // one of them is to blame, and the others shall not suffer
+		default:
+			bad := c.queue[0] // and not batch[0], which is the next one after Delete
+			c.queue = slices.Delete(c.queue, 0, 1)
+			c.lockedFail(bad, fmt.Errorf("pass descriptor %d to the holder: %w", bad.fd, err))
+		}
+	}
+}
+
+// lockedBatch makes the next message, with limit descriptors at most, and
+// returns the part of the queue that it brings.
+func (c *Client) lockedBatch(limit int) []*entry {
+	r := &c.request
+	r.base = c.next
+	r.drops = c.drops[:min(len(c.drops), maxDrops)]
+	size := changeFixed + 8*len(r.drops)
+	r.puts, c.fds = r.puts[:0], c.fds[:0]
+	for _, e := range c.queue[:min(len(c.queue), limit)] {
+		if size += 2 + len(e.key); size > maxMessage {
+			break
+		}
+		e.id = c.next + uint64(len(r.puts))
+		r.puts = append(r.puts, e.key)
+		c.fds = append(c.fds, e.fd)
+	}
+	c.next += uint64(len(r.puts))
+	c.seq++
+	c.quiet++
+	if len(r.puts) > 0 || c.quiet > maxQuiet {
+		c.quiet = 0
+	}
+	c.msg = r.append(header{op: opChange, quiet: c.quiet > 0, seq: c.seq}.append(c.msg[:0]))
+	c.oob = appendRights(c.oob[:0], c.fds)
+	return c.queue[:len(r.puts)]
+}
+
+// lockedFail ends the wait for e, or puts it aside if nobody waits.
+func (c *Client) lockedFail(e *entry, err error) {
+	if e.done != nil {
+		delete(c.entries, e.fd)
+		e.state = forgotten
+		e.done <- err
+		return
+	}
+	e.state = refused
+	c.unkept++
+	if c.unkept == 1 && !c.closed {
+		c.log.Error("a lock would not survive the daemon's death now: its descriptor is not held; it is tried again",
+			"key", e.key, "reason", err)
+		c.retry = time.AfterFunc(refusedPause, c.putRefused)
+	}
+}
+
+func (c *Client) putRefused() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return
+	}
+	for _, e := range c.entries {
+		if e.state == refused {
+			e.state = queued
+			c.queue = append(c.queue, e)
+		}
+	}
+	c.unkept = 0
+	c.lockedPump()
+}
+
+// acknowledged handles the reply to what flies.
+func (c *Client) acknowledged(p packet) error {
+	closeAll(p.fds)
+	h, body, err := decodeHeader(p.data)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.inFlight || h.op != opChange || h.seq != c.seq {
+		return errMalformed
+	}
+	r, err := decodeChangeReply(body, len(c.flying))
+	if err != nil {
+		return err
+	}
+	for i, e := range c.flying {
+		switch {
+		case i >= int(r.kept) && e.state == flying:
+			c.lockedFail(e, statusError(max(h.errno, unix.EPERM)))
+		case i < int(r.kept) && e.state == forgotten:
+			c.drops = append(c.drops, e.id)
+		case e.state == flying:
+			c.lockedKept(e)
+		}
+	}
+	clear(c.flying)
+	c.flying = c.flying[:0]
+	c.inFlight = false
+	c.lockedPump()
+	return nil
+}
+
+func (c *Client) lockedKept(e *entry) {
+	e.state = kept
+	if e.done != nil {
+		e.done <- nil
+		e.done = nil
+	}
+}
+
+// lockedCut ends the use of the link. All that was not acknowledged waits for the next one.
+func (c *Client) lockedCut(why error) {
+	if c.link == nil {
+		return
+	}
+	c.link.file.Close()
+	c.link, c.why, c.inFlight = nil, why, false
+	c.flying, c.drops, c.queue = nil, nil, nil // resume makes them anew from entries
+}
+
+// run receives what the holder says, and gets the next holder when one ends.
+func (c *Client) run(ctx context.Context, l *link) {
+	for {
+		err := c.receive(l)
+		c.mu.Lock()
+		c.lockedCut(err)
+		err, closed := c.why, c.closed
+		c.mu.Unlock()
+		if closed {
+			reap(l.pid)
+			return
+		}
+		c.log.Error("the process that holds descriptors is gone; a new one gets them", "pid", l.pid, "reason", err)
+		old := l.pid
+		if l = c.again(ctx, old); l == nil {
+			return
+		}
+		c.log.Info("descriptors are held again", "pid", l.pid)
+		if l.pid != old {
+			reap(old)
+		}
+	}
+}
+
+func (c *Client) receive(l *link) error {
+	for {
+		p, err := l.receive()
+		if err == nil {
+			err = c.acknowledged(p)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// again connects until it works or ctx ends.
+func (c *Client) again(ctx context.Context, old int) *link {
+	pause := firstPause
+	told := ""
+	for {
+		reap(old)
+		reap(c.starter.child)
+		l, err := c.resume(ctx)
+		if err == nil {
+			return l
+		}
+		c.mu.Lock()
+		c.why = err
+		c.mu.Unlock()
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err.Error() != told {
+			told = err.Error()
+			c.log.Error("there is no process to hold descriptors, so no lock can be granted", "reason", err)
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		}
+		pause = min(2*pause, longestPause)
+	}
+}
+
+// resume connects and brings the holder to what it should have. A new one has
+// nothing; but if only the connection was lost, it has what it had.
+func (c *Client) resume(ctx context.Context) (*link, error) {
+	l, hello, err := c.starter.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	stop := l.until(ctx)
+	has := map[uint64]bool{}
+	err = list(l, false, func(e listed, _ int) { has[e.id] = true })
+	stop()
+	if err != nil {
+		l.file.Close()
+		return nil, withContext(ctx, err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		l.file.Close()
+		return nil, errors.Join(ErrClosed, ctx.Err())
+	}
+	c.link, c.why = l, nil
+	c.next = max(c.next, hello.next)
+	c.queue, c.drops, c.unkept = nil, nil, 0
+	for _, e := range c.entries {
+		if has[e.id] {
+			delete(has, e.id)
+			c.lockedKept(e)
+			continue
+		}
+		e.state = queued
+		c.queue = append(c.queue, e)
+	}
+	// Held ones first: the locks of running machines.
+	slices.SortFunc(c.queue, func(a, b *entry) int {
+		if (a.done == nil) != (b.done == nil) {
+			if a.done == nil {
+				return -1
+			}
+			return 1
+		}
+		return 0
+	})
+	for id := range has {
+		c.drops = append(c.drops, id)
+	}
+	c.lockedPump()
+	return l, nil
+}

@@ -1,0 +1,284 @@
+package holder
+
+import (
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// idleTime is how long a holder that holds nothing waits for a daemon. A
+	// restart of the daemon takes less, so that it finds the holder still there.
+	idleTime = 3 * time.Second
+	// maxConns bounds connections, of which one can be a daemon's. The oldest one
+	// that has not said who it is makes place for a new one.
+	maxConns = 8
+	// reserve is how many descriptors the holder needs for itself: the three
+	// standard ones, the listener, connections, and what the runtime opens.
+	reserve = 32
+)
+
+// server is the holder process. One goroutine does everything; only closing
+// descriptors, which can take as long as the server of a network file system
+// likes, has others.
+type server struct {
+	listener int // non-blocking
+	limit    int // descriptors held at most
+	version  uint16
+	idle     time.Duration
+
+	conns  []*conn
+	daemon *conn // the one that said hello, or nil
+	store  store
+	rcv    *receiver
+
+	mu      sync.Mutex   // guards live; taken before a descriptor is acknowledged
+	live    int          // store.live, for the goroutine that handles signals
+	closing atomic.Int64 // descriptors being closed: they still count
+
+	out, oob []byte
+	fds      []int
+	change   changeRequest
+	deadline time.Time // of the idle time; zero while there is a reason to stay
+}
+
+// conn is a connection. fd is -1 once it was closed.
+type conn struct {
+	fd  int
+	pid int32
+}
+
+func newServer(listener, limit int) *server {
+	return &server{listener: listener, limit: limit, version: version, idle: idleTime, rcv: newReceiver(),
+		store: store{next: 1}}
+}
+
+// serve returns when nobody has needed the holder for a while.
+func (s *server) serve() error {
+	var polls []unix.PollFd
+	for {
+		timeout := s.timeout()
+		if timeout == 0 {
+			return nil
+		}
+		polls = append(polls[:0], unix.PollFd{Fd: int32(s.listener), Events: unix.POLLIN})
+		for _, c := range s.conns {
+			polls = append(polls, unix.PollFd{Fd: int32(c.fd), Events: unix.POLLIN})
+		}
+		n, err := unix.Poll(polls, timeout)
+		if err != nil && err != unix.EINTR {
+			return err
+		}
+		if n <= 0 {
+			continue
+		}
+		conns := slices.Clone(s.conns)
+		if len(s.conns) == 1 {
+			conns = s.conns // the usual case, and nothing is removed before sweep
+		}
+		for i, c := range conns {
+			if polls[i+1].Revents != 0 {
+				s.serveOne(c)
+			}
+		}
+		if polls[0].Revents != 0 {
+			s.accept()
+		}
+		s.sweep()
+	}
+}
+
+// timeout is for poll(2): -1 as long as there is a reason to stay, 0 when the
+// idle time is over.
+func (s *server) timeout() int {
+	if s.daemon != nil || s.store.live > 0 {
+		s.deadline = time.Time{}
+		return -1
+	}
+	now := time.Now()
+	if s.deadline.IsZero() {
+		s.deadline = now.Add(s.idle)
+	}
+	return max(0, int((s.deadline.Sub(now)+time.Millisecond-1)/time.Millisecond))
+}
+
+func (s *server) accept() {
+	fd, _, err := unix.Accept4(s.listener, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+	if err != nil {
+		// The reserve makes EMFILE impossible. ENFILE and ENOMEM pass, and until
+		// then poll comes back here: not without a pause.
+		if err == unix.EMFILE || err == unix.ENFILE || err == unix.ENOMEM || err == unix.ENOBUFS {
+			_, _ = unix.Poll(nil, 10)
+		}
+		return
+	}
+	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	if err != nil || int(cred.Uid) != unix.Geteuid() {
+		_ = unix.Close(fd)
+		return
+	}
+	prepare(fd)
+	if len(s.conns) >= maxConns {
+		i := slices.IndexFunc(s.conns, func(c *conn) bool { return c != s.daemon })
+		s.close(s.conns[i])
+	}
+	s.conns = append(s.conns, &conn{fd: fd, pid: cred.Pid})
+}
+
+// close ends a connection. What its daemon gave stays.
+func (s *server) close(c *conn) {
+	if c.fd >= 0 {
+		_ = unix.Close(c.fd)
+		c.fd = -1
+	}
+	if s.daemon == c {
+		s.daemon = nil
+	}
+}
+
+func (s *server) sweep() {
+	s.conns = slices.DeleteFunc(s.conns, func(c *conn) bool { return c.fd < 0 })
+}
+
+// serveOne handles one message, if there is one, and says whether there was.
+func (s *server) serveOne(c *conn) bool {
+	if c.fd < 0 {
+		return false
+	}
+	p, err := s.rcv.receive(c.fd)
+	if err == unix.EAGAIN {
+		return false
+	}
+	if err != nil {
+		s.close(c)
+		return false
+	}
+	if err := s.handle(c, p); err != nil {
+		s.close(c)
+	}
+	return true
+}
+
+// handle takes over the descriptors of p.
+func (s *server) handle(c *conn, p packet) error {
+	h, body, err := decodeHeader(p.data)
+	if err == nil && h.op == opChange && c == s.daemon {
+		return s.handleChange(c, h, body, p)
+	}
+	closeAll(p.fds) // nothing else brings any
+	if err != nil {
+		return err
+	}
+	h.errno = 0
+	switch {
+	case h.op == opHello:
+		return s.hello(c, h, body)
+	case c != s.daemon:
+		return errMalformed
+	case h.op == opList:
+		return s.handleList(c, h, body)
+	}
+	h.errno = unix.EOPNOTSUPP
+	return send(c.fd, h.append(s.out[:0]), nil)
+}
+
+func (s *server) hello(c *conn, h header, body *cursor) error {
+	if _, err := decodeHelloRequest(body); err != nil {
+		return err
+	}
+	// A daemon that was killed may have left messages, and its end is behind
+	// them: they count.
+	for old := s.daemon; old != nil && old != c && s.serveOne(old); {
+	}
+	reply := helloReply{version: s.version, pid: int32(unix.Getpid()), held: uint32(s.store.live),
+		limit: uint32(s.limit), next: s.store.next}
+	if s.daemon != nil && s.daemon != c {
+		h.errno, reply.pid = unix.EBUSY, s.daemon.pid
+	} else {
+		s.daemon = c
+	}
+	err := send(c.fd, reply.append(h.append(s.out[:0])), nil)
+	if h.errno != 0 {
+		s.close(c)
+	}
+	return err
+}
+
+func (s *server) handleChange(c *conn, h header, body *cursor, p packet) error {
+	r := &s.change
+	if err := decodeChangeRequest(body, r); err != nil || r.base < s.store.next && len(r.puts) > 0 ||
+		len(p.fds) > len(r.puts) || len(p.fds) < len(r.puts) && !p.cut {
+		closeAll(p.fds)
+		return errMalformed
+	}
+	var drop []int // not reused: another goroutine closes them
+	for _, id := range r.drops {
+		if fd := s.store.drop(id); fd >= 0 {
+			drop = append(drop, fd)
+		}
+	}
+	room := max(0, s.limit-s.store.live-int(s.closing.Load())-len(drop))
+	kept := min(len(p.fds), room)
+	for i, fd := range p.fds[:kept] {
+		s.store.add(r.base+uint64(i), r.puts[i], fd)
+	}
+	closeAll(p.fds[kept:]) // the daemon has them open, so that this does not wait
+	s.mu.Lock()
+	s.live = s.store.live
+	s.mu.Unlock()
+	h.errno = 0
+	if kept < len(r.puts) {
+		h.errno = unix.EMFILE
+	}
+	var err error
+	if !h.quiet {
+		s.out = changeReply{kept: uint16(kept)}.append(h.append(s.out[:0]))
+		err = send(c.fd, s.out, nil)
+	}
+	if len(drop) > 0 {
+		s.closing.Add(int64(len(drop)))
+		go func() {
+			for _, fd := range drop {
+				_ = unix.Close(fd)
+				s.closing.Add(-1)
+			}
+		}()
+		// Usually it is done when this returns, without another thread.
+		runtime.Gosched()
+	}
+	return err
+}
+
+func (s *server) handleList(c *conn, h header, body *cursor) error {
+	r, err := decodeListRequest(body)
+	if err != nil {
+		return err
+	}
+	s.out = h.append(s.out[:0])
+	s.fds = s.fds[:0]
+	for _, e := range s.store.list[s.store.after(r.after):] {
+		if e.fd < 0 {
+			continue
+		}
+		if len(s.fds) == maxFDs || len(s.out)+10+len(e.key) > maxMessage {
+			break
+		}
+		s.out = appendListed(s.out, listed{id: e.id, key: e.key})
+		s.fds = append(s.fds, int(e.fd))
+	}
+	if r.withFDs {
+		s.oob = appendRights(s.oob[:0], s.fds)
+		err = send(c.fd, s.out, s.oob)
+	} else {
+		err = send(c.fd, s.out, nil)
+	}
+	if err == unix.ETOOMANYREFS {
+		h.errno = unix.ETOOMANYREFS
+		err = send(c.fd, h.append(s.out[:0]), nil)
+	}
+	return err
+}
