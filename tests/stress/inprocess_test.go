@@ -37,7 +37,7 @@ func TestStressSimulated(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.serve(b, b.Close)
+		s.serve(b, func(ctx context.Context) error { return b.Close(ctx, true) })
 		dlms.Node(id).SetFault(slowly(&late, rand.New(rand.NewPCG(uint64(id), 0))))
 	}
 	o := fromEnv(t, Options{Operations: 5000, Ref: func(r int) locking.Ref {
