@@ -34,14 +34,15 @@ type orphan struct {
 // The error is ErrNoOrphan if there is none of that name, and ErrOtherMode if there is one in another mode.
 //
 // Adoption does not wait for a stopped lockspace. Should ctx end first all the same, the orphan, once adopted, is kept:
-// the next Adopt of it has it. It is not released, because an orphan is somebody's lock.
+// the next Adopt of it with the same opts has it. It is not released, because an orphan is somebody's lock.
 func (ls *Lockspace) Adopt(ctx context.Context, name string, mode Mode, opts LockOptions) (*Lock, error) {
 	a := ls.AdoptAll(ctx, []Adoption{{Name: name, Mode: mode, Options: opts}})[0]
 	return a.Lock, a.Err
 }
 
 // AdoptAll adopts several orphans, one after the other, and returns as many results in the same order. The kernel looks
-// for an orphan from the oldest on, so the order in which the locks were had is by far the fastest.
+// for an orphan from the oldest on, so the order in which the locks were had is by far the fastest. When ctx ends, up to
+// 64 more are adopted and kept as with Adopt.
 func (ls *Lockspace) AdoptAll(ctx context.Context, adoptions []Adoption) []Adopted {
 	b := &adoptBatch{ls: ls, todo: adoptions, results: make([]Adopted, len(adoptions)), done: make(chan struct{})}
 	err := b.begin(ctx)
@@ -103,72 +104,110 @@ func (b *adoptBatch) begin(ctx context.Context) error {
 	return nil
 }
 
+// chunk is how many adoptions are done between two looks at who waits for them. A look costs more than an adoption where
+// locks and the clock are dear, and a chunk takes a few milliseconds.
+const chunk = 64
+
 func (b *adoptBatch) run() {
 	defer close(b.done)
 	defer func() { <-b.ls.adoptTurn }()
-	for i, a := range b.todo {
-		if !b.one(i, a) {
+	for first := 0; first < len(b.todo); first += chunk {
+		work := b.prepare(first, min(first+chunk, len(b.todo)))
+		if work == nil {
 			return
 		}
+		for i := range work {
+			a := &work[i]
+			if a.lock != nil {
+				a.n, a.err = b.ls.dev.Write(a.w.buf)
+			}
+		}
+		b.finish(first, work)
 	}
 }
 
-// one does one adoption, and reports whether there is anyone left to do the next one for.
-func (b *adoptBatch) one(i int, a Adoption) bool {
+// attempt is one adoption on its way.
+type attempt struct {
+	lock *Lock // nil if there is nothing to do for the kernel
+	w    *write
+	n    int
+	err  error
+}
+
+// prepare makes the writes for todo[from:to]. It returns nil if nobody is left to do it for.
+func (b *adoptBatch) prepare(from, to int) []attempt {
 	ls := b.ls
 	ls.mu.Lock()
+	defer ls.mu.Unlock()
 	if b.left || ls.stopErr != nil {
-		ls.mu.Unlock()
-		return false
+		return nil
 	}
-	key := orphan{a.Name, a.Mode}
-	if err := checkLock(a.Name, a.Mode); err != nil {
-		b.results[i].Err = ls.fault("adopt", a.Name, err)
-		ls.mu.Unlock()
-		return true
-	}
-	if late := ls.late[key]; len(late) > 0 && late[0].persistent == a.Options.Persistent && (late[0].blocking != nil) == a.Options.Notify {
-		b.results[i].Lock = late[0]
-		if ls.late[key] = late[1:]; len(late) == 1 {
-			delete(ls.late, key)
+	work := make([]attempt, to-from)
+	now := time.Now()
+	for i := range work {
+		a := &b.todo[from+i]
+		if err := checkLock(a.Name, a.Mode); err != nil {
+			b.results[from+i].Err = ls.fault("adopt", a.Name, err)
+			continue
 		}
-		ls.mu.Unlock()
-		return true
+		if l := ls.takeLateLocked(a); l != nil {
+			b.results[from+i].Lock = l
+			continue
+		}
+		l := ls.newLockLocked(a.Name, a.Options)
+		flags := uint32(abi.FlagOrphan)
+		if a.Options.Persistent {
+			flags |= abi.FlagPersistent
+		}
+		l.write = &write{buf: abi.EncodeLock(abi.CmdLock, l.paramsLocked(a.Mode, flags, nil), a.Name), since: now}
+		work[i] = attempt{lock: l, w: l.write}
+		ls.adopting = l.write
 	}
-	l := ls.newLockLocked(a.Name, a.Options)
-	flags := uint32(abi.FlagOrphan)
-	if a.Options.Persistent {
-		flags |= abi.FlagPersistent
+	return work
+}
+
+// takeLateLocked is the lock that a was about, if it was adopted after an earlier caller had left.
+func (ls *Lockspace) takeLateLocked(a *Adoption) *Lock {
+	key := orphan{a.Name, a.Mode}
+	late := ls.late[key]
+	if len(late) == 0 || late[0].persistent != a.Options.Persistent || (late[0].blocking != nil) != a.Options.Notify {
+		return nil
 	}
-	buf := abi.EncodeLock(abi.CmdLock, l.paramsLocked(a.Mode, flags, nil), a.Name)
-	w := &write{buf: buf, since: time.Now()}
-	l.write, ls.adopting = w, w
-	ls.mu.Unlock()
+	if ls.late[key] = late[1:]; len(late) == 1 {
+		delete(ls.late, key)
+	}
+	return late[0]
+}
 
-	n, err := ls.dev.Write(buf)
-
+// finish gives the results of a chunk to the caller, or keeps the locks for the next one.
+func (b *adoptBatch) finish(first int, work []attempt) {
+	ls := b.ls
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
-	l.write, ls.adopting = nil, nil
-	if err == nil {
-		l.lkid, l.mode = uint32(n), a.Mode
-		l.stepLocked()
-		if b.left {
-			if !l.dead {
-				ls.late[key] = append(ls.late[key], l)
-			}
-			return false
+	ls.adopting = nil
+	for i, done := range work {
+		l, a := done.lock, &b.todo[first+i]
+		if l == nil {
+			continue
 		}
-		b.results[i].Lock = l
-		return true
+		l.write = nil
+		if done.err != nil {
+			l.dead = true
+		} else {
+			l.lkid, l.mode = uint32(done.n), a.Mode
+		}
+		l.stepLocked()
+		switch {
+		case done.err != nil && !b.left:
+			b.results[first+i].Err = ls.fault("adopt", a.Name, oneOf(done.err, ErrNoOrphan, ErrOtherMode))
+		case done.err != nil || l.dead:
+		case b.left:
+			key := orphan{a.Name, a.Mode}
+			ls.late[key] = append(ls.late[key], l)
+		default:
+			b.results[first+i].Lock = l
+		}
 	}
-	l.dead = true
-	l.stepLocked()
-	if b.left {
-		return false
-	}
-	b.results[i].Err = ls.fault("adopt", a.Name, oneOf(err, ErrNoOrphan, ErrOtherMode))
-	return true
 }
 
 // Purge releases every orphan that the node nodeid (0 is this one) has in the lockspace and that nobody has adopted,

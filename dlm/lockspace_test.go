@@ -408,7 +408,7 @@ func TestAdoptionAfterContext(t *testing.T) {
 		t.Cleanup(func() { must(t, ls.Close(context.Background())) })
 		gate := dlmtest.NewGate()
 		c.Node(1).SetFault(new(recorder).fault("adopt", dlmtest.Fault{Before: gate}))
-		for i, a := range ls.AdoptAll(soon(t, time.Second), []dlm.Adoption{{Name: "a", Mode: dlm.EX, Options: opts}, {Name: "b", Mode: dlm.EX}}) {
+		for i, a := range ls.AdoptAll(soon(t, time.Second), []dlm.Adoption{{Name: "a", Mode: dlm.EX, Options: opts}, {Name: "b", Mode: dlm.EX, Options: opts}}) {
 			if !errors.Is(a.Err, context.DeadlineExceeded) {
 				t.Errorf("adoption %d: %+v", i, a)
 			}
