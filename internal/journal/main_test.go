@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"flag"
 	"fmt"
 	"maps"
 	"os"
@@ -20,6 +21,9 @@ func TestMain(m *testing.M) {
 		child(dir)
 		os.Exit(0)
 	}
+	// Two runs of FuzzOpen never cover quite the same, as marks are random. By
+	// default the fuzzer would spend its time on making inputs smaller, in vain.
+	_ = flag.Set("test.fuzzminimizetime", "5x")
 	os.Exit(m.Run())
 }
 
