@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vmlockd/vmlockd/internal/backend/cluster"
@@ -45,6 +46,7 @@ type instance struct {
 	backend  backend
 	journal  *journal.Journal
 	locks    *locking.Manager
+	table    atomic.Pointer[locking.Manager] // locks, for parts that were made before it
 	server   *rpc.Server
 	listener *net.UnixListener
 	serving  sync.WaitGroup
@@ -78,6 +80,7 @@ func start(c config.Config, log *slog.Logger, from *state) (i *instance, err err
 		AnyLockspace:   c.Backend == config.BackendCluster,
 		Journal:        i.journal,
 	})
+	i.table.Store(i.locks)
 	i.takeBack(entries, lockspaces)
 	if i.listener, err = from.listen(c.Socket); err != nil {
 		return i, err
@@ -96,7 +99,7 @@ func start(c config.Config, log *slog.Logger, from *state) (i *instance, err err
 
 func newBackend(c config.Config, log *slog.Logger, holders func() []locking.Holder) (backend, error) {
 	if c.Backend == config.BackendCluster {
-		b, err := cluster.New(cluster.Options{Lockspace: c.Cluster.Lockspace, Log: log})
+		b, err := cluster.New(cluster.Options{Lockspace: c.Cluster.Lockspace, Log: log, Holders: holders})
 		if err != nil {
 			return nil, fmt.Errorf("backend \"cluster\" cannot be used on this host: %w", err)
 		}
@@ -119,10 +122,11 @@ func (localBackend) Restore(_ context.Context, held []locking.Held) []locking.Re
 
 // holders is for parts that are made before the lock table.
 func (i *instance) holders() []locking.Holder {
-	if i.locks == nil {
+	locks := i.table.Load()
+	if locks == nil {
 		return nil
 	}
-	return i.locks.Holders()
+	return locks.Holders()
 }
 
 // openJournal opens the journal of this backend: what another one holds cannot

@@ -250,7 +250,7 @@ func (m *Manager) drop(ctx context.Context, r *resource, h *hold, kind EventKind
 		if err := r.handle.Unlock(ctx); err != nil {
 			certain = false
 			e.Err = m.failed("release", h.ref, err)
-			if ctx.Err() == nil || !errors.Is(err, ctx.Err()) {
+			if !errors.Is(err, ErrUnderway) && (ctx.Err() == nil || !errors.Is(err, ctx.Err())) {
 				// The owner still has it, so the next process must not release it.
 				_ = m.journal.Grant(h.seq)
 				e.Kind, e.Took = ReleaseFailed, time.Since(start)

@@ -162,7 +162,7 @@ func (m *Manager) settle(ctx context.Context, b Restorer, entries []Entry) {
 		case res.Err == nil:
 			err := res.Handle.Unlock(ctx)
 			m.observe(Event{Kind: ReleasedUntold, Ref: e.Ref, Owner: e.Owner, Mode: e.Mode, Err: err})
-			if err == nil || ctx.Err() != nil {
+			if err == nil || ctx.Err() != nil || errors.Is(err, ErrUnderway) {
 				m.forget(e.Seq, err == nil)
 			}
 		case errors.Is(res.Err, ErrNotHeld):

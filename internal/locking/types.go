@@ -61,6 +61,10 @@ var ErrStale = errors.New("the name leads to another file now")
 // that the lock to take back is not held any more.
 var ErrNotHeld = errors.New("not held any more")
 
+// ErrUnderway is what Handle.Unlock returns, wrapped, when the lock cannot be
+// given back now and the backend finishes the job by itself.
+var ErrUnderway = errors.New("it is given back as soon as possible, which is not now")
+
 // ErrNoProcess is what Processes.Open returns when no such process exists.
 var ErrNoProcess = errors.New("no such process")
 
@@ -92,7 +96,8 @@ type Handle interface {
 	Lock(ctx context.Context, mode Mode) error
 	// Unlock gives the lock back and closes the handle. When the context ends
 	// first it returns the context's error and the backend finishes the job by
-	// itself. After any other error the lock is still held and the handle open.
+	// itself, as it does when it returns ErrUnderway. After any other error the
+	// lock is still held and the handle open.
 	Unlock(ctx context.Context) error
 	// Close is for a handle that holds no lock.
 	Close()

@@ -41,6 +41,9 @@ type Options struct {
 	// simulated kernel has no dlm_controld.
 	Controld *controld.Client
 	Log      *slog.Logger
+	// Holders lists what is held on this host, to be named when only a reboot
+	// helps; nil means that nobody knows. It is called with nothing locked here.
+	Holders func() []locking.Holder
 }
 
 // Backend holds locks in one DLM lockspace.
@@ -50,13 +53,21 @@ type Backend struct {
 	name     string
 	log      *slog.Logger
 
-	cancel context.CancelFunc // ends join
+	ctx    context.Context    // ends when Close begins
+	cancel context.CancelFunc // ends join, and all work
 	joined chan struct{}      // closed when join has ended
+	work   group
+	asker  *asker
+	watch  *watch
 
-	mu    sync.Mutex // guards the two below
-	space *dlm.Lockspace
-	why   error // why space is nil
+	mu        sync.Mutex // guards what follows
+	space     *dlm.Lockspace
+	state     *dlm.State               // nil also if the kernel cannot tell
+	why       error                    // why space is nil
+	releasing map[string]chan struct{} // by resource: releases that go on by themselves; closed when one ends
 }
+
+var errStopping = errors.New("the lock daemon is stopping")
 
 var errJoining = errors.New("this host is still joining the DLM lockspace; does the cluster have quorum? (corosync-quorumtool -s, dlm_tool status)")
 
@@ -64,7 +75,8 @@ var errJoining = errors.New("this host is still joining the DLM lockspace; does 
 // background, if this host lacks a part that nobody but its administrator can
 // provide: the DLM module, a running dlm_controld, or the privilege.
 func New(o Options) (*Backend, error) {
-	b := &Backend{kernel: o.Kernel, name: o.Lockspace, log: o.Log, joined: make(chan struct{}), why: errJoining}
+	b := &Backend{kernel: o.Kernel, name: o.Lockspace, log: o.Log, joined: make(chan struct{}), why: errJoining,
+		releasing: map[string]chan struct{}{}}
 	b.controld = o.Controld
 	if b.kernel == nil {
 		b.kernel = dlm.Host()
@@ -76,7 +88,9 @@ func New(o Options) (*Backend, error) {
 		b.log = slog.New(slog.DiscardHandler)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	b.cancel = cancel
+	b.ctx, b.cancel = ctx, cancel
+	b.asker = &asker{client: b.controld, ctx: ctx, work: &b.work}
+	b.watch = newWatch(b.name, b.look, b.asker, o.Holders, b.log)
 	fatal := make(chan error, 1)
 	go func() {
 		defer close(b.joined)
@@ -108,9 +122,7 @@ func (b *Backend) join(ctx context.Context, fatal chan<- error) {
 	for first := true; ; first = false {
 		space, err := b.tryJoin(ctx)
 		if err == nil {
-			b.mu.Lock()
-			b.space, b.why = space, nil
-			b.mu.Unlock()
+			b.enter(space)
 			b.log.Info("joined the DLM lockspace", "dlm", b.name)
 			return
 		}
@@ -177,6 +189,30 @@ func (b *Backend) ready(ctx context.Context) error {
 	return nil
 }
 
+// enter begins to use the lockspace.
+func (b *Backend) enter(space *dlm.Lockspace) {
+	state, err := dlm.OpenState(b.kernel, b.name)
+	if err != nil {
+		b.log.Warn("the kernel does not say whether the DLM lockspace runs; when it does not, refusals take longer and name no reason", "dlm", b.name, "reason", err)
+	}
+	b.asker.joined(b.name)
+	b.mu.Lock()
+	b.space, b.state, b.why = space, state, nil
+	b.mu.Unlock()
+	b.work.start(func() { b.watch.run(b.ctx) })
+}
+
+// look asks the kernel whether it takes requests.
+func (b *Backend) look() (bool, error) {
+	b.mu.Lock()
+	state := b.state
+	b.mu.Unlock()
+	if state == nil {
+		return true, nil
+	}
+	return state.Running()
+}
+
 func missingPart(err error) bool {
 	for _, part := range []error{dlm.ErrNoModule, dlm.ErrNoDevice, dlm.ErrPrivilege, dlm.ErrNoDaemon} {
 		if errors.Is(err, part) {
@@ -202,14 +238,19 @@ func (b *Backend) Close(ctx context.Context, leave bool) error {
 	case <-ctx.Done():
 		return fmt.Errorf("the kernel has not answered the request to join the DLM lockspace: %w", ctx.Err())
 	}
+	unfinished := b.givingBack()
+	b.work.close()
 	b.mu.Lock()
-	space := b.space
-	b.space, b.why = nil, errors.New("the lock daemon is stopping")
+	space, state := b.space, b.state
+	b.space, b.state, b.why = nil, nil, errStopping
 	b.mu.Unlock()
+	if state != nil {
+		_ = state.Close()
+	}
 	if space == nil {
 		return nil
 	}
-	if !leave || space.Stats().Unsettled > 0 {
+	if !leave || unfinished > 0 || space.Stats().Unsettled > 0 {
 		return space.Close(ctx)
 	}
 	err := space.Leave(ctx, false)
@@ -262,14 +303,15 @@ type handle struct {
 func (h *handle) ID() string { return h.name }
 
 func (h *handle) Lock(ctx context.Context, mode locking.Mode) error {
-	space, why := h.b.lockspace()
-	if space == nil {
-		return &locking.Error{Kind: locking.KindUnavailable, Op: "acquire", Ref: h.ref, Err: why}
-	}
-	l, err := space.Lock(ctx, h.name, modeOf(mode), dlm.LockOptions{NoQueue: true, Persistent: true})
+	r := h.b.watch.begin(ctx, true)
+	defer r.end()
+	l, err := h.request(r, mode)
 	switch {
 	case errors.Is(err, dlm.ErrBusy):
 		return heldElsewhere
+	case err != nil && r.ctx.Err() != nil && errors.As(r.why(), new(*stopped)):
+		// Whatever the request was doing, this is why it got no further.
+		return h.unavailable(r.why())
 	case err != nil:
 		return err
 	}
@@ -277,13 +319,41 @@ func (h *handle) Lock(ctx context.Context, mode locking.Mode) error {
 	return nil
 }
 
-// Unlock leaves it to the dlm package to finish what the kernel delays.
-func (h *handle) Unlock(ctx context.Context) error {
-	err := h.lock.Unlock(ctx)
-	if errors.Is(err, dlm.ErrUnlocked) {
-		return nil
+func (h *handle) request(r *request, mode locking.Mode) (*dlm.Lock, error) {
+	space, why := h.b.lockspace()
+	if space == nil {
+		return nil, h.unavailable(h.b.notJoined(r.ctx, why))
 	}
-	return err
+	if err := h.b.waitReleased(r.ctx, h.name); err != nil {
+		return nil, err
+	}
+	if err := r.waitRunning(); err != nil {
+		return nil, err
+	}
+	return space.Lock(r.ctx, h.name, modeOf(mode), dlm.LockOptions{NoQueue: true, Persistent: true})
 }
+
+func (h *handle) unavailable(why error) error {
+	return &locking.Error{Kind: locking.KindUnavailable, Op: "acquire", Ref: h.ref, Err: why}
+}
+
+// notJoined is why this host is not in the lockspace, or if that is under way,
+// what dlm_controld waits for.
+func (b *Backend) notJoined(ctx context.Context, why error) error {
+	if why != errJoining {
+		return why
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*askTimeout)
+	defer cancel()
+	r := explain(b.asker.get(ctx), time.Now(), nil)
+	if r.cause == causeRecovering {
+		return why
+	}
+	return fmt.Errorf("this host is still joining the DLM lockspace: %s", r.text)
+}
+
+// Unlock answers in a second or so also when the lockspace is stopped: the
+// release then goes on by itself, and the error is locking.ErrUnderway.
+func (h *handle) Unlock(ctx context.Context) error { return h.b.release(ctx, h) }
 
 func (h *handle) Close() {}

@@ -52,7 +52,7 @@ func (b *Backend) Unsettled() int {
 	if space == nil {
 		return 0
 	}
-	return space.Stats().Unsettled
+	return space.Stats().Unsettled + b.givingBack()
 }
 
 func modeOf(m locking.Mode) dlm.Mode {

@@ -1,0 +1,112 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/vmlockd/vmlockd/dlm"
+	"github.com/vmlockd/vmlockd/internal/locking"
+)
+
+// A release that cannot be carried out now - the lockspace is stopped - is
+// finished in the background, and its caller is told so within a second. It is
+// not given to the kernel before the lockspace runs: that would keep a thread in
+// the kernel, and this process could not be killed.
+
+// release gives the lock of h back.
+func (b *Backend) release(ctx context.Context, h *handle) error {
+	r := b.watch.begin(ctx, false)
+	defer r.end()
+	if running, _ := b.watch.runs(); running {
+		err := unlock(r.ctx, h.lock)
+		if err == nil || r.ctx.Err() == nil {
+			return err
+		}
+	}
+	done := b.finish(h)
+	select {
+	case err := <-done:
+		return err
+	case <-r.ctx.Done():
+	}
+	why := r.why()
+	if !errors.As(why, new(*stopped)) {
+		return why
+	}
+	return &locking.Error{Kind: locking.KindUnavailable, Op: "release", Ref: h.ref,
+		Err: fmt.Errorf("%w: %w", locking.ErrUnderway, why)}
+}
+
+func unlock(ctx context.Context, l *dlm.Lock) error {
+	err := l.Unlock(ctx)
+	if errors.Is(err, dlm.ErrUnlocked) {
+		return nil
+	}
+	return err
+}
+
+// finish releases h in the background as soon as that is possible, and delivers
+// the outcome. Until then, or until the backend is closed, nobody can lock the
+// resource here.
+func (b *Backend) finish(h *handle) <-chan error {
+	done := make(chan error, 1)
+	ended := make(chan struct{})
+	b.mu.Lock()
+	b.releasing[h.name] = ended
+	b.mu.Unlock()
+	finish := func() {
+		err := b.finishNow(h)
+		b.mu.Lock()
+		delete(b.releasing, h.name)
+		b.mu.Unlock()
+		close(ended)
+		if err != nil && b.ctx.Err() == nil {
+			b.log.Error("a lock could not be given back", "resource", h.ref.Name, "lockspace", h.ref.Lockspace, "dlm_resource", h.name, "reason", err)
+		}
+		done <- err
+	}
+	if !b.work.start(finish) {
+		done <- errStopping
+	}
+	return done
+}
+
+func (b *Backend) finishNow(h *handle) error {
+	for {
+		running, changed := b.watch.runs()
+		if running {
+			return unlock(b.ctx, h.lock)
+		}
+		select {
+		case <-changed:
+		case <-b.ctx.Done():
+			return b.ctx.Err()
+		}
+	}
+}
+
+// waitReleased waits until an earlier lock of the same resource on this host,
+// whose owner was told already, is given back.
+func (b *Backend) waitReleased(ctx context.Context, name string) error {
+	for {
+		b.mu.Lock()
+		ended := b.releasing[name]
+		b.mu.Unlock()
+		if ended == nil {
+			return nil
+		}
+		select {
+		case <-ended:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// givingBack is how many releases go on by themselves.
+func (b *Backend) givingBack() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.releasing)
+}
