@@ -75,7 +75,7 @@ func checkResource(owners []Owner, ops []Op, resource int, dir string) error {
 		}
 	}
 	return fmt.Errorf("resource %d: no order of its operations explains the answers; it had last been %s; the last answers, of which the first that cannot be is the latest:\n%s%s",
-		resource, explained(info), lastAnswers(ops), picture)
+		resource, explained(info), lastAnswers(owners, ops), picture)
 }
 
 // shortest leaves out everything after the first answer that cannot be explained.
@@ -119,7 +119,7 @@ func explained(info porcupine.LinearizationInfo) *state {
 
 // lastAnswers shows the last operations by the time of their answer; those
 // without one come last.
-func lastAnswers(ops []Op) string {
+func lastAnswers(owners []Owner, ops []Op) string {
 	ops = slices.Clone(ops)
 	slices.SortStableFunc(ops, func(a, b Op) int {
 		switch {
@@ -132,10 +132,11 @@ func lastAnswers(ops []Op) string {
 	})
 	var answered, open []string
 	for _, o := range ops {
+		line := fmt.Sprintf("  node %d: %v", owners[o.Owner].Node, o)
 		if o.Return == never || o.pending() {
-			open = append(open, "  "+o.String())
+			open = append(open, line)
 		} else {
-			answered = append(answered, "  "+o.String())
+			answered = append(answered, line)
 		}
 	}
 	lines := answered[max(0, len(answered)-shown):]

@@ -218,7 +218,7 @@ func (o *owner) leave(ctx context.Context) error {
 				return fmt.Errorf("a lock is lost: %v", op)
 			}
 			if op.Answer != Done {
-				return nil // whoever is not settled is killed
+				return nil // it may have happened; the owner's death settles it
 			}
 		}
 	}
