@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -34,6 +35,11 @@ type handle struct {
 
 	fd int // set by Open, never changed
 
+	// locked is set when the keeper may have a duplicate of fd, so that closing fd
+	// does not end its lock. Only the goroutine that has inCall touches it, or the
+	// one that closes.
+	locked bool
+
 	mu     sync.Mutex // guards the two below
 	inCall bool       // a system call on fd is under way: closing must wait for it
 	closed bool
@@ -48,23 +54,50 @@ func (h *handle) ID() string {
 
 func (h *handle) Lock(ctx context.Context, mode locking.Mode) error {
 	return h.onFile(ctx, func() error {
+		lockBefore.Pass()
 		if err := h.b.sys.lock(h.fd, mode == locking.Shared); err != nil {
 			if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
 				return h.busy(mode)
 			}
 			return fmt.Errorf("lock: %w", err)
 		}
-		// Between open and lock the one who held it may have removed the file,
-		// and another may have made a new one: then this lock keeps nobody out.
-		st, err := h.b.sys.stat(h.path)
-		if errors.Is(err, unix.ENOENT) || err == nil && fileOf(st) != h.file {
-			return locking.ErrStale
+		lockAfter.Pass()
+		err := h.stillThere()
+		if err == nil {
+			err = h.keep(ctx)
 		}
 		if err != nil {
-			return fmt.Errorf("stat: %w", err)
+			_ = h.b.sys.unlock(h.fd) // the close that follows does it in any case
 		}
-		return nil
+		return err
 	})
+}
+
+// stillThere looks whether the name leads to the file. Between open and lock the
+// one who held it may have removed the file, and another may have made a new one:
+// then this lock keeps nobody out.
+func (h *handle) stillThere() error {
+	st, err := h.b.sys.stat(h.path)
+	if errors.Is(err, unix.ENOENT) || err == nil && fileOf(st) != h.file {
+		return locking.ErrStale
+	}
+	if err != nil {
+		return fmt.Errorf("stat: %w", err)
+	}
+	return nil
+}
+
+// keep gives the keeper a duplicate of fd, so that the lock outlives the process.
+func (h *handle) keep(ctx context.Context) error {
+	if h.b.keeper == nil {
+		return nil
+	}
+	if err := h.b.keeper.Put(ctx, h.ID(), h.fd); err != nil {
+		return fmt.Errorf("keep the lock for the time after this process: %w", err)
+	}
+	h.locked = true
+	putAfter.Pass()
+	return nil
 }
 
 // busy says as much as the kernel knows of the one who holds the lock.
@@ -77,20 +110,33 @@ func (h *handle) busy(mode locking.Mode) error {
 }
 
 // Unlock is never refused for want of a thread: there can be only as many as
-// there are locks. Closing a file of a server that does not answer can hang too.
+// there are locks. Unlocking a file of a server that does not answer can hang.
 func (h *handle) Unlock(ctx context.Context) error {
 	done := make(chan struct{})
+	var settled atomic.Bool // set by whoever is first: the end, or giving up
 	go func() {
+		unlockBefore.Pass()
 		h.removeCreated()
-		h.Close() // gives up the lock, as no other descriptor refers to this open file
+		h.mu.Lock()
+		h.closed = true
+		h.mu.Unlock()
+		h.end()
+		if settled.Swap(true) {
+			h.b.unsettled.Add(-1)
+		}
 		close(done)
 	}()
 	select {
 	case <-done:
 		return nil
 	case <-ctx.Done():
-		return ctx.Err()
 	}
+	h.b.unsettled.Add(1)
+	if settled.Swap(true) {
+		h.b.unsettled.Add(-1)
+		return nil
+	}
+	return ctx.Err()
 }
 
 // removeCreated removes the file of a lock that was taken with AUTOCREATE.
@@ -100,9 +146,8 @@ func (h *handle) removeCreated() {
 	if !h.autocreate {
 		return
 	}
-	// Others may share the lock, also on other hosts. Without the file's name
-	// theirs would keep nobody out, who would make a new file and lock that.
-	// virtlockd makes sure in the same way.
+	// Whoever shares the lock, on another host or by another handle of this one,
+	// needs the file: without it the next one would lock a new one.
 	if h.b.sys.lock(h.fd, false) != nil {
 		return
 	}
@@ -113,8 +158,21 @@ func (h *handle) removeCreated() {
 	}
 }
 
-// onFile runs f with fd. If its caller goes away, fd is closed after it, which
-// undoes whatever it did.
+// end gives up the lock, if there is one, and fd.
+func (h *handle) end() {
+	if h.locked {
+		// The keeper has the same open file, and closes it a while later: without
+		// this the file would look locked until then. If it fails, that close ends
+		// the lock.
+		_ = h.b.sys.unlock(h.fd)
+		unlockAfter.Pass()
+		h.b.keeper.Drop(h.fd)
+	}
+	h.b.sys.close(h.fd)
+}
+
+// onFile runs f with fd. If its caller goes away, end undoes after it whatever it
+// did.
 func (h *handle) onFile(ctx context.Context, f func() error) error {
 	return h.b.call(ctx, h.path, func() error {
 		h.mu.Lock()
@@ -130,7 +188,7 @@ func (h *handle) onFile(ctx context.Context, f func() error) error {
 		closeNow := h.closed
 		h.mu.Unlock()
 		if closeNow {
-			h.b.sys.close(h.fd)
+			h.end()
 		}
 		return err
 	}, h.Close)
@@ -143,7 +201,15 @@ func (h *handle) Close() {
 		return
 	}
 	h.closed = true
-	if !h.inCall {
-		h.b.sys.close(h.fd)
+	switch {
+	case h.inCall: // which ends it
+	case h.locked: // by a Lock that was given up and granted: undoing it can hang
+		h.b.unsettled.Add(1)
+		go func() {
+			h.end()
+			h.b.unsettled.Add(-1)
+		}()
+	default:
+		h.end()
 	}
 }

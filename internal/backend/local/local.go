@@ -12,19 +12,28 @@
 // call on a file has a goroutine of its own, their number is bounded, and nobody
 // waits for one longer than his context allows. What such a call still brings
 // about later is undone.
+//
+// A lock ends with the last descriptor of its open file. With a keeper, a process
+// that has a duplicate of each, locks outlive this process: a lock is granted only
+// after the keeper has acknowledged it, it is given up explicitly and not by
+// closing, and Restore takes back what an earlier process held.
 package local
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vmlockd/vmlockd/internal/failpoint"
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
@@ -32,20 +41,67 @@ import (
 // keeps a thread.
 const maxCalls = 1024
 
+// keeper has duplicates of descriptors that outlive this process; *holder.Client is one.
+type keeper interface {
+	// Put returns nil if and only if the keeper has a duplicate of fd. After an error it
+	// has none, or gives it up by itself.
+	Put(ctx context.Context, key string, fd int) error
+	// Drop makes the keeper close its duplicate a while later. It does not wait, and
+	// comes before fd is closed.
+	Drop(fd int)
+	// Taken gives what the keeper had when this process connected, duplicated: key
+	// and descriptor. A key can occur several times.
+	Taken() iter.Seq2[string, int]
+}
+
+// The points at which a crash test kills the daemon.
+var (
+	lockBefore   = failpoint.New("local.lock.before")
+	lockAfter    = failpoint.New("local.lock.after")
+	putAfter     = failpoint.New("local.put.after")
+	unlockBefore = failpoint.New("local.unlock.before")
+	unlockAfter  = failpoint.New("local.unlock.after")
+)
+
 // Backend locks files. Its methods may be called from many goroutines.
 type Backend struct {
-	sys   system
-	slots chan struct{}
+	sys    system
+	keeper keeper // nil: locks end with this process
+	log    *slog.Logger
+	slots  chan struct{}
+	fresh  bool // the keeper had nothing
+	// unsettled counts what goes on after an Unlock that was given up, and after a Close.
+	unsettled atomic.Int64
 
-	mu sync.Mutex // guards hanging
+	mu sync.Mutex // guards all below
+	// earlier are the descriptors of an earlier process that Restore has not taken,
+	// by Handle.ID, in the order in which they were locked.
+	earlier map[string][]int
+	// doubtful are the IDs for which a Restore got no answer. What an earlier process
+	// has of them stays locked.
+	doubtful map[string]bool
+	// restored are the IDs of which Restore has given out a lock.
+	restored map[string]bool
 	// hanging counts calls whose callers have gone away, by path. A path that
 	// hung once hangs again, and is refused until the first call has returned.
 	hanging map[string]int
 }
 
-// New makes a Backend that holds nothing.
-func New() *Backend {
-	return &Backend{sys: kernel{}, slots: make(chan struct{}, maxCalls), hanging: map[string]int{}}
+// New makes a Backend whose locks end with this process.
+func New() *Backend { return NewKept(nil, slog.New(slog.DiscardHandler)) }
+
+// NewKept makes a Backend whose locks outlive this process, by means of k. Before
+// it is used otherwise, Restore and DropOthers settle what an earlier process held.
+func NewKept(k keeper, log *slog.Logger) *Backend {
+	b := &Backend{sys: kernel{}, keeper: k, log: log, slots: make(chan struct{}, maxCalls), hanging: map[string]int{},
+		earlier: map[string][]int{}, doubtful: map[string]bool{}, restored: map[string]bool{}}
+	if k != nil {
+		for id, fd := range k.Taken() {
+			b.earlier[id] = append(b.earlier[id], fd)
+		}
+		b.fresh = len(b.earlier) == 0
+	}
+	return b
 }
 
 // call runs f on a goroutine of its own and returns when it has returned or ctx
@@ -113,7 +169,8 @@ func (b *Backend) CreateLockspace(ctx context.Context, path string) error {
 		err := b.sys.mkdir(path)
 		if st, statErr := b.sys.stat(path); statErr == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
 			return &locking.Error{Kind: locking.KindInvalid, Ref: locking.Ref{Lockspace: path},
-				Err: fmt.Errorf("Lockspace location %s exists, but is not a directory", path)} //lint:ignore ST1005 the words are virtlockd's
+				//lint:ignore ST1005 the words are virtlockd's
+				Err: fmt.Errorf("Lockspace location %s exists, but is not a directory", path)}
 		}
 		return err
 	}, func() {})

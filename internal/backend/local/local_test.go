@@ -12,10 +12,18 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
+	"github.com/vmlockd/vmlockd/internal/holder"
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	holder.Main()
+	if len(os.Args) > 1 && os.Args[1] == "daemon" {
+		beDaemon(os.Args[2])
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 func disk(t *testing.T) string {
 	t.Helper()

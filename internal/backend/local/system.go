@@ -14,6 +14,7 @@ type system interface {
 	fstat(fd int) (unix.Stat_t, error)
 	stat(path string) (unix.Stat_t, error)
 	lock(fd int, shared bool) error
+	unlock(fd int) error
 	lockedBy(fd int, shared bool) int32
 	mkdir(path string) error
 	unlink(path string) error
@@ -63,6 +64,16 @@ func flock(shared bool) unix.Flock_t {
 
 func (kernel) lock(fd int, shared bool) error {
 	l := flock(shared)
+	for {
+		if err := unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &l); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+func (kernel) unlock(fd int) error {
+	l := flock(false)
+	l.Type = unix.F_UNLCK
 	for {
 		if err := unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &l); err != unix.EINTR {
 			return err

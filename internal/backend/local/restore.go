@@ -1,0 +1,183 @@
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmlockd/vmlockd/internal/locking"
+)
+
+// restorers is how many locks are taken back at a time, so that a file system
+// that hangs does not keep those on others.
+const restorers = 256
+
+// Restore takes back locks with the descriptors that the keeper had. Each is locked
+// once more, which shows that it is still locked, or locks what its last process
+// had just unlocked.
+//
+// What the keeper does not have is not locked: its last process ended before it was
+// granted or after it was released, or the keeper ended with that process. In case of the
+// last, the file is opened and locked anew if nobody else has done so. If that is
+// not possible the error wraps locking.ErrNotHeld.
+func (b *Backend) Restore(ctx context.Context, held []locking.Held) []locking.Restored {
+	results := make([]locking.Restored, len(held))
+	next := make(chan int)
+	var workers sync.WaitGroup
+	for range min(restorers, len(held)) {
+		workers.Go(func() {
+			for i := range next {
+				h, err := b.restore(ctx, held[i])
+				if err != nil {
+					results[i].Err = err
+				} else {
+					results[i].Handle = h // no nil *handle in an interface
+				}
+			}
+		})
+	}
+	for i := range held {
+		next <- i
+	}
+	close(next)
+	workers.Wait()
+	return results
+}
+
+func (b *Backend) restore(ctx context.Context, held locking.Held) (*handle, error) {
+	path, err := pathOf("take back", held.Ref)
+	if err != nil {
+		return nil, err
+	}
+	var refused error
+	for {
+		b.mu.Lock()
+		fds := b.earlier[held.ID]
+		if len(fds) == 0 {
+			break
+		}
+		fd := fds[0]
+		b.earlier[held.ID] = fds[1:]
+		b.mu.Unlock()
+		h := &handle{b: b, path: path, autocreate: held.Autocreate, fd: fd, locked: true}
+		switch err := h.relock(ctx, held); {
+		case err == nil:
+			b.mu.Lock()
+			b.restored[held.ID] = true
+			b.mu.Unlock()
+			return h, nil
+		case errors.Is(err, locking.ErrBusy):
+			// It is one that was unlocked, and of no use. Another of the same ID may be the one.
+			refused = fmt.Errorf("%w: %w", locking.ErrNotHeld, err)
+			h.Close()
+		default:
+			b.mu.Lock()
+			b.doubtful[held.ID] = true
+			b.earlier[held.ID] = append(b.earlier[held.ID], fd)
+			b.mu.Unlock()
+			return nil, err
+		}
+	}
+	another := b.restored[held.ID]
+	b.mu.Unlock()
+	switch {
+	case refused != nil:
+		return nil, refused
+	case another:
+		return nil, locking.ErrNotHeld
+	}
+	h, err := b.lockAnew(ctx, held)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", locking.ErrNotHeld, err)
+	}
+	return h, nil
+}
+
+// relock locks what an earlier process has opened.
+func (h *handle) relock(ctx context.Context, held locking.Held) error {
+	return h.b.call(ctx, h.path, func() error {
+		st, err := h.b.sys.fstat(h.fd)
+		if err != nil {
+			return fmt.Errorf("fstat: %w", err)
+		}
+		h.file = fileOf(st)
+		if id := h.ID(); id != held.ID {
+			return fmt.Errorf("a descriptor that was kept for %q is of %q", held.ID, id)
+		}
+		err = h.b.sys.lock(h.fd, held.Mode == locking.Shared)
+		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
+			return h.busy(held.Mode)
+		}
+		return err
+	}, func() {}) // as it is: the keeper has it too, and the next Restore finds out
+}
+
+// lockAnew opens and locks the file by its name.
+func (b *Backend) lockAnew(ctx context.Context, held locking.Held) (*handle, error) {
+	opened, err := b.Open(ctx, held.Ref, false)
+	if err != nil {
+		return nil, err
+	}
+	h := opened.(*handle)
+	if id := h.ID(); id != held.ID {
+		h.Close()
+		return nil, fmt.Errorf("%w (%s)", locking.ErrStale, id)
+	}
+	if err := h.Lock(ctx, held.Mode); err != nil {
+		h.Close()
+		return nil, err
+	}
+	h.autocreate = held.Autocreate
+	b.mu.Lock()
+	b.restored[held.ID] = true
+	b.mu.Unlock()
+	if b.fresh {
+		b.log.Warn("a lock was taken anew, as the process that kept it had ended too: meanwhile another program could have had it",
+			"lockspace", held.Ref.Lockspace, "name", held.Ref.Name)
+	}
+	return h, nil
+}
+
+// DropOthers releases what an earlier process held and Restore did not take, and
+// returns how many descriptors that were. What a Restore was in doubt about stays
+// locked. When ctx ends its error is returned, and what has not been released by
+// then stays for another call.
+func (b *Backend) DropOthers(ctx context.Context) (int, error) {
+	b.mu.Lock()
+	var others []*handle
+	for id, fds := range b.earlier {
+		if b.doubtful[id] {
+			continue
+		}
+		for _, fd := range fds {
+			others = append(others, &handle{b: b, path: id, fd: fd, locked: true})
+		}
+		delete(b.earlier, id)
+	}
+	b.mu.Unlock()
+	for i, h := range others {
+		if err := h.Unlock(ctx); err != nil {
+			b.mu.Lock()
+			for _, left := range others[i+1:] { // this one goes on by itself
+				b.earlier[left.path] = append(b.earlier[left.path], left.fd)
+			}
+			b.mu.Unlock()
+			return i, err
+		}
+	}
+	return len(others), nil
+}
+
+// Unsettled is how many calls were given up and may still change what is locked.
+func (b *Backend) Unsettled() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	n := int(b.unsettled.Load())
+	for _, hanging := range b.hanging {
+		n += hanging
+	}
+	return n
+}
