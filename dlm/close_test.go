@@ -130,7 +130,7 @@ func TestBroken(t *testing.T) {
 func TestCreate(t *testing.T) {
 	within(t, 1, func(t *testing.T, c *dlmtest.Cluster) {
 		n := c.Node(1)
-		for errno, sentinel := range map[syscall.Errno]error{syscall.EUNATCH: dlm.ErrNoDaemon, syscall.EPERM: dlm.ErrPrivilege, syscall.ENOMEM: syscall.ENOMEM} {
+		for errno, sentinel := range map[syscall.Errno]error{syscall.EUNATCH: dlm.ErrNoDaemon, syscall.ENOTCONN: dlm.ErrNoDaemon, syscall.EPERM: dlm.ErrPrivilege, syscall.ENOMEM: syscall.ENOMEM} {
 			n.SetFault(new(recorder).fault("create", dlmtest.Fault{Err: errno}))
 			_, err := dlm.Create(t.Context(), n, space, dlm.Options{})
 			want(t, err, sentinel)

@@ -35,6 +35,9 @@ func Create(ctx context.Context, k Kernel, name string, opts Options) (*Lockspac
 		}
 		return n, err
 	}); err != nil {
+		if errors.Is(err, syscall.ENOTCONN) { // what is missing then is the node's address, which the daemon would have set
+			err = fmt.Errorf("%w (%w)", ErrNoDaemon, err)
+		}
 		return nil, fault(op, name, "", oneOf(err, ErrNoDaemon, ErrPrivilege))
 	}
 	return open(ctx, k, name, opts, op)

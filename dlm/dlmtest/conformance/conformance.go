@@ -2,7 +2,14 @@
 // against the real kernel they show that what package dlm and the simulation take for granted is so.
 //
 // The suite drives any number of nodes from one process through dlm.Kernel. For nodes of a real cluster these are
-// dlm.Host on a node itself, or package remote from elsewhere.
+// dlm.Host on a node itself, or package remote from elsewhere. Its own tests run it
+//
+//	go test ./dlm/dlmtest/conformance                                # on the simulation
+//	VMLOCKD_LAB=1 go test -run TestLab ./dlm/dlmtest/conformance     # on three nodes of a lab, about a minute
+//	CGO_ENABLED=0 go test -c -o conformance.test ./dlm/dlmtest/conformance
+//	VMLOCKD_DLM_REAL=1 ./conformance.test -test.run TestHost         # as root on a node of a cluster, on its own kernel
+//
+// The benchmarks use this machine's kernel with VMLOCKD_DLM_REAL=1, and the simulation without.
 package conformance
 
 import (
@@ -28,6 +35,8 @@ type Site struct {
 	PowerOff func(t testing.TB)
 	// Patience is how long anything may take that must happen. 0 is 10 s.
 	Patience time.Duration
+	// Storm is how long the random part lasts. 0 is 3 s.
+	Storm time.Duration
 	// Prefix begins the names of the lockspaces the suite makes. "" is "cf".
 	Prefix string
 }
@@ -42,6 +51,9 @@ type env struct {
 func Run(t *testing.T, site Site) {
 	if site.Patience == 0 {
 		site.Patience = 10 * time.Second
+	}
+	if site.Storm == 0 {
+		site.Storm = 3 * time.Second
 	}
 	if site.Prefix == "" {
 		site.Prefix = "cf"
@@ -96,6 +108,7 @@ func Run(t *testing.T, site Site) {
 		{"NumbersAreReused", 1, testNumbersAreReused},
 		{"Membership", 1, testMembership},
 		{"LeaveWithLocks", 1, testLeaveWithLocks},
+		{"LeaveAsMaster", 2, testLeaveAsMaster},
 		{"TwoNodesRace", 2, testTwoNodesRace},
 		{"PurgeElsewhere", 2, testPurgeElsewhere},
 		{"Storm", 1, testStorm},

@@ -2,6 +2,7 @@ package conformance_test
 
 import (
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -16,6 +17,7 @@ func TestSimulation(t *testing.T) {
 	for _, nodes := range []int{1, 2, 3} {
 		c := dlmtest.NewCluster(nodes)
 		site := conformance.Site{
+			Storm:    500 * time.Millisecond,
 			Suspend:  func(_ testing.TB, lockspace string) { c.Suspend(lockspace) },
 			Resume:   func(_ testing.TB, lockspace string) { c.Resume(lockspace) },
 			PowerOff: func(testing.TB) { c.Node(nodes).PowerOff(); c.Recover() },

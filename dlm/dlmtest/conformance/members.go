@@ -3,6 +3,7 @@ package conformance
 import (
 	"context"
 	"crypto/rand"
+	"fmt"
 	"testing"
 	"time"
 
@@ -61,6 +62,35 @@ func testLeaveWithLocks(t *testing.T, e *env) {
 	must(t, err)
 	must(t, l.Unlock(e.ctx(t)))
 	must(t, ls.Leave(e.ctx(t), false))
+}
+
+// The first node that asked for a lock keeps the books of the resource, and is in use by that alone; by force it can leave
+// without harm to anyone.
+func testLeaveAsMaster(t *testing.T, e *env) {
+	name := e.Prefix + rand.Text()[:8]
+	a, err := dlm.Create(e.ctx(t), e.Kernels[0], name, dlm.Options{})
+	must(t, err)
+	b, err := dlm.Create(e.ctx(t), e.Kernels[1], name, dlm.Options{})
+	must(t, err)
+	const resources = 8 // who is asked first for the master of a resource depends on the name
+	var locks []*dlm.Lock
+	for i := range resources {
+		x, err := a.Lock(e.ctx(t), fmt.Sprint(i), dlm.NL, dlm.LockOptions{})
+		must(t, err)
+		y, err := b.Lock(e.ctx(t), fmt.Sprint(i), dlm.EX, dlm.LockOptions{})
+		must(t, err)
+		must(t, x.Unlock(e.ctx(t)))
+		locks = append(locks, y)
+	}
+	wantError(t, a.Leave(e.ctx(t), false), dlm.ErrLockspaceUse)
+	must(t, dlm.Remove(e.ctx(t), e.Kernels[0], name, true))
+	for i, y := range locks {
+		_, err := b.Lock(e.ctx(t), fmt.Sprint(i), dlm.CR, dlm.LockOptions{NoQueue: true})
+		wantError(t, err, dlm.ErrBusy)
+		must(t, y.Convert(e.ctx(t), dlm.PR, dlm.ConvertOptions{}))
+		must(t, y.Unlock(e.ctx(t)))
+	}
+	must(t, b.Leave(e.ctx(t), false))
 }
 
 // moment is long enough for a write to get stuck in the kernel, and much less than anybody's patience.

@@ -4,6 +4,7 @@ import (
 	"net"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/vmlockd/vmlockd/dlm/dlmtest"
 	"github.com/vmlockd/vmlockd/dlm/dlmtest/conformance"
@@ -15,6 +16,7 @@ func TestRemoteSimulation(t *testing.T) {
 	const nodes = 2
 	c := dlmtest.NewCluster(nodes)
 	site := conformance.Site{
+		Storm:    500 * time.Millisecond,
 		Suspend:  func(_ testing.TB, lockspace string) { c.Suspend(lockspace) },
 		Resume:   func(_ testing.TB, lockspace string) { c.Resume(lockspace) },
 		PowerOff: func(testing.TB) { c.Node(nodes).PowerOff(); c.Recover() },

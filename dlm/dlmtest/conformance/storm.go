@@ -135,7 +135,7 @@ func (w *worker) convert(t testing.TB, l *dlm.Lock) error {
 
 // Whatever several processes on all nodes do, no two have what excludes each other, and at the end nothing is left.
 func testStorm(t *testing.T, e *env) {
-	const perNode, length = 3, 3 * time.Second
+	const perNode = 3
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	table := &table{held: map[string]map[*dlm.Lock]dlm.Mode{}}
@@ -149,7 +149,7 @@ func testStorm(t *testing.T, e *env) {
 			p: e.process(t, i+1), rnd: rand.New(rand.NewPCG(seed, uint64(i))), names: names, table: table, pace: pace,
 		})
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), length)
+	ctx, cancel := context.WithTimeout(t.Context(), e.Storm)
 	defer cancel()
 	var wg sync.WaitGroup
 	for _, w := range workers {
