@@ -38,17 +38,20 @@ func (a *agent) dial(w http.ResponseWriter, r *http.Request) {
 
 // pipe copies both ways until one of the two ends, and closes both. fromHere is here with what was read too early.
 func pipe(here net.Conn, fromHere *bufio.Reader, there net.Conn) {
-	ended := make(chan struct{}, 2)
-	forward := func(to io.Writer, from io.Reader) {
-		_, _ = io.Copy(to, from) // how it ended does not matter: the other side sees that it did
-		ended <- struct{}{}
-	}
-	go forward(there, fromHere)
-	go forward(here, there)
-	<-ended
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, err := io.Copy(there, fromHere)
+		if errors.Is(err, syscall.EPIPE) {
+			return // there has ended, but its last words may still be on their way
+		}
+		here.Close()
+		there.Close()
+	}()
+	_, _ = io.Copy(here, there) // how it ended does not matter: the other side sees that it did
 	here.Close()
 	there.Close()
-	<-ended
+	<-done
 }
 
 func dialUnix(ctx context.Context, path string) (net.Conn, error) {

@@ -89,7 +89,7 @@ func TestDialEndsWithTheSocket(t *testing.T) {
 	}
 	fmt.Fprint(there, "last words")
 	there.Close()
-	if b, err := io.ReadAll(r); err != nil && string(b) != "last words" {
+	if b, err := io.ReadAll(r); string(b) != "last words" {
 		t.Fatalf("%q, %v", b, err)
 	}
 }
