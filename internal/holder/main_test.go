@@ -16,7 +16,6 @@ import (
 
 func TestMain(m *testing.M) {
 	Main()
-	childMain()
 	goleak.VerifyTestMain(m)
 }
 

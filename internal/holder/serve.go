@@ -40,6 +40,7 @@ type server struct {
 	live    int          // store.live, for the goroutine that handles signals
 	closing atomic.Int64 // descriptors being closed: they still count
 
+	polls    []unix.PollFd
 	out, oob []byte
 	fds      []int
 	change   changeRequest
@@ -59,37 +60,41 @@ func newServer(listener, limit int) *server {
 
 // serve returns when nobody has needed the holder for a while.
 func (s *server) serve() error {
-	var polls []unix.PollFd
 	for {
 		timeout := s.timeout()
 		if timeout == 0 {
 			return nil
 		}
-		polls = append(polls[:0], unix.PollFd{Fd: int32(s.listener), Events: unix.POLLIN})
-		for _, c := range s.conns {
-			polls = append(polls, unix.PollFd{Fd: int32(c.fd), Events: unix.POLLIN})
-		}
-		n, err := unix.Poll(polls, timeout)
-		if err != nil && err != unix.EINTR {
+		if err := s.turn(timeout); err != nil {
 			return err
 		}
-		if n <= 0 {
-			continue
-		}
-		conns := slices.Clone(s.conns)
-		if len(s.conns) == 1 {
-			conns = s.conns // the usual case, and nothing is removed before sweep
-		}
-		for i, c := range conns {
-			if polls[i+1].Revents != 0 {
-				s.serveOne(c)
-			}
-		}
-		if polls[0].Revents != 0 {
-			s.accept()
-		}
-		s.sweep()
 	}
+}
+
+// turn waits for what there is to do, at most timeout milliseconds if that is not
+// negative, and does it.
+func (s *server) turn(timeout int) error {
+	s.polls = append(s.polls[:0], unix.PollFd{Fd: int32(s.listener), Events: unix.POLLIN})
+	for _, c := range s.conns {
+		s.polls = append(s.polls, unix.PollFd{Fd: int32(c.fd), Events: unix.POLLIN})
+	}
+	n, err := unix.Poll(s.polls, timeout)
+	if err != nil && err != unix.EINTR {
+		return err
+	}
+	if n <= 0 {
+		return nil
+	}
+	for i, c := range s.conns { // to which nothing is added, and from which nothing is removed, here
+		if s.polls[i+1].Revents != 0 {
+			s.serveOne(c)
+		}
+	}
+	if s.polls[0].Revents != 0 {
+		s.accept()
+	}
+	s.conns = slices.DeleteFunc(s.conns, func(c *conn) bool { return c.fd < 0 })
+	return nil
 }
 
 // timeout is for poll(2): -1 as long as there is a reason to stay, 0 when the
@@ -138,10 +143,6 @@ func (s *server) close(c *conn) {
 	if s.daemon == c {
 		s.daemon = nil
 	}
-}
-
-func (s *server) sweep() {
-	s.conns = slices.DeleteFunc(s.conns, func(c *conn) bool { return c.fd < 0 })
 }
 
 // serveOne handles one message, if there is one, and says whether there was.

@@ -1,3 +1,0 @@
-package holder
-
-func childMain() {}

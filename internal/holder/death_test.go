@@ -1,0 +1,195 @@
+package holder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestKilledHolderIsReplaced(t *testing.T) {
+	path := socket(t)
+	c := start(t, path)
+	const n = 300
+	var fds []int
+	for i := range n {
+		fds = append(fds, temp(t))
+		put(t, c, fmt.Sprint(i), fds[i])
+	}
+	old := c.Status().PID
+	// Puts and drops go on all the time; none may fail or lie.
+	stop := make(chan struct{})
+	var g sync.WaitGroup
+	for w := range 4 {
+		fd := temp(t)
+		g.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if err := c.Put(limited(t), fmt.Sprintf("worker %d", w), fd); err != nil {
+					t.Error(err)
+					return
+				}
+				c.Drop(fd)
+			}
+		})
+	}
+	pid := old
+	for range 5 {
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "another holder has all", func() bool {
+			s := c.Status()
+			return s.PID != 0 && s.PID != pid && s.Held >= n && s.Unkept == 0
+		})
+		pid = c.Status().PID
+	}
+	close(stop)
+	g.Wait()
+	for _, fd := range fds {
+		if refers(t, pid, fd) != 1 {
+			t.Fatal("the last holder does not have all files")
+		}
+	}
+	if _, err := os.Stat(fmt.Sprintf("/proc/%d", old)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the first holder was not reaped: %v", err)
+	}
+}
+
+func TestPutWithoutHolderEndsWithItsContext(t *testing.T) {
+	path := socket(t)
+	c, err := connect(limited(t), Options{Socket: path}, starter{socket: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	pid := c.Status().PID
+	c.mu.Lock() // which the goroutine that reads it takes when it wakes up from the kill
+	c.starter.program = "/nonexistent"
+	c.mu.Unlock()
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the end is noticed", func() bool { return c.Status().PID == 0 })
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	err = c.Put(ctx, "k", temp(t))
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("put: %v", err)
+	}
+	t.Log(err)
+}
+
+// A holder ends by itself, but not while it holds something, and SIGTERM does not
+// change that.
+func TestHolderEndsWhenNobodyNeedsIt(t *testing.T) {
+	path := socket(t)
+	c := start(t, path)
+	fd := temp(t)
+	put(t, c, "k", fd)
+	pid := c.Status().PID
+	process, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(process)
+	c.Close()
+	for _, sig := range []unix.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT} {
+		if err := unix.Kill(pid, sig); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Longer than the time after which it would end.
+	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(process), Events: unix.POLLIN}}, int(idleTime/time.Millisecond)+1000); n != 0 || err != nil {
+		t.Fatalf("it ended while it held something: %d, %v", n, err)
+	}
+	c = start(t, path)
+	for _, taken := range c.Taken() {
+		c.Drop(taken)
+		unix.Close(taken)
+	}
+	c.Close()
+	begin := time.Now()
+	waitProcess(t, process)
+	if d := time.Since(begin); d < idleTime/2 {
+		t.Errorf("it ended after %v", d)
+	}
+}
+
+// Of daemons that start at the same time one is served, and one holder runs.
+func TestManyStarters(t *testing.T) {
+	path := socket(t)
+	const n = 8
+	clients, errs := make([]*Client, n), make([]error, n)
+	var g sync.WaitGroup
+	for i := range n {
+		g.Go(func() { clients[i], errs[i] = Connect(limited(t), Options{Socket: path}) })
+	}
+	g.Wait()
+	served := 0
+	for i, c := range clients {
+		if c != nil {
+			served++
+			defer c.Close()
+		} else if !errors.Is(errs[i], ErrConnected) {
+			t.Error(errs[i])
+		}
+	}
+	if served != 1 {
+		t.Errorf("%d daemons are served at once", served)
+	}
+}
+
+// What a killed daemon had sent counts, although the holder sees it only when the
+// next daemon is there already.
+func TestMessagesOfTheDeadCount(t *testing.T) {
+	path := socket(t)
+	c := start(t, path)
+	pid := c.Status().PID
+	stop(t, pid)
+	fd := temp(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	var g sync.WaitGroup
+	g.Go(func() { _ = c.Put(ctx, "k", fd) })
+	eventually(t, "it is sent", func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.inFlight
+	})
+	// As SIGKILL would: the connection ends, and nothing is taken back.
+	c.mu.Lock()
+	c.closed = true
+	c.lockedCut(ErrClosed)
+	c.mu.Unlock()
+	cancel()
+	g.Wait()
+	c.cancel()
+	c.running.Wait()
+	g.Go(func() {
+		eventually(t, "the next daemon waits", func() bool { return count(t, pid) >= 5 })
+		_ = unix.Kill(pid, unix.SIGCONT)
+	})
+	next := start(t, path)
+	g.Wait()
+	n := 0
+	for key, taken := range next.Taken() {
+		n++
+		if key != "k" {
+			t.Errorf("key %q", key)
+		}
+		next.Drop(taken)
+		unix.Close(taken)
+	}
+	if n != 1 {
+		t.Errorf("%d descriptors were taken", n)
+	}
+}

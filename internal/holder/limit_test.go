@@ -1,0 +1,186 @@
+package holder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func limitOf(t testing.TB, pid int) unix.Rlimit {
+	t.Helper()
+	var l unix.Rlimit
+	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &l); err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// The kernel cannot install what is above the holder's limit: these fail, what is
+// below is held, and later there is place again.
+func TestHolderAtItsLimit(t *testing.T) {
+	path := socket(t)
+	c := start(t, path)
+	pid := c.Status().PID
+	l := limitOf(t, pid)
+	if l.Cur != l.Max {
+		t.Errorf("the holder did not raise its limit: %+v", l)
+	}
+	const room = 40
+	l.Cur = uint64(count(t, pid) + room)
+	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &l, nil); err != nil {
+		t.Fatal(err)
+	}
+	const n = 100
+	fds, errs := make([]int, n), make([]error, n)
+	var g sync.WaitGroup
+	for i := range n {
+		fds[i] = temp(t)
+		g.Go(func() { errs[i] = c.Put(limited(t), fmt.Sprint(i), fds[i]) })
+	}
+	g.Wait()
+	held := 0
+	for i, err := range errs {
+		switch {
+		case err == nil:
+			held++
+			if refers(t, pid, fds[i]) != 1 {
+				t.Errorf("%d was acknowledged and is not held", i)
+			}
+		case !errors.Is(err, ErrFull):
+			t.Errorf("put %d: %v", i, err)
+		case refers(t, pid, fds[i]) != 0:
+			t.Errorf("%d was refused and is held", i)
+		}
+	}
+	if held != room || c.Status().Held != room {
+		t.Errorf("%d were acknowledged, status %+v", held, c.Status())
+	}
+	for i, err := range errs {
+		if err == nil {
+			c.Drop(fds[i])
+		}
+	}
+	eventually(t, "there is place again", func() bool { return c.Put(limited(t), "later", fds[0]) == nil })
+}
+
+// A server with a limit of its own, and a new holder with less place than the one
+// before: the client says what is not held, and puts it as soon as it can.
+func TestNextHolderHasLessPlace(t *testing.T) {
+	path := socket(t)
+	first := serveHere(t, path, func(s *server) { s.limit = 10 })
+	c := start(t, path)
+	var fds []int
+	for range 10 {
+		fds = append(fds, temp(t))
+		put(t, c, "k", fds[len(fds)-1])
+	}
+	if err := c.Put(limited(t), "k", temp(t)); !errors.Is(err, ErrFull) {
+		t.Errorf("the 11th: %v", err)
+	}
+	first()
+	second := serveHere(t, path, func(s *server) { s.limit = 6 })
+	defer second()
+	eventually(t, "six are held", func() bool { return c.Status() == Status{PID: os.Getpid(), Held: 6, Unkept: 4} })
+	for _, fd := range fds[:5] {
+		c.Drop(fd)
+	}
+	eventually(t, "the others are held later", func() bool { return c.Status() == Status{PID: os.Getpid(), Held: 5} })
+	c.Close()
+}
+
+// A daemon without place for what the holder has does not start half.
+func TestDaemonAtItsLimit(t *testing.T) {
+	path := socket(t)
+	c := start(t, path)
+	for range 50 {
+		put(t, c, "k", temp(t))
+	}
+	c.Close()
+	before := count(t, os.Getpid())
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
+		t.Fatal(err)
+	}
+	low := l
+	low.Cur = uint64(before + 20)
+	if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, &low, nil); err != nil {
+		t.Fatal(err)
+	}
+	_, err := Connect(limited(t), Options{Socket: path})
+	if err2 := unix.Prlimit(0, unix.RLIMIT_NOFILE, &l, nil); err2 != nil {
+		t.Fatal(err2)
+	}
+	if !errors.Is(err, ErrTake) {
+		t.Errorf("connect: %v", err)
+	}
+	if n := count(t, os.Getpid()); n != before {
+		t.Errorf("%d descriptors before, %d after", before, n)
+	}
+	c = start(t, path)
+	if n := c.Status().Held; n != 50 {
+		t.Errorf("%d are held", n)
+	}
+	for _, fd := range c.Taken() {
+		unix.Close(fd)
+	}
+}
+
+// 100,000 descriptors, or as many as this machine lets two processes have.
+func TestVeryMany(t *testing.T) {
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
+		t.Fatal(err)
+	}
+	n := 100_000
+	if most := int(min(l.Max, 1<<30)) * 4 / 5; most < n {
+		t.Logf("RLIMIT_NOFILE is %d: trying %d", l.Max, most)
+		n = most
+	}
+	b, err := os.ReadFile("/proc/sys/fs/file-max")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if most, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64); err != nil || most < 2*uint64(n) {
+		t.Skipf("fs.file-max is %d, %v", most, err)
+	}
+	path := socket(t)
+	c := start(t, path)
+	fds := make([]int, n)
+	for i := range fds {
+		if fds[i], err = unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var g sync.WaitGroup
+	for w := range 64 {
+		g.Go(func() {
+			for i := w; i < n; i += 64 {
+				if err := c.Put(context.Background(), fmt.Sprintf("file 64769 %d", i), fds[i]); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	g.Wait()
+	if s := c.Status(); s.Held != n {
+		t.Errorf("status %+v", s)
+	}
+	c.Close()
+	closeAll(fds)
+	c = start(t, path)
+	if s := c.Status(); s.Held != n {
+		t.Errorf("status of the next daemon %+v", s)
+	}
+	for _, fd := range c.Taken() {
+		c.Drop(fd)
+		unix.Close(fd)
+	}
+}
