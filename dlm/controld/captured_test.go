@@ -14,7 +14,8 @@ import (
 
 // captured are answers of dlm_controld 4.2.0 of Debian 12, by question, about a lockspace "tls": on a healthy cluster of
 // three nodes; after the dlm_controld of node 3 was killed, with a fence agent that does not end; and after node 2 was
-// cut off as well.
+// cut off as well. "merge" is about a lockspace "vmlockd", after three nodes without fencing were all separated and met
+// again.
 func captured(t testing.TB, name string) map[string][]byte {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join("testdata", name+".hex"))
@@ -102,9 +103,21 @@ func TestCapturedQuorum(t *testing.T) {
 	}
 }
 
+func TestCapturedMerge(t *testing.T) {
+	m := captured(t, "merge")
+	st, err := readStatus(bytes.NewReader(m["status"]))
+	if err != nil || !st.Quorate || !st.MergeWait || st.Members != 3 {
+		t.Fatalf("status %+v, %v", st, err)
+	}
+	l, err := readLockspace(bytes.NewReader(m["info"]))
+	if err != nil || l.Flags != KernelStopped || !l.Next.WaitMessages || l.Next.Missing != 2 || l.Next.Wait != WaitNone {
+		t.Errorf("lockspace %+v, %v", l, err)
+	}
+}
+
 // FuzzAnswers feeds every decoder; none may crash or take memory without bound.
 func FuzzAnswers(f *testing.F) {
-	for _, name := range []string{"healthy", "fencing", "quorum"} {
+	for _, name := range []string{"healthy", "fencing", "quorum", "merge"} {
 		for _, b := range captured(f, name) {
 			f.Add(b)
 		}

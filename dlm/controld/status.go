@@ -21,7 +21,10 @@ type Status struct {
 	FencePID    int    // the fence agent that runs on this host; 0 if none does
 	// FencingUnknown: just started, and not yet told by the others what is being fenced; lockspaces wait for that.
 	FencingUnknown bool
-	Monotime       int64 // CLOCK_MONOTONIC of this host when it answered, in seconds
+	// MergeWait: nodes that had been separated have met again, all with lockspaces ("stateful merge"). Where the daemon does
+	// not sort that out by ending some of them it waits, for ever, until enough of them are rebooted. Since dlm 4.1.
+	MergeWait bool
+	Monotime  int64 // CLOCK_MONOTONIC of this host when it answered, in seconds
 
 	Nodes   []DaemonNode // every node seen since this daemon was started, by number
 	Startup []DaemonNode // nodes of corosync's configuration never seen, that must be fenced first (enable_startup_fencing)
@@ -31,7 +34,7 @@ type Status struct {
 type DaemonNode struct {
 	NodeID       int
 	Member       bool
-	LeftReason   string    // "join", "leave", "nodedown", "nodeup", "procdown", "startup" or "unknown", and "" for none; of the last change
+	LeftReason   string    // "join", "leave", "nodedown", "nodeup", "procdown", "startup" or "unknown"; of its last failure
 	NeedFencing  bool      // it was lost while in a lockspace, and no fence agent has said yet that it does no more harm
 	DelayFencing bool      // fencing waits for quorum, or for post_join_delay
 	FencePID     int       // the fence agent running against it on this host
@@ -40,7 +43,8 @@ type DaemonNode struct {
 	Fenced       time.Time
 }
 
-// Lost reports whether the node has left the cluster other than in good order.
+// Lost reports whether the node has left the cluster other than in good order. The daemon notes that only where fencing
+// is enabled; without it LeftReason is always "unknown".
 func (n DaemonNode) Lost() bool {
 	return !n.Member && (n.NeedFencing || n.LeftReason == "nodedown" || n.LeftReason == "procdown")
 }
@@ -111,6 +115,7 @@ func (st *Status) fill(id int, v values) {
 	st.ClusterRing = v.uint("cluster_ringid")
 	st.FencePID = v.int("fence_pid")
 	st.FencingUnknown = v.is("fence_in_progress_unknown")
+	st.MergeWait = v.is("stateful_merge_wait")
 	st.Monotime = int64(v.uint("monotime"))
 }
 

@@ -10,8 +10,8 @@ import (
 
 func encodeStatus(s controld.Status) []byte {
 	b := state(nil, wire.StateDaemon, s.NodeID, fmt.Sprintf("member_count=%d joined_count=0 remove_count=0 daemon_ringid=%d "+
-		"cluster_ringid=%d quorate=%d fence_pid=%d fence_in_progress_unknown=%d zombie_count=0 monotime=%d stateful_merge_wait=0 ",
-		s.Members, s.DaemonRing, s.ClusterRing, bit(s.Quorate), s.FencePID, bit(s.FencingUnknown), s.Monotime))
+		"cluster_ringid=%d quorate=%d fence_pid=%d fence_in_progress_unknown=%d zombie_count=0 monotime=%d stateful_merge_wait=%d ",
+		s.Members, s.DaemonRing, s.ClusterRing, bit(s.Quorate), s.FencePID, bit(s.FencingUnknown), s.Monotime, bit(s.MergeWait)))
 	for _, n := range s.Nodes {
 		b = daemonNode(b, wire.StateDaemonNode, n)
 	}

@@ -19,6 +19,7 @@ const (
 	causeRecovering cause = iota // it will go on by itself, soon
 	causeQuorum
 	causeFencing
+	causeMerge  // the cluster was split and has met again
 	causeSilent // dlm_controld does not answer
 	causeGone   // dlm_controld is not there: nothing goes on until this host is rebooted
 )
@@ -51,10 +52,13 @@ func explain(a answer, now time.Time, holders []locking.Holder) reason {
 	case a.err != nil:
 		return reason{causeSilent, a.err.Error()}
 	case !a.status.Quorate:
-		return reason{causeQuorum, "the cluster has no quorum" + lostText(a.status) + " (see corosync-quorumtool -s)"}
+		return reason{causeQuorum, "the cluster has no quorum" + missingText(a.status) + " (see corosync-quorumtool -s)"}
 	}
 	if text := fencingText(a.status, now); text != "" {
 		return reason{causeFencing, text + " (see dlm_tool status)"}
+	}
+	if a.status.MergeWait {
+		return reason{causeMerge, "hosts of the cluster were separated and have met again without a reboot between: the DLM goes on when all but one side of them are rebooted (see dlm_tool status)"}
 	}
 	if a.status.DaemonRing != a.status.ClusterRing {
 		return reason{causeRecovering, "the membership of the cluster is changing"}
@@ -62,22 +66,23 @@ func explain(a answer, now time.Time, holders []locking.Holder) reason {
 	return reason{causeRecovering, "the DLM is recovering from a change of the cluster's membership"}
 }
 
-// lostText is ": 2 of 3 nodes are lost: 2, 3".
-func lostText(s controld.Status) string {
-	var lost []string
+// missingText is ": 2 of 3 nodes are missing: 2, 3". Whether a node was lost or
+// has left in good order is only known where fencing is enabled.
+func missingText(s controld.Status) string {
+	var missing []string
 	for _, n := range s.Nodes {
-		if n.Lost() {
-			lost = append(lost, fmt.Sprint(n.NodeID))
+		if !n.Member {
+			missing = append(missing, fmt.Sprint(n.NodeID))
 		}
 	}
-	if len(lost) == 0 {
+	if len(missing) == 0 {
 		return ""
 	}
-	are := "nodes are"
-	if len(lost) == 1 {
-		are = "nodes is"
+	are := "are"
+	if len(missing) == 1 {
+		are = "is"
 	}
-	return fmt.Sprintf(": %d of %d %s lost: %s", len(lost), len(s.Nodes), are, some(lost, ", "))
+	return fmt.Sprintf(": %d of %d nodes %s missing: %s", len(missing), len(s.Nodes), are, some(missing, ", "))
 }
 
 // fencingText is "waiting for fencing of node 3 (lost at 2006-01-02T15:04:05Z,

@@ -102,11 +102,13 @@ func TestRefusedWithReason(t *testing.T) {
 	}{
 		{"recovering", func(*controldtest.Daemon) {}, "recovering"},
 		{"quorum", func(d *controldtest.Daemon) { d.Lose(lost, true, 2, 3) },
-			"the cluster has no quorum: 2 of 3 nodes are lost: 2, 3 (see corosync-quorumtool -s)"},
+			"the cluster has no quorum: 2 of 3 nodes are missing: 2, 3 (see corosync-quorumtool -s)"},
 		{"fencing", func(d *controldtest.Daemon) { d.Lose(lost, true, 3) },
 			"waiting for fencing of node 3, lost at 1999-12-31T23:59:46Z, 1"},
 		{"membership", func(d *controldtest.Daemon) { d.Set(func(s *controldtest.State) { s.Status.ClusterRing++ }) },
 			"the membership of the cluster is changing"},
+		{"merge", func(d *controldtest.Daemon) { d.Set(func(s *controldtest.State) { s.Status.MergeWait = true }) },
+			"were separated and have met again"},
 		{"hangs", func(d *controldtest.Daemon) { d.Freeze() }, "dlm_controld does not answer"},
 		{"gone", func(d *controldtest.Daemon) { d.Kill() },
 			"dlm_controld is not running: this host can neither get nor give back locks until it is rebooted; locks held here: 1: web has '/web.img' (exclusive)"},
@@ -230,7 +232,7 @@ func TestStopsUnderRelease(t *testing.T) {
 			t.Errorf("after %v: %v", time.Since(start), err)
 		}
 		w.nodes.Resume(space)
-		synctest.Wait()
+		time.Sleep(time.Second) // by the bubble's clock: until the next look
 		if held := w.locked("a"); len(held) > 0 || w.b.Unsettled() != 0 {
 			t.Errorf("held %v, %d unsettled", held, w.b.Unsettled())
 		}

@@ -16,7 +16,11 @@ const (
 	// trouble takes less. With lookSeldom and lookOften, which is how long it may
 	// take to notice the stop and the end of patience, it keeps a refusal below one
 	// second.
-	patience = 600 * time.Millisecond
+	patience = 500 * time.Millisecond
+	// littlePatience is the same for a request that comes when the lockspace has
+	// been stopped for longer than that, and not for a recovery. It is enough for a
+	// new answer of dlm_controld.
+	littlePatience = 250 * time.Millisecond
 	// lookOften is how often the kernel is asked whether the lockspace runs while
 	// it is stopped or a request is under way. A look costs about a microsecond.
 	lookOften = 50 * time.Millisecond
@@ -26,6 +30,9 @@ const (
 	// askSeldom is how often dlm_controld is asked while no request waits for the
 	// answer: it may go without the kernel being told.
 	askSeldom = 5 * time.Second
+	// silence is how long dlm_controld may be silent before that is the reason,
+	// once it has given one.
+	silence = 3 * time.Second
 	// mostLogged bounds how many locks are named in the log, a line for each.
 	mostLogged = 200
 )
@@ -49,6 +56,7 @@ type watch struct {
 	stopped  bool       // as found last
 	since    time.Time  // of the stop
 	reason   reason     // why it is stopped, as far as known; causeGone also if the kernel does not know it
+	heard    time.Time  // of the last answer of dlm_controld since the stop
 	asking   bool
 	asked    time.Time     // when the last question began
 	changed  chan struct{} // closed, and made anew, when it runs again
@@ -137,7 +145,7 @@ func (w *watch) turn(ctx context.Context) time.Duration {
 func (w *watch) lockedStop(now time.Time) {
 	if !w.stopped {
 		w.stopped, w.since, w.isTold = true, now, false
-		w.asked = time.Time{} // ask at once
+		w.asked, w.heard = time.Time{}, time.Time{} // ask at once
 	}
 }
 
@@ -188,6 +196,12 @@ func (w *watch) ask(ctx context.Context) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.asking = false
+	if r.cause == causeSilent && a.at.Sub(w.heard) < silence {
+		return // a host under load may miss one answer
+	}
+	if r.cause != causeSilent {
+		w.heard = a.at
+	}
 	if w.stopped || r.cause == causeGone {
 		w.reason = r
 		if len(held) > 0 && w.isTold && w.told == causeGone && !w.toldHeld {
@@ -202,11 +216,13 @@ func (w *watch) lockedTooLong(r *request, now time.Time) bool {
 	if w.reason.cause == causeGone {
 		return true // it never comes back
 	}
-	from := w.since
-	if r.waits && r.begun.After(from) {
-		from = r.begun
+	switch {
+	case !r.waits || !r.begun.After(w.since):
+		return now.Sub(w.since) >= patience
+	case w.reason.cause != causeRecovering && r.begun.Sub(w.since) >= patience:
+		return now.Sub(r.begun) >= littlePatience
 	}
-	return now.Sub(from) >= patience
+	return now.Sub(r.begun) >= patience
 }
 
 // lockedTell returns what is to be logged about a stop that lasts, or again when
