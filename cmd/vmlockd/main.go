@@ -12,6 +12,7 @@ import (
 
 	"github.com/vmlockd/vmlockd/internal/config"
 	"github.com/vmlockd/vmlockd/internal/daemon"
+	"github.com/vmlockd/vmlockd/internal/holder"
 	"github.com/vmlockd/vmlockd/internal/logs"
 )
 
@@ -58,6 +59,7 @@ func (f flags) load() (config.Config, error) {
 }
 
 func main() {
+	holder.Main() // does not return in the process that keeps locked files open
 	var f flags
 	status := 0
 	cmd := &cobra.Command{

@@ -15,6 +15,7 @@ import (
 	"github.com/vmlockd/vmlockd/internal/backend/cluster"
 	"github.com/vmlockd/vmlockd/internal/backend/local"
 	"github.com/vmlockd/vmlockd/internal/config"
+	"github.com/vmlockd/vmlockd/internal/holder"
 	"github.com/vmlockd/vmlockd/internal/journal"
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/lockprogram"
@@ -68,7 +69,7 @@ func start(c config.Config, log *slog.Logger, from *state) (i *instance, err err
 	if i.backend, err = newBackend(c, log, i.holders); err != nil {
 		return i, err
 	}
-	entries, lockspaces, err := i.openJournal()
+	found, err := i.openJournal()
 	if err != nil {
 		return i, err
 	}
@@ -81,7 +82,7 @@ func start(c config.Config, log *slog.Logger, from *state) (i *instance, err err
 		Journal:        i.journal,
 	})
 	i.table.Store(i.locks)
-	i.takeBack(entries, lockspaces)
+	i.takeBack(found)
 	if i.listener, err = from.listen(c.Socket); err != nil {
 		return i, err
 	}
@@ -105,20 +106,22 @@ func newBackend(c config.Config, log *slog.Logger, holders func() []locking.Hold
 		}
 		return b, nil
 	}
-	return localBackend{local.New()}, nil
-}
-
-type localBackend struct{ *local.Backend }
-
-func (localBackend) Close(context.Context, bool) error { return nil }
-func (localBackend) Unsettled() int                    { return 0 }
-func (localBackend) Restore(_ context.Context, held []locking.Held) []locking.Restored {
-	list := make([]locking.Restored, len(held))
-	for i := range list {
-		list[i].Err = locking.ErrNotHeld
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	defer cancel()
+	keeper, err := holder.Connect(ctx, holder.Options{Socket: filepath.Join(c.RunDir, "holder.sock"), Log: log})
+	if err != nil {
+		return nil, fmt.Errorf("backend \"local\" cannot be used on this host: the process that keeps locks across restarts: %w", err)
 	}
-	return list
+	return keptFiles{local.NewKept(keeper, log), keeper}, nil
 }
+
+// keptFiles is the local backend with the process that keeps its files open.
+type keptFiles struct {
+	*local.Backend
+	keeper *holder.Client
+}
+
+func (k keptFiles) Close(context.Context, bool) error { return k.keeper.Close() }
 
 // holders is for parts that are made before the lock table.
 func (i *instance) holders() []locking.Holder {
@@ -131,10 +134,10 @@ func (i *instance) holders() []locking.Holder {
 
 // openJournal opens the journal of this backend: what another one holds cannot
 // be taken back by this one.
-func (i *instance) openJournal() ([]locking.Entry, []string, error) {
+func (i *instance) openJournal() (journal.Recovered, error) {
 	boot, err := journal.BootID()
 	if err != nil {
-		return nil, nil, err
+		return journal.Recovered{}, err
 	}
 	name := i.cfg.Backend
 	if name == config.BackendCluster {
@@ -142,26 +145,34 @@ func (i *instance) openJournal() ([]locking.Entry, []string, error) {
 	}
 	dir := filepath.Join(i.cfg.RunDir, "journal-"+name)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, nil, err
+		return journal.Recovered{}, err
 	}
-	j, content, err := journal.Open(dir, boot)
+	j, found, err := journal.Open(dir, boot)
 	if err != nil {
-		return nil, nil, err
+		return journal.Recovered{}, err
 	}
 	i.journal = j
-	if d := content.Damage; d != nil {
+	if d := found.Damage; d != nil {
 		i.log.Error("the journal was damaged; what it may have said stays locked until the virtual machine that has it ends, or until this host is rebooted", "damage", d)
 	}
-	return content.Entries, content.Lockspaces, nil
+	return found, nil
 }
 
-func (i *instance) takeBack(entries []locking.Entry, lockspaces []string) {
+func (i *instance) takeBack(found journal.Recovered) {
 	begin := time.Now()
 	ctx, cancel := context.WithTimeout(context.Background(), restoreTimeout)
 	defer cancel()
-	i.locks.Restore(ctx, i.backend, entries, lockspaces)
-	if len(entries) > 0 {
-		i.log.Info("locks from before the restart were taken back", "entries", len(entries), "took", time.Since(begin))
+	doubt := found.Damage != nil && found.Damage.Unknown
+	i.locks.Restore(ctx, i.backend, found.Entries, found.Lockspaces, doubt)
+	if n := len(found.Entries); n > 0 {
+		i.log.Info("locks from before the restart were taken back", "entries", n, "took", time.Since(begin))
+	}
+	// What a damaged journal may have explained stays locked.
+	if b, ok := i.backend.(keptFiles); ok && !doubt {
+		n, err := b.DropOthers(ctx)
+		if n > 0 || err != nil {
+			i.log.Warn("files that were kept locked for nobody were given back", "files", n, "error", err)
+		}
 	}
 }
 

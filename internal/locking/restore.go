@@ -3,6 +3,7 @@ package locking
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 )
 
@@ -42,9 +43,19 @@ var errLost = errors.New("a lock on it from before the lock daemon's restart cou
 // before the Manager is used, with what the journal has, in order of Seq. It
 // releases what belongs to owners who are gone, and what no client was told of.
 //
+// With doubt, which says that the journal may lack records, every entry may be
+// of a lock that is in use: then nothing is released that its owner does not
+// give back or leave.
+//
 // A lock that cannot be taken back makes its resource unusable until its owner
 // releases it or is gone; Observe is told of each.
-func (m *Manager) Restore(ctx context.Context, b Restorer, entries []Entry, lockspaces []string) {
+func (m *Manager) Restore(ctx context.Context, b Restorer, entries []Entry, lockspaces []string, doubt bool) {
+	if doubt {
+		entries = slices.Clone(entries)
+		for i := range entries {
+			entries[i].State = EntryGranted
+		}
+	}
 	m.mu.Lock()
 	m.unsettled = b.Unsettled
 	for _, path := range lockspaces {

@@ -34,7 +34,7 @@ func (w *world) restore(entries ...locking.Entry) {
 		e.Seq, e.ID, e.Since = uint64(i+1), w.b.Leads(e.Ref), time.Now()
 	}
 	w.j.Load(entries)
-	w.m.Restore(context.Background(), keeper{w.b}, entries, nil)
+	w.m.Restore(context.Background(), keeper{w.b}, entries, nil, false)
 	settle()
 }
 

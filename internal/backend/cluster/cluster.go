@@ -330,6 +330,8 @@ func (h *handle) request(r *request, mode locking.Mode) (*dlm.Lock, error) {
 	if err := r.waitRunning(); err != nil {
 		return nil, err
 	}
+	beforeLock.Pass()
+	defer afterLock.Pass()
 	return space.Lock(r.ctx, h.name, modeOf(mode), dlm.LockOptions{NoQueue: true, Persistent: true})
 }
 

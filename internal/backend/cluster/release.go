@@ -39,6 +39,8 @@ func (b *Backend) release(ctx context.Context, h *handle) error {
 }
 
 func unlock(ctx context.Context, l *dlm.Lock) error {
+	beforeUnlock.Pass()
+	defer afterUnlock.Pass()
 	err := l.Unlock(ctx)
 	if errors.Is(err, dlm.ErrUnlocked) {
 		return nil

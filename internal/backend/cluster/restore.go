@@ -29,7 +29,10 @@ func (b *Backend) Restore(ctx context.Context, held []locking.Held) []locking.Re
 	for i, h := range held {
 		adoptions[i] = dlm.Adoption{Name: h.ID, Mode: modeOf(h.Mode), Options: dlm.LockOptions{Persistent: true}}
 	}
-	for i, a := range space.AdoptAll(ctx, adoptions) {
+	beforeAdopt.Pass()
+	adopted := space.AdoptAll(ctx, adoptions)
+	afterAdopt.Pass()
+	for i, a := range adopted {
 		switch {
 		case errors.Is(a.Err, dlm.ErrNoOrphan), errors.Is(a.Err, dlm.ErrOtherMode):
 			// In another mode: what a request leaves that was refused after its process

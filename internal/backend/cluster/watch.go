@@ -16,7 +16,10 @@ const (
 	// trouble takes less. With lookSeldom and lookOften, which is how long it may
 	// take to notice the stop and the end of patience, it keeps a refusal below one
 	// second.
-	patience = 500 * time.Millisecond
+	patience = 650 * time.Millisecond
+	// otherPatience is the same when dlm_controld has said that it is no recovery
+	// without trouble.
+	otherPatience = 500 * time.Millisecond
 	// littlePatience is the same for a request that comes when the lockspace has
 	// been stopped for longer than that, and not for a recovery. It is enough for a
 	// new answer of dlm_controld.
@@ -216,13 +219,17 @@ func (w *watch) lockedTooLong(r *request, now time.Time) bool {
 	if w.reason.cause == causeGone {
 		return true // it never comes back
 	}
+	limit := patience
+	if w.reason.cause != causeRecovering {
+		limit = otherPatience
+	}
 	switch {
 	case !r.waits || !r.begun.After(w.since):
-		return now.Sub(w.since) >= patience
-	case w.reason.cause != causeRecovering && r.begun.Sub(w.since) >= patience:
+		return now.Sub(w.since) >= limit
+	case w.reason.cause != causeRecovering && r.begun.Sub(w.since) >= limit:
 		return now.Sub(r.begun) >= littlePatience
 	}
-	return now.Sub(r.begun) >= patience
+	return now.Sub(r.begun) >= limit
 }
 
 // lockedTell returns what is to be logged about a stop that lasts, or again when

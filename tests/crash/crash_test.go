@@ -1,0 +1,162 @@
+// Package crash_test kills the real daemon at every fail point and at random
+// moments, starts it again, and checks that what clients were told is true:
+// what was granted is held, what was released is free, and nothing else is held.
+//
+// The tests run on this machine with the backend "local", and once more, the
+// same program in a node of the lab, with the backend "cluster".
+package crash_test
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vmlockd/vmlockd/internal/failpoint"
+	"github.com/vmlockd/vmlockd/lab"
+
+	_ "github.com/vmlockd/vmlockd/internal/daemon" // for its fail points
+)
+
+// insideEnv marks the run in a node, where the cluster is.
+const insideEnv = "VMLOCKD_CRASH_INSIDE"
+
+func inside() bool { return os.Getenv(insideEnv) != "" }
+
+// binary builds the daemon, or finds it in a node.
+func binary(t *testing.T) string {
+	t.Helper()
+	if !inside() && os.Getenv(lab.Env) != "1" {
+		t.Skipf("starts the daemon a hundred times: run with %s=1 (make lab-test)", lab.Env)
+	}
+	if inside() {
+		path, err := exec.LookPath("vmlockd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	return build(t, "build", "github.com/vmlockd/vmlockd/cmd/vmlockd")
+}
+
+func build(t *testing.T, command, pkg string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "program")
+	args := []string{command, "-o", path, pkg}
+	if command == "test" {
+		args = []string{command, "-c", "-o", path, pkg}
+	}
+	cmd := exec.Command("go", args...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return path
+}
+
+// otherBackend are points that this backend cannot pass, by their beginning.
+func otherBackend(name string) bool {
+	if inside() {
+		return strings.HasPrefix(name, "local.") || strings.HasPrefix(name, "holder.")
+	}
+	return strings.HasPrefix(name, "cluster.")
+}
+
+// rare are points that a daemon passes only after damage, or in a compaction,
+// which takes thousands of records. The tests of their packages pass them.
+var rare = []string{"journal.open.", "journal.fresh.", "journal.settled.", "journal.lockspace.", "failpoint."}
+
+func TestFailPoints(t *testing.T) {
+	w := newWorld(t, binary(t))
+	reached := map[string]bool{}
+	for _, name := range failpoint.Names() {
+		if otherBackend(name) {
+			continue
+		}
+		for _, pass := range []int{1, 4} {
+			t.Run(fmt.Sprintf("%s:%d", name, pass), func(t *testing.T) {
+				if w.round(t, fmt.Sprintf("%s=%s:%d", failpoint.Variable, name, pass), 0) {
+					reached[name] = true
+				}
+			})
+		}
+		isRare := slices.ContainsFunc(rare, func(p string) bool { return strings.HasPrefix(name, p) })
+		if !reached[name] && !isRare {
+			t.Errorf("the daemon never passed %s, so nothing was shown for it", name)
+		}
+	}
+	if len(reached) < 8 {
+		t.Errorf("only %d fail points were passed: %v", len(reached), reached)
+	}
+}
+
+// TestKilledAtRandom ends the daemon in the middle of anything.
+func TestKilledAtRandom(t *testing.T) {
+	const rounds = 25
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	w := newWorld(t, binary(t))
+	for i := range rounds {
+		delay := time.Duration(rnd.Int64N(int64(8 * time.Millisecond)))
+		if inside() {
+			delay *= 10
+		}
+		t.Run(fmt.Sprintf("%d after %v", i, delay), func(t *testing.T) { w.round(t, "", delay) })
+	}
+}
+
+// TestInTheLab runs the other tests in a node, on the kernel's DLM.
+func TestInTheLab(t *testing.T) {
+	if inside() {
+		t.Skip("this is the run in the lab")
+	}
+	cfg := lab.Config{Nodes: 1}
+	lab.Need(t, cfg)
+	cfg.Binaries = map[string]string{
+		"vmlockd":    build(t, "build", "github.com/vmlockd/vmlockd/cmd/vmlockd"),
+		"crash.test": build(t, "test", "github.com/vmlockd/vmlockd/tests/crash"),
+	}
+	l := lab.ForTest(t, cfg)
+	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
+	defer cancel()
+	res, err := l.Node(1).Run(ctx, lab.Cmd{
+		Args: []string{"crash.test", "-test.run", "TestFailPoints|TestKilledAtRandom", "-test.v", "-test.timeout", "7m"},
+		Env:  []string{insideEnv + "=1", lab.Env + "=", "HOME=/root"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%s", summary(res.Stdout))
+	if !res.OK() {
+		t.Fatalf("in the node: %v", res)
+	}
+}
+
+// summary is the results of the single tests, without what they logged.
+func summary(out string) string {
+	var b strings.Builder
+	for line := range strings.Lines(out) {
+		if strings.Contains(line, "--- ") || strings.HasPrefix(line, "PASS") || strings.HasPrefix(line, "FAIL") {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
+}
+
+// endedBySignal says whether a process was killed.
+func endedBySignal(err error) bool {
+	var e *exec.ExitError
+	if err == nil || !asExit(err, &e) {
+		return false
+	}
+	ws, ok := e.Sys().(syscall.WaitStatus)
+	return ok && ws.Signaled() && ws.Signal() == syscall.SIGKILL
+}

@@ -1,0 +1,172 @@
+package crash_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/vmlockd/vmlockd/internal/locking"
+	"github.com/vmlockd/vmlockd/internal/lockprogram"
+	"github.com/vmlockd/vmlockd/internal/rpc"
+	"github.com/vmlockd/vmlockd/lab"
+)
+
+func asExit(err error, e **exec.ExitError) bool { return errors.As(err, e) }
+
+// world is a daemon's surroundings: its directory, and the names it locks.
+type world struct {
+	program, dir, socket, config string
+	names                        []string
+}
+
+func newWorld(t *testing.T, program string) *world {
+	t.Helper()
+	dir := t.TempDir()
+	w := &world{program: program, dir: dir, socket: filepath.Join(dir, "sock"), config: filepath.Join(dir, "vmlockd.toml")}
+	text := fmt.Sprintf("socket = %q\nrun_dir = %q\n", w.socket, filepath.Join(dir, "run"))
+	if inside() {
+		text = "backend = \"cluster\"\n" + text
+	}
+	if err := os.WriteFile(w.config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 4 {
+		name := filepath.Join(dir, fmt.Sprintf("disk%d", i))
+		if err := os.WriteFile(name, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		w.names = append(w.names, name)
+	}
+	return w
+}
+
+// daemon is one run of the program.
+type daemon struct {
+	cmd  *exec.Cmd
+	out  bytes.Buffer
+	done chan struct{} // closed when it has ended
+	err  error         // of Wait, once done is closed
+}
+
+// start runs the daemon and returns when it listens, or has ended.
+func (w *world) start(t *testing.T, env string) *daemon {
+	t.Helper()
+	d := &daemon{cmd: exec.Command(w.program, "--config", w.config), done: make(chan struct{})}
+	// Its output goes through a file: the process that keeps descriptors must not
+	// keep a pipe of this test open.
+	log, err := os.CreateTemp(w.dir, "log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.cmd.Stdout, d.cmd.Stderr = log, log
+	d.cmd.Env = os.Environ()
+	if env != "" {
+		d.cmd.Env = append(d.cmd.Env, env)
+	}
+	os.Remove(w.socket)
+	if err := d.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		d.err = d.cmd.Wait()
+		text, _ := os.ReadFile(log.Name())
+		d.out.Write(text)
+		log.Close()
+		os.Remove(log.Name())
+		close(d.done)
+	}()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	err = lab.WaitFor(ctx, "the daemon to answer", func(ctx context.Context) (bool, error) {
+		if d.ended() {
+			return true, nil
+		}
+		c, err := lockprogram.Dial(ctx, w.socket)
+		if err != nil {
+			return false, nil
+		}
+		defer c.Close()
+		return c.CreateLockspace(ctx, "") == nil, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func (d *daemon) ended() bool {
+	select {
+	case <-d.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// stop ends it in order and waits.
+func (d *daemon) stop(t *testing.T) {
+	t.Helper()
+	d.cmd.Process.Signal(os.Interrupt)
+	select {
+	case <-d.done:
+	case <-time.After(time.Minute):
+		t.Fatal("the daemon does not stop")
+	}
+}
+
+// vm is an owner: a process that does nothing.
+type vm struct {
+	cmd   *exec.Cmd
+	owner locking.Owner
+}
+
+func newVM(t *testing.T, n int) *vm {
+	t.Helper()
+	v := &vm{cmd: exec.Command("sleep", "600")}
+	if err := v.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(v.end)
+	v.owner = locking.Owner{PID: int32(v.cmd.Process.Pid), ID: 1, Name: fmt.Sprintf("vm%d", n), UUID: [16]byte{byte(n)}}
+	return v
+}
+
+func (v *vm) end() {
+	v.cmd.Process.Kill()
+	v.cmd.Wait()
+}
+
+// call does one request in the name of an owner on a connection of its own, as
+// libvirt does. known says that the daemon has answered.
+func (w *world) call(o locking.Owner, f func(context.Context, *lockprogram.Client) error) (known bool, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	c, err := lockprogram.Dial(ctx, w.socket)
+	if err != nil {
+		return false, err
+	}
+	defer c.Close()
+	if err = c.Register(ctx, o); err == nil {
+		err = f(ctx, c)
+	}
+	var answer *rpc.Error
+	return err == nil || errors.As(err, &answer), err
+}
+
+func (w *world) acquire(v *vm, name string, flags uint32) (known bool, err error) {
+	return w.call(v.owner, func(ctx context.Context, c *lockprogram.Client) error {
+		return c.Acquire(ctx, locking.Ref{Name: name}, flags)
+	})
+}
+
+func (w *world) release(v *vm, name string) (known bool, err error) {
+	return w.call(v.owner, func(ctx context.Context, c *lockprogram.Client) error {
+		return c.Release(ctx, locking.Ref{Name: name})
+	})
+}
