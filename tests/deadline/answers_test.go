@@ -1,0 +1,126 @@
+package deadline_test
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vmlockd/vmlockd/lab"
+)
+
+// answer is a line of asker.
+type answer struct {
+	begun time.Time
+	took  time.Duration
+	text  string
+}
+
+func (a answer) end() time.Time { return a.begun.Add(a.took) }
+
+// asker is a running asker in a node.
+type asker struct {
+	*lab.Process
+	s *suite
+}
+
+func (s *suite) asker(t *testing.T, node int, name string, args ...string) *asker {
+	t.Helper()
+	p, err := s.Node(node).Start(s.ctx, name, "asker", args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &asker{p, s}
+}
+
+// answers are all lines so far, by the time of the question.
+func (a *asker) answers(t *testing.T) []answer {
+	t.Helper()
+	log, err := a.Log(a.s.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []answer
+	for line := range strings.Lines(string(log)) {
+		f := strings.SplitN(strings.TrimSpace(line), " ", 3)
+		if len(f) != 3 {
+			continue
+		}
+		begun, err1 := strconv.ParseInt(f[0], 10, 64)
+		took, err2 := strconv.ParseInt(f[1], 10, 64)
+		if err1 == nil && err2 == nil {
+			list = append(list, answer{time.UnixMilli(begun), time.Duration(took) * time.Millisecond, f[2]})
+		}
+	}
+	slices.SortStableFunc(list, func(a, b answer) int { return a.begun.Compare(b.begun) })
+	return list
+}
+
+// wait waits until n answers that came since then have the text, and returns the
+// last of them.
+func (a *asker) wait(t *testing.T, n int, since time.Time, text string) answer {
+	t.Helper()
+	var last answer
+	a.s.waitFor(t, fmt.Sprintf("%d answers %q of %s", n, text, a.Name()), func() bool {
+		found := 0
+		for _, got := range a.answers(t) {
+			if got.begun.After(since) && strings.Contains(got.text, text) {
+				last = got
+				found++
+			}
+		}
+		return found >= n
+	})
+	return last
+}
+
+// deadline is what the daemon promises for a refusal.
+const deadline = time.Second
+
+// inTime checks that every answer begun since from, and not answered before it,
+// came within a second, counted from then on. Time in which the node stood still
+// does not count: all nodes share this machine's processors.
+func inTime(t *testing.T, answers, watched []answer, from time.Time) {
+	t.Helper()
+	n, worst := 0, time.Duration(0)
+	for _, a := range answers {
+		begun := a.begun
+		if begun.Before(from) {
+			begun = from
+		}
+		took := a.end().Sub(begun)
+		if took < 0 {
+			continue
+		}
+		for _, w := range watched {
+			if w.text == "paused" {
+				took -= max(earlier(a.end(), w.end()).Sub(later(begun, w.begun)), 0)
+			}
+		}
+		n++
+		worst = max(worst, took)
+		if took > deadline {
+			t.Errorf("answered after %v (%v with the node's pauses): %s", took, a.end().Sub(begun), a.text)
+		}
+	}
+	t.Logf("%d answers, the slowest after %v", n, worst)
+	if n == 0 {
+		t.Error("no answers")
+	}
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}

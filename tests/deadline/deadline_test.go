@@ -1,0 +1,215 @@
+// Package deadline_test proves on real clusters that the daemon refuses within a
+// second, and says why, while the cluster cannot grant. It needs the lab, without
+// libvirt; see CONTRIBUTING.md.
+package deadline_test
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vmlockd/vmlockd/lab"
+)
+
+// lockspace is the daemon's default DLM lockspace.
+const lockspace = "vmlockd"
+
+// suite is a lab of three nodes with vmlockd in each.
+type suite struct {
+	*lab.Lab
+	ctx context.Context
+}
+
+func start(t *testing.T, cfg lab.Config) *suite {
+	t.Helper()
+	lab.Need(t, cfg)
+	dir := t.TempDir()
+	for name, pkg := range map[string]string{
+		"vmlockd": "github.com/vmlockd/vmlockd/cmd/vmlockd",
+		"asker":   "github.com/vmlockd/vmlockd/tests/deadline/asker",
+	} {
+		build := exec.Command("go", "build", "-o", filepath.Join(dir, name), pkg)
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			t.Fatalf("go build %s: %v\n%s", pkg, err, out)
+		}
+	}
+	cfg.VMLockd = filepath.Join(dir, "vmlockd")
+	cfg.VMLockdConfig = func(int) string { return "backend = \"cluster\"\n" }
+	cfg.Binaries = map[string]string{"asker": filepath.Join(dir, "asker")}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	t.Cleanup(cancel)
+	s := &suite{lab.ForTest(t, cfg), ctx}
+	for _, n := range s.Nodes() {
+		s.waitMembers(t, n.ID(), 3)
+	}
+	return s
+}
+
+func (s *suite) step(t *testing.T, text string) {
+	t.Helper()
+	t.Logf("%s %s", time.Now().UTC().Format("15:04:05.000"), text)
+}
+
+func (s *suite) do(t *testing.T, what string, f func(context.Context) error) {
+	t.Helper()
+	s.step(t, what)
+	if err := f(s.ctx); err != nil {
+		t.Fatalf("%s: %v", what, err)
+	}
+}
+
+func (s *suite) waitFor(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(s.ctx, 2*time.Minute)
+	defer cancel()
+	if err := lab.WaitFor(ctx, what, func(context.Context) (bool, error) { return ok(), nil }); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// waitMembers waits until the node is in the lockspace with so many members.
+func (s *suite) waitMembers(t *testing.T, node, members int) {
+	t.Helper()
+	s.waitFor(t, "members of the lockspace", func() bool {
+		res, err := s.Node(node).Exec(s.ctx, "dlm_tool", "ls", lockspace)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(res.Stdout) {
+			if f := strings.Fields(line); len(f) > 1 && f[0] == "members" {
+				return len(f) == 1+members && !strings.Contains(res.Stdout, "new change")
+			}
+		}
+		return false
+	})
+}
+
+// logged waits until the node's lock daemon has logged a text.
+func (s *suite) logged(t *testing.T, node int, text string) {
+	t.Helper()
+	s.waitFor(t, "log "+text, func() bool {
+		log, err := s.Node(node).Log(s.ctx, lab.ServiceLock)
+		return err == nil && strings.Contains(string(log), text)
+	})
+}
+
+// reboot switches nodes off and on, and waits until they use the lockspace.
+func (s *suite) reboot(t *testing.T, ids ...int) {
+	t.Helper()
+	for _, id := range ids {
+		s.do(t, "switch off "+s.Node(id).Name(), s.Node(id).PowerCut)
+	}
+	for _, id := range ids {
+		s.do(t, "switch on "+s.Node(id).Name(), s.Node(id).Boot)
+	}
+	s.do(t, "wait for quorum", s.WaitQuorate)
+	for _, n := range s.Nodes() {
+		s.waitMembers(t, n.ID(), 3)
+	}
+}
+
+func TestCluster(t *testing.T) {
+	s := start(t, lab.Config{})
+	t.Run("Quorum", s.quorum)
+	if !t.Failed() {
+		t.Run("DaemonKilled", s.daemonKilled)
+	}
+	if !t.Failed() {
+		t.Run("Frozen", s.frozen)
+	}
+}
+
+// quorum: two of three nodes are cut off.
+func (s *suite) quorum(t *testing.T) {
+	watch := s.asker(t, 1, "watch", "watch", lockspace)
+	holder := s.asker(t, 1, "holder", "hold", "mine")
+	every := s.asker(t, 1, "every", "every", "250ms", "disk")
+	every.wait(t, 4, time.Time{}, "granted")
+	s.do(t, "cut node 2", s.Node(2).Cut)
+	s.do(t, "cut node 3", s.Node(3).Cut)
+	stopped := watch.wait(t, 1, time.Time{}, "stopped").begun
+	s.step(t, "the lockspace is stopped")
+	every.wait(t, 12, stopped, "the cluster has no quorum: 2 of 3 nodes are missing: 2, 3")
+
+	s.do(t, "release", func(ctx context.Context) error { return holder.Signal(ctx, 15) })
+	release := holder.wait(t, 1, stopped, "given back as soon as possible")
+	inTime(t, []answer{release}, watch.answers(t), stopped)
+	inTime(t, every.answers(t), watch.answers(t), stopped)
+	for _, a := range every.answers(t) {
+		if a.begun.After(stopped) && a.text == "granted" {
+			t.Error("granted while the lockspace was stopped")
+		}
+	}
+	s.logged(t, 1, "the DLM lockspace is stopped")
+
+	// All three were alone, so none is in the right; nodes that are rebooted are.
+	s.do(t, "heal node 2", s.Node(2).Heal)
+	s.do(t, "heal node 3", s.Node(3).Heal)
+	met := every.wait(t, 4, stopped, "were separated and have met again").begun
+	s.reboot(t, 2, 3)
+	every.wait(t, 4, met, "granted")
+	s.asker(t, 2, "heir", "hold", "mine")
+	s.waitFor(t, "the released lock on node 2", func() bool {
+		log, err := s.Node(2).Log(s.ctx, "heir")
+		return err == nil && strings.Contains(string(log), "held")
+	})
+	s.logged(t, 1, "lockspace runs again")
+	for _, p := range []*asker{every, watch} {
+		s.do(t, "end "+p.Name(), func(ctx context.Context) error { return p.Signal(ctx, 15) })
+	}
+}
+
+// daemonKilled: dlm_controld dies while this host has a lock.
+func (s *suite) daemonKilled(t *testing.T) {
+	watch := s.asker(t, 1, "watch-killed", "watch", lockspace)
+	s.asker(t, 1, "keeper", "hold", "kept")
+	every := s.asker(t, 1, "every-killed", "every", "250ms", "disk")
+	every.wait(t, 4, time.Time{}, "granted")
+	s.do(t, "kill dlm_controld", s.Node(1).Service(lab.ServiceDLM).Kill)
+	stopped := watch.wait(t, 1, time.Time{}, "stopped").begun
+	every.wait(t, 8, stopped, "dlm_controld is not running: this host can neither get nor give back locks until it is rebooted; locks held here: 1: asker has 'kept' (exclusive)")
+	inTime(t, every.answers(t), watch.answers(t), stopped)
+	s.logged(t, 1, "this host must be rebooted")
+	s.logged(t, 1, "resource=kept")
+	s.reboot(t, 1)
+}
+
+// frozen: a node stands still for longer than the cluster waits for it, and then
+// goes on as if nothing had happened.
+func (s *suite) frozen(t *testing.T) {
+	s.do(t, "freeze node 3", s.Node(3).Freeze)
+	s.waitMembers(t, 1, 2)
+	every := s.asker(t, 1, "every-frozen", "every", "250ms", "cold")
+	every.wait(t, 4, time.Time{}, "granted")
+	s.do(t, "thaw node 3", s.Node(3).Thaw)
+	s.logged(t, 3, "the DLM lockspace is stopped")
+	watch := s.asker(t, 3, "watch-thawed", "watch", lockspace)
+	thawed := s.asker(t, 3, "every-thawed", "every", "250ms", "warm")
+	thawed.wait(t, 8, time.Time{}, "Unable to acquire")
+	list := thawed.answers(t)
+	inTime(t, list, watch.answers(t), list[0].begun)
+	t.Logf("node 3 says: %s", list[len(list)-1].text)
+	s.reboot(t, 3)
+	s.asker(t, 3, "every-back", "every", "250ms", "back").wait(t, 4, time.Time{}, "granted")
+}
+
+// TestFencing: a node is lost and the fence agent never comes to an end.
+func TestFencing(t *testing.T) {
+	s := start(t, lab.Config{
+		Fencing:     lab.ScriptFencing,
+		FenceScript: "#!/bin/sh\nexec sleep 100000\n",
+	})
+	watch := s.asker(t, 1, "watch", "watch", lockspace)
+	every := s.asker(t, 1, "every", "every", "250ms", "disk")
+	every.wait(t, 4, time.Time{}, "granted")
+	s.do(t, "switch off node 3", s.Node(3).PowerCut)
+	stopped := watch.wait(t, 1, time.Time{}, "stopped").begun
+	every.wait(t, 12, stopped, "waiting for fencing of node 3, lost at ")
+	inTime(t, every.answers(t), watch.answers(t), stopped)
+	s.logged(t, 1, "waiting for fencing of node 3")
+}
