@@ -82,7 +82,8 @@ func (m *Manager) Register(info Owner) (*Registration, error) {
 		fresh.close()
 		return &Registration{m: m, owner: o, info: info}, nil
 	}
-	if proc == nil && m.departed.has(info.PID) {
+	departed := proc == nil && m.departed.has(info.PID)
+	if departed {
 		fresh.gone = true
 	} else {
 		m.owners[info.PID] = fresh
@@ -91,7 +92,7 @@ func (m *Manager) Register(info Owner) (*Registration, error) {
 		m.work.Go(func() { m.watch(fresh) })
 	}
 	m.mu.Unlock()
-	if proc == nil && info.PID > 0 {
+	if proc == nil && info.PID > 0 && !departed {
 		m.observe(Event{Kind: OwnerUnverified, Owner: info})
 	}
 	return &Registration{m: m, owner: fresh, info: info}, nil

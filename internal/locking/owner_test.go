@@ -220,6 +220,19 @@ func TestOwnHoldIsReleasedBeforeAnUnverifiedOne(t *testing.T) {
 	})
 }
 
+// An owner that gets nothing is not one whose locks only a release ends.
+func TestDepartedOwnerIsNotToldAsUnverified(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		_, p := w.vm(10)
+		p.Kill()
+		settle()
+		w.told()
+		again := w.register(10)
+		w.toldIs()
+		w.refused(again.Acquire(context.Background(), disk("a"), locking.Exclusive, false), locking.KindOwnerGone)
+	})
+}
+
 func TestDepartedPIDsAreForgottenInTheEnd(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		for pid := int32(1); pid <= 2*locking.MaxTombstones; pid++ {
