@@ -56,8 +56,9 @@ type Client struct {
 	seq      uint32
 	why      error // why there is no holder
 	closed   bool
-	unkept   int         // how many of entries the holder refused when they were put again
-	retry    *time.Timer // puts these once more
+	drained  chan struct{} // set by Close, closed when nothing is left to be sent
+	unkept   int           // how many of entries the holder refused when they were put again
+	retry    *time.Timer   // puts these once more
 
 	msg, oob []byte
 	fds      []int
@@ -289,8 +290,12 @@ func (c *Client) Status() Status {
 	return s
 }
 
+// closeTimeout bounds how long Close waits for a holder that does not answer.
+const closeTimeout = time.Second
+
 // Close ends the connection; Put calls under way fail with ErrClosed. The holder
-// keeps what it has, and this process its descriptors.
+// keeps what it has, and this process its descriptors. What was dropped before is
+// dropped, if the holder answers within a second; otherwise the next client has to.
 func (c *Client) Close() error {
 	c.mu.Lock()
 	if c.closed {
@@ -301,12 +306,24 @@ func (c *Client) Close() error {
 	if c.retry != nil {
 		c.retry.Stop()
 	}
-	c.lockedCut(ErrClosed)
 	for _, e := range c.entries {
 		if e.done != nil && e.state != kept {
-			c.lockedFail(e, ErrClosed)
+			c.lockedForget(e)
+			e.done <- ErrClosed
 		}
 	}
+	c.drained = make(chan struct{})
+	c.lockedPump()
+	drained := c.drained
+	c.mu.Unlock()
+	timer := time.NewTimer(closeTimeout)
+	select {
+	case <-drained:
+	case <-timer.C:
+	}
+	timer.Stop()
+	c.mu.Lock()
+	c.lockedCut(ErrClosed)
 	c.mu.Unlock()
 	c.cancel()
 	c.running.Wait()

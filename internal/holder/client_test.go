@@ -229,3 +229,30 @@ func TestPutAfterClose(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+func TestCloseSendsWhatWasDropped(t *testing.T) {
+	path := socket(t)
+	c := start(t, path)
+	pid := c.Status().PID
+	const n = 3000
+	var g sync.WaitGroup
+	for w := range 30 {
+		fds := make([]int, n/30)
+		for i := range fds {
+			fds[i] = temp(t)
+		}
+		g.Go(func() {
+			for _, fd := range fds {
+				if err := c.Put(limited(t), fmt.Sprint(w), fd); err != nil {
+					t.Error(err)
+				}
+			}
+			for _, fd := range fds {
+				c.Drop(fd)
+			}
+		})
+	}
+	g.Wait()
+	c.Close()
+	eventually(t, "the holder has nothing", func() bool { return count(t, pid) == 4 })
+}

@@ -27,9 +27,16 @@ const (
 // many share its cost. A message that only drops needs no reply: the next one may
 // follow at once.
 func (c *Client) lockedPump() {
-	if c.inFlight {
-		return
+	if !c.inFlight {
+		c.lockedSend()
 	}
+	if c.drained != nil && !c.inFlight { // everything was sent, or there is no holder
+		close(c.drained)
+		c.drained = nil
+	}
+}
+
+func (c *Client) lockedSend() {
 	limit := maxFDs
 	for c.link != nil && len(c.drops)+len(c.queue) > 0 {
 		batch := c.lockedBatch(limit)
@@ -171,6 +178,7 @@ func (c *Client) lockedCut(why error) {
 	c.link.file.Close()
 	c.link, c.why, c.inFlight = nil, why, false
 	c.flying, c.drops, c.queue = nil, nil, nil // resume makes them anew from entries
+	c.lockedPump()
 }
 
 // run receives what the holder says, and gets the next holder when one ends.
