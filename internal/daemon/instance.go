@@ -27,6 +27,10 @@ import (
 // long as it likes.
 const stopTimeout = 5 * time.Second
 
+// reserve is how many connections are served beyond every limit, for releases
+// only. libvirt opens one for each.
+const reserve = 16
+
 // restoreTimeout bounds how long locks are taken back. Adoption waits for nobody
 // in the cluster, so this is about a kernel that does not answer at all.
 const restoreTimeout = time.Minute
@@ -89,6 +93,7 @@ func start(c config.Config, log *slog.Logger, from *state) (i *instance, err err
 	i.server = rpc.NewServer(rpc.Options{
 		Programs:   []rpc.Program{lockprogram.New(i.locks)},
 		MaxClients: c.MaxClients,
+		Reserve:    reserve,
 		Log:        log,
 	})
 	if err := i.server.Adopt(from.connections()); err != nil {

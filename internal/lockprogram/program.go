@@ -2,6 +2,7 @@ package lockprogram
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/rpc"
@@ -61,6 +62,7 @@ type session struct {
 	peer       rpc.Peer
 	owner      registration // nil until a successful REGISTER
 	restricted bool
+	limited    error // why nothing is acquired here; nil if all is well
 
 	// What the last call named. Clients mostly release what they acquired, so
 	// keeping these saves making the strings again.
@@ -84,6 +86,9 @@ func (s *session) Call(ctx context.Context, procedure int32, args *rpc.Decoder, 
 		return rpc.UnknownProcedure(procedure)
 	}
 }
+
+// Limit implements rpc.Limited: only what gives something back is carried out.
+func (s *session) Limit(why error) { s.limited = why }
 
 // Ended implements rpc.Session.
 func (s *session) Ended(cause rpc.Cause) {
@@ -196,6 +201,10 @@ func (s *session) resource(ctx context.Context, procedure int32, d *rpc.Decoder)
 	}
 	if err := s.check(a.flags, known, function); err != nil {
 		return err
+	}
+	if s.limited != nil && procedure != ProcReleaseResource {
+		return rpc.NewError(rpc.CodeOperationFailed, rpc.DomainLockspace,
+			fmt.Sprintf("%v: until that is over only releases are carried out", s.limited))
 	}
 	ref := s.ref(&a)
 	var err error

@@ -25,10 +25,10 @@ type conn struct {
 	in       inbound
 	args     Decoder
 	out      Encoder
-	sessions []Session // by place in Server.programs; nil until the first call
-	deadline time.Time // when a write that starts now would be given up
-	preload  []byte    // to be received before all else
-	extra    bool      // it has no slot: there was none left for a connection that was adopted
+	sessions []Session     // by place in Server.programs; nil until the first call
+	deadline time.Time     // when a write that starts now would be given up
+	preload  []byte        // to be received before all else
+	slot     chan struct{} // what Server.takeSlot gave; nil if there was none left for a connection that was adopted
 
 	mu          sync.Mutex // guards interrupted and the read deadline of sock
 	interrupted bool       // no more calls: the read deadline has passed for good
@@ -60,10 +60,15 @@ func (c *conn) serve() {
 	}
 }
 
-func (c *conn) leaveSlot() {
-	if !c.extra {
-		<-c.srv.slots
+// limited is what one connection too many is told.
+func (c *conn) limited() error {
+	switch c.slot {
+	case c.srv.extra:
+		return fmt.Errorf("the lock daemon serves %d connections, which is its limit (max_clients)", cap(c.srv.slots))
+	case c.srv.spares.taken:
+		return errors.New("the lock daemon has no descriptors left (LimitNOFILE of its service, RLIMIT_NOFILE)")
 	}
+	return nil
 }
 
 func (c *conn) loop() Cause {
@@ -122,7 +127,15 @@ func (c *conn) call(m *message) error {
 		c.sessions = make([]Session, len(c.srv.programs))
 	}
 	if c.sessions[at] == nil {
-		c.sessions[at] = c.srv.programs[at].NewSession(c.peer)
+		session := c.srv.programs[at].NewSession(c.peer)
+		if why := c.limited(); why != nil {
+			l, ok := session.(Limited)
+			if !ok {
+				return NewError(CodeOperationFailed, DomainRPC, why.Error())
+			}
+			l.Limit(why)
+		}
+		c.sessions[at] = session
 	}
 	c.args.Reset(m.payload)
 	return c.sessions[at].Call(c.srv.calls, m.procedure, &c.args, &c.out)

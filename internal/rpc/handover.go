@@ -115,8 +115,8 @@ func (s *Server) adopt(h *Handover) error {
 	c.preload = h.Pending
 	select {
 	case s.slots <- struct{}{}:
+		c.slot = s.slots
 	default:
-		c.extra = true
 	}
 	s.start(c)
 	return nil

@@ -26,6 +26,16 @@ type Session interface {
 	Ended(Cause)
 }
 
+// Limited is a Session that can do without taking more of anything. Where
+// clients or descriptors have run out, a few more connections are served for
+// those who want to give something back; sessions that are not Limited are not
+// opened on them.
+type Limited interface {
+	Session
+	// Limit is called before the first call, with the reason to give for refusing.
+	Limit(why error)
+}
+
 // Cause is why a connection has ended.
 type Cause uint8
 

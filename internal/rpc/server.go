@@ -29,6 +29,9 @@ type Options struct {
 	// MaxClients is how many connections are served at once. Others wait in the
 	// listener's backlog until one of them ends. 0 means DefaultMaxClients.
 	MaxClients int
+	// Reserve is how many further connections are served, with Limited sessions,
+	// when there are MaxClients or when descriptors have run out.
+	Reserve int
 	// WriteTimeout is how long a client may leave no room for a reply before its
 	// connection is closed; it may be half as long again. 0 means
 	// DefaultWriteTimeout.
@@ -47,11 +50,16 @@ type Server struct {
 	log          *slog.Logger
 	writeTimeout time.Duration
 
-	slots    chan struct{} // one for each connection that may exist
-	bigSlots chan struct{} // one for each large message that may be in memory
-	refused  occasionally
-	failing  occasionally
-	full     occasionally
+	slots  chan struct{} // one for each connection that may exist
+	extra  chan struct{} // one for each further one, with Limited sessions
+	spares spares        // descriptors for connections when there are no others
+	// descriptors is how many this process may have, 0 if that is not known.
+	descriptors uint64
+	bigSlots    chan struct{} // one for each large message that may be in memory
+	refused     occasionally
+	failing     occasionally
+	full        occasionally
+	scarce      occasionally
 
 	calls       context.Context // ends when calls under way shall give up
 	cancelCalls context.CancelFunc
@@ -96,9 +104,15 @@ func NewServer(o Options) *Server {
 		log:          o.Log,
 		writeTimeout: o.WriteTimeout,
 		slots:        make(chan struct{}, o.MaxClients),
+		extra:        make(chan struct{}, o.Reserve),
 		stopping:     make(chan struct{}),
 		listeners:    map[net.Listener]struct{}{},
 		conns:        map[*conn]struct{}{},
+	}
+	s.spares.taken = make(chan struct{}, o.Reserve)
+	var limit syscall.Rlimit
+	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) == nil {
+		s.descriptors = limit.Cur
 	}
 	largest := smallBuffer
 	for _, p := range o.Programs {
@@ -141,19 +155,33 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
 
+	s.spares.fill()
+	defer s.spares.drop()
 	for {
-		if !s.takeSlot(ctx) {
+		slot := s.takeSlot(ctx)
+		if slot == nil {
 			return s.serveResult(ctx, nil)
 		}
 		c, err := l.AcceptUnix()
+		if outOfDescriptors(err) && s.spares.give() {
+			// With those that were kept back, who wants to release something can.
+			c, err = l.AcceptUnix()
+			if err == nil {
+				<-slot
+				slot = s.spares.taken
+				slot <- struct{}{}
+			} else {
+				s.spares.fill()
+			}
+		}
 		if err != nil {
-			<-s.slots
+			<-slot
 			if errors.Is(err, net.ErrClosed) || !s.acceptAgain(ctx, err) {
 				return s.serveResult(ctx, err)
 			}
 			continue
 		}
-		s.accepted(c)
+		s.accepted(c, slot)
 	}
 }
 
@@ -169,24 +197,27 @@ func (s *Server) serveResult(ctx context.Context, err error) error {
 	return fmt.Errorf("accepting connections: %w", err)
 }
 
-// takeSlot waits until one more connection may exist.
-func (s *Server) takeSlot(ctx context.Context) bool {
+// takeSlot waits until one more connection may exist, and returns what has to be
+// received from when it has ended; nil if there will not be another one.
+func (s *Server) takeSlot(ctx context.Context) chan struct{} {
 	select {
 	case s.slots <- struct{}{}:
-		return true
+		return s.slots
 	default:
 	}
 	s.full.do(func(since int) {
-		s.log.Warn("the limit of clients is reached, further ones wait until one leaves",
-			"max_clients", cap(s.slots), "times", since)
+		s.log.Warn("the limit of clients is reached: a few more can release what they hold, others wait until one leaves",
+			"max_clients", cap(s.slots), "few", cap(s.extra), "times", since)
 	})
 	select {
 	case s.slots <- struct{}{}:
-		return true
+		return s.slots
+	case s.extra <- struct{}{}:
+		return s.extra
 	case <-s.stopping:
 	case <-ctx.Done():
 	}
-	return false
+	return nil
 }
 
 // acceptAgain says whether a failed accept is worth another try, after a pause:
@@ -218,19 +249,33 @@ func (s *Server) acceptAgain(ctx context.Context, err error) bool {
 	return false
 }
 
-// accepted starts to serve c, for which a slot was taken.
-func (s *Server) accepted(c *net.UnixConn) {
+// accepted starts to serve c, for which slot was taken.
+func (s *Server) accepted(c *net.UnixConn, slot chan struct{}) {
 	peer, err := PeerOf(c)
 	if err != nil || !s.allow(peer) {
 		c.Close()
-		<-s.slots
+		s.leaveSlot(slot)
 		s.refused.do(func(since int) {
 			s.log.Warn("a client was refused: only root and the daemon's own user are served",
 				"uid", peer.UID, "pid", peer.PID, "err", err, "times", since)
 		})
 		return
 	}
-	s.start(newConn(s, c, peer))
+	s.warnOfDescriptors(c)
+	nc := newConn(s, c, peer)
+	nc.slot = slot
+	s.start(nc)
+}
+
+// leaveSlot is told that a connection is closed.
+func (s *Server) leaveSlot(slot chan struct{}) {
+	if slot == nil {
+		return
+	}
+	<-slot
+	if slot == s.spares.taken {
+		s.spares.fill()
+	}
 }
 
 // start runs c in a goroutine of its own.
@@ -242,7 +287,7 @@ func (s *Server) start(c *conn) {
 	} else if s.stopped {
 		s.mu.Unlock()
 		c.sock.Close()
-		c.leaveSlot()
+		s.leaveSlot(c.slot)
 		c.end(ServerStopped)
 		return
 	}
@@ -269,7 +314,7 @@ func (s *Server) left(c *conn) {
 		s.warned = false
 	}
 	s.mu.Unlock()
-	c.leaveSlot()
+	s.leaveSlot(c.slot)
 }
 
 // nearLimit is the number of clients from which on the log warns.
