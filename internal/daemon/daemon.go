@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmlockd/vmlockd/internal/config"
+	"github.com/vmlockd/vmlockd/internal/failpoint"
 )
 
 // checkTimeout bounds how long a new program may take to say that it would start.
@@ -54,6 +55,13 @@ func Run(ctx context.Context, p Program, c config.Config, log *slog.Logger) erro
 	restart := make(chan os.Signal, 1)
 	signal.Notify(restart, RestartSignals...)
 	defer signal.Stop(restart)
+	armed, err := failpoint.Check()
+	if err != nil {
+		return err
+	}
+	if armed != "" {
+		log.Warn("this daemon kills itself at a fail point, for a test", "point", armed)
+	}
 	from, err := inherit()
 	if err != nil {
 		return err
@@ -93,8 +101,8 @@ func (i *instance) serveUntil(ctx context.Context, p Program, restart <-chan os.
 			i.log.Error("restart refused: the program would not start, this one goes on", "reason", err)
 			continue
 		}
-		if n := i.backend.Unsettled(); n > 0 {
-			i.log.Error("restart refused: the kernel has not answered all requests, and until it does this process cannot be replaced; try again later", "requests", n)
+		if err := i.backend.Replaceable(); err != nil {
+			i.log.Error("restart refused, try again later: until the kernel has answered this process cannot be replaced", "reason", err)
 			continue
 		}
 		return true, nil

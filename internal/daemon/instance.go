@@ -39,6 +39,8 @@ const restoreTimeout = time.Minute
 type backend interface {
 	locking.Backend
 	locking.Restorer
+	// Replaceable is nil if another program can take over now.
+	Replaceable() error
 	// Close lets go of the backend; it returns when ctx ends at the latest. Locks
 	// stay held. With leave this host holds none, and means to take no more.
 	Close(ctx context.Context, leave bool) error
@@ -124,6 +126,13 @@ func newBackend(c config.Config, log *slog.Logger, holders func() []locking.Hold
 type keptFiles struct {
 	*local.Backend
 	keeper *holder.Client
+}
+
+func (k keptFiles) Replaceable() error {
+	if n := k.Unsettled(); n > 0 {
+		return fmt.Errorf("%d file accesses hang in the kernel", n)
+	}
+	return nil
 }
 
 func (k keptFiles) Close(context.Context, bool) error { return k.keeper.Close() }

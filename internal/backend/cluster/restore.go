@@ -18,10 +18,13 @@ import (
 // least (see package dlm).
 func (b *Backend) Restore(ctx context.Context, held []locking.Held) []locking.Restored {
 	results := make([]locking.Restored, len(held))
-	space, why := b.lockspace()
-	if space == nil {
+	if len(held) == 0 {
+		return results
+	}
+	space, err := b.earlier(ctx)
+	if err != nil {
 		for i := range results {
-			results[i].Err = fmt.Errorf("the DLM lockspace of the earlier process is not there: %w", why)
+			results[i].Err = err
 		}
 		return results
 	}
@@ -48,10 +51,51 @@ func (b *Backend) Restore(ctx context.Context, held []locking.Held) []locking.Re
 	return results
 }
 
+// earlier is the lockspace that this host was a member of. Opening it needs
+// nobody else, so if it is there it is waited for.
+func (b *Backend) earlier(ctx context.Context) (*dlm.Lockspace, error) {
+	if space, _ := b.lockspace(); space != nil {
+		return space, nil
+	}
+	if _, err := b.kernel.Minor(b.name); errors.Is(err, dlm.ErrNoLockspace) {
+		return nil, fmt.Errorf("%w: this host is not in the DLM lockspace any more", locking.ErrNotHeld)
+	}
+	select {
+	case <-b.joined:
+	case <-ctx.Done():
+	}
+	space, why := b.lockspace()
+	if space == nil {
+		return nil, fmt.Errorf("the DLM lockspace cannot be opened: %w", why)
+	}
+	return space, nil
+}
+
+// Replaceable is nil if this process can be replaced by another program now. In
+// a lockspace that is stopped, closing it and even ending would wait in the
+// kernel for as long as that lasts.
+func (b *Backend) Replaceable() error {
+	if n := b.Unsettled(); n > 0 {
+		return fmt.Errorf("the kernel has not answered %d requests", n)
+	}
+	if space, _ := b.lockspace(); space == nil {
+		return errors.New("this host is joining the DLM lockspace")
+	}
+	if running, _ := b.watch.runs(); !running {
+		return errors.New("the DLM lockspace is stopped")
+	}
+	return nil
+}
+
 // Unsettled is how many requests the kernel has not answered whose callers have
-// gone away.
+// gone away. Once the backend is being closed nobody learns of answers any more,
+// so then there is always one: what is forgotten now is not found by the next
+// process.
 func (b *Backend) Unsettled() int {
 	space, _ := b.lockspace()
+	if b.ctx.Err() != nil {
+		return 1
+	}
 	if space == nil {
 		return 0
 	}
