@@ -48,10 +48,11 @@ func newWorld(t *testing.T, program string) *world {
 
 // daemon is one run of the program.
 type daemon struct {
-	cmd  *exec.Cmd
-	out  bytes.Buffer
-	done chan struct{} // closed when it has ended
-	err  error         // of Wait, once done is closed
+	cmd     *exec.Cmd
+	logPath string
+	out     bytes.Buffer  // the log, once done is closed
+	done    chan struct{} // closed when it has ended
+	err     error         // of Wait, once done is closed
 }
 
 // start runs the daemon and returns when it listens, or has ended.
@@ -64,7 +65,7 @@ func (w *world) start(t *testing.T, env string) *daemon {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.cmd.Stdout, d.cmd.Stderr = log, log
+	d.cmd.Stdout, d.cmd.Stderr, d.logPath = log, log, log.Name()
 	d.cmd.Env = os.Environ()
 	if env != "" {
 		d.cmd.Env = append(d.cmd.Env, env)
