@@ -393,6 +393,7 @@ func BenchmarkRestart(b *testing.B) {
 		}
 		handles[i], held[i] = h, locking.Held{ID: h.ID(), Ref: ref}
 	}
+	b.ResetTimer()
 	for range b.N {
 		b.StopTimer()
 		c.Close()
