@@ -163,6 +163,12 @@ func (b *Backend) tryJoin(ctx context.Context) (*dlm.Lockspace, error) {
 	if err == nil || !errors.Is(err, dlm.ErrNoLockspace) {
 		return space, err
 	}
+	// First things first: without the module nobody needs dlm_controld.
+	device, err := b.kernel.Control()
+	if err != nil {
+		return nil, err
+	}
+	device.Close()
 	if b.controld != nil {
 		if err := b.ready(ctx); err != nil {
 			return nil, err
