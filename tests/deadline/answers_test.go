@@ -76,12 +76,18 @@ func (a *asker) wait(t *testing.T, n int, since time.Time, text string) answer {
 	return last
 }
 
-// deadline is what the daemon promises for a refusal.
-const deadline = time.Second
+const (
+	// deadline is what the daemon promises for a refusal.
+	deadline = time.Second
+	// atMost is what no excuse makes longer.
+	atMost = 3 * time.Second
+)
 
 // inTime checks that every answer begun since from, and not answered before it,
-// came within a second, counted from then on. Time in which the node stood still
-// does not count: all nodes share this machine's processors.
+// came within a second, counted from then on. All nodes share this machine's
+// processors, so time in which the node stood still does not count. It counts
+// double off, because who measures it does next to nothing and so is served
+// before a daemon that has many to answer.
 func inTime(t *testing.T, answers, watched []answer, from time.Time) {
 	t.Helper()
 	n, worst := 0, time.Duration(0)
@@ -96,13 +102,13 @@ func inTime(t *testing.T, answers, watched []answer, from time.Time) {
 		}
 		for _, w := range watched {
 			if w.text == "paused" {
-				took -= max(earlier(a.end(), w.end()).Sub(later(begun, w.begun)), 0)
+				took -= 2 * max(earlier(a.end(), w.end()).Sub(later(begun, w.begun)), 0)
 			}
 		}
 		n++
-		worst = max(worst, took)
-		if took > deadline {
-			t.Errorf("answered after %v (%v with the node's pauses): %s", took, a.end().Sub(begun), a.text)
+		worst = max(worst, a.end().Sub(begun))
+		if all := a.end().Sub(begun); took > deadline || all > atMost {
+			t.Errorf("answered after %v, or %v but for the node's pauses: %s", all, took, a.text)
 		}
 	}
 	t.Logf("%d answers, the slowest after %v", n, worst)

@@ -16,10 +16,10 @@ const (
 	// trouble takes less. With lookSeldom and lookOften, which is how long it may
 	// take to notice the stop and the end of patience, it keeps a refusal below one
 	// second.
-	patience = 650 * time.Millisecond
+	patience = 500 * time.Millisecond
 	// otherPatience is the same when dlm_controld has said that it is no recovery
 	// without trouble.
-	otherPatience = 500 * time.Millisecond
+	otherPatience = 300 * time.Millisecond
 	// littlePatience is the same for a request that comes when the lockspace has
 	// been stopped for longer than that, and not for a recovery. It is enough for a
 	// new answer of dlm_controld.
@@ -29,7 +29,7 @@ const (
 	lookOften = 50 * time.Millisecond
 	// lookSeldom is how often it is asked otherwise. Nobody is woken for a request
 	// that finds the lockspace running.
-	lookSeldom = 200 * time.Millisecond
+	lookSeldom = 150 * time.Millisecond
 	// askSeldom is how often dlm_controld is asked while no request waits for the
 	// answer: it may go without the kernel being told.
 	askSeldom = 5 * time.Second

@@ -67,7 +67,7 @@ func run(args []string) error {
 }
 
 // pause is how long this program must have had no processor for it to be said.
-const pause = 60 * time.Millisecond
+const pause = 25 * time.Millisecond
 
 // watch prints "TIME 0 stopped" and "TIME 0 running", and "TIME DURATION paused"
 // when the whole node, or at least this program, stood still from then on.
