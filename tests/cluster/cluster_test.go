@@ -36,6 +36,7 @@ func TestLibvirt(t *testing.T) {
 		{"DaemonKilled", daemonKilled},
 		{"OwnerEndsWhileDaemonIsDown", ownerEndsMeanwhile},
 		{"StoppedAndStarted", stoppedAndStarted},
+		{"StoppedWithoutLocks", stoppedWithoutLocks},
 		{"UpgradeDuringMigration", upgradeDuringMigration},
 		{"PowerCut", powerCut}, // last: it leaves a node without power
 	} {

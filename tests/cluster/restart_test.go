@@ -75,6 +75,36 @@ func stoppedAndStarted(t *testing.T, s *suite) {
 	}
 }
 
+// stoppedWithoutLocks is about a daemon that leaves nothing behind, so that the
+// cluster's software on its host can be stopped.
+func stoppedWithoutLocks(t *testing.T, s *suite) {
+	path := s.disk(t, "elsewhere.img", lab.IdleGuest())
+	s.create(t, 1, vm("elsewhere", lab.Disk{Path: path}))
+	daemon := s.Node(3).Service(lab.ServiceLock)
+	lockspaces := func() string {
+		res, err := s.Node(3).MustSucceed(s.ctx, "dlm_tool", "ls")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res.Stdout
+	}
+	if got := lockspaces(); !strings.Contains(got, "vmlockd") {
+		t.Fatalf("node 3 is in no lockspace while vmlockd runs: %q", got)
+	}
+	if err := daemon.Stop(s.ctx); err != nil {
+		t.Fatal(err)
+	}
+	if got := lockspaces(); strings.Contains(got, "vmlockd") {
+		t.Errorf("node 3 is still in the lockspace: %q", got)
+	}
+	s.wantHeld(t, 2, path)
+	if err := daemon.Start(s.ctx); err != nil {
+		t.Fatal(err)
+	}
+	s.waitServing(t, 3)
+	s.wantHeld(t, 3, path)
+}
+
 // upgradeDuringMigration executes the daemons again, on both sides, while a
 // virtual machine moves.
 func upgradeDuringMigration(t *testing.T, s *suite) {
