@@ -33,7 +33,7 @@ func (l *Lab) launch(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	binary, remove, err := labBinary(ctx, cfg.Binary)
+	binary, remove, err := labBinary(cfg.Binary)
 	if err != nil {
 		return err
 	}

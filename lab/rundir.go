@@ -1,13 +1,10 @@
 package lab
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -104,7 +101,7 @@ func Running() ([]string, error) {
 
 // labBinary returns the path of the lab's program, and what removes it once the supervisor has
 // taken its copy.
-func labBinary(ctx context.Context, path string) (string, func(), error) {
+func labBinary(path string) (string, func(), error) {
 	none := func() {}
 	if path == "" {
 		path = os.Getenv(BinaryEnv)
@@ -119,12 +116,10 @@ func labBinary(ctx context.Context, path string) (string, func(), error) {
 	remove := func() { os.RemoveAll(dir) }
 	path = filepath.Join(dir, "lab")
 	// Go's build cache makes this a matter of a second, of nothing the second time.
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", path, "github.com/vmlockd/vmlockd/lab/cmd/lab")
 	// Static: it is the first program of a node, before there are libraries to rely on.
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
+	if err := BuildProgram(path, "github.com/vmlockd/vmlockd/lab/cmd/lab", false); err != nil {
 		remove()
-		return "", none, fmt.Errorf("build the lab's program (or set %s to its path): %w\n%s", BinaryEnv, err, strings.TrimSpace(string(out)))
+		return "", none, fmt.Errorf("build the lab's program (or set %s to its path): %w", BinaryEnv, err)
 	}
 	return path, remove, nil
 }

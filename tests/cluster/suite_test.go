@@ -7,7 +7,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -33,10 +32,8 @@ func TestMain(m *testing.M) {
 		binaries.vmlockd: "github.com/vmlockd/vmlockd/cmd/vmlockd",
 		binaries.probe:   "github.com/vmlockd/vmlockd/tests/cluster/probe",
 	} {
-		build := exec.Command("go", "build", "-o", path, pkg)
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "go build %s: %v\n%s", pkg, err, out)
+		if err := lab.BuildProgram(path, pkg, false); err != nil {
+			fmt.Fprintln(os.Stderr, err)
 			os.RemoveAll(dir)
 			os.Exit(1)
 		}

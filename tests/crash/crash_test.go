@@ -43,23 +43,10 @@ func binary(t *testing.T) string {
 		}
 		return path
 	}
-	return build(t, "build", "github.com/vmlockd/vmlockd/cmd/vmlockd")
+	return lab.Build(t, vmlockd)
 }
 
-func build(t *testing.T, command, pkg string) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "program")
-	args := []string{command, "-o", path, pkg}
-	if command == "test" {
-		args = []string{command, "-c", "-o", path, pkg}
-	}
-	cmd := exec.Command("go", args...)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, out)
-	}
-	return path
-}
+const vmlockd = "github.com/vmlockd/vmlockd/cmd/vmlockd"
 
 // otherBackend are points that this backend cannot pass, by their beginning.
 func otherBackend(name string) bool {
@@ -121,10 +108,11 @@ func TestInTheLab(t *testing.T) {
 	}
 	cfg := lab.Config{Nodes: 1}
 	lab.Need(t, cfg)
-	cfg.Binaries = map[string]string{
-		"vmlockd":    build(t, "build", "github.com/vmlockd/vmlockd/cmd/vmlockd"),
-		"crash.test": build(t, "test", "github.com/vmlockd/vmlockd/tests/crash"),
+	self := filepath.Join(t.TempDir(), "crash.test")
+	if err := lab.BuildProgram(self, "github.com/vmlockd/vmlockd/tests/crash", true); err != nil {
+		t.Fatal(err)
 	}
+	cfg.Binaries = map[string]string{"vmlockd": lab.Build(t, vmlockd), "crash.test": self}
 	l := lab.ForTest(t, cfg)
 	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
 	defer cancel()

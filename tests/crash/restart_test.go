@@ -51,7 +51,7 @@ func TestRestartInPlace(t *testing.T) {
 	}
 	ctx := context.Background()
 	program := filepath.Join(t.TempDir(), "vmlockd")
-	move(t, build(t, "build", "github.com/vmlockd/vmlockd/cmd/vmlockd"), program)
+	move(t, lab.Build(t, vmlockd), program)
 	w := newWorld(t, program)
 	d := w.start(t, "")
 	defer d.stop(t)
@@ -138,7 +138,7 @@ func TestStopWithLocks(t *testing.T) {
 	if inside() {
 		t.Skip("it does not depend on the backend, and ran outside")
 	}
-	w := newWorld(t, build(t, "build", "github.com/vmlockd/vmlockd/cmd/vmlockd"))
+	w := newWorld(t, lab.Build(t, vmlockd))
 	d := w.start(t, "")
 	v := newVM(t, 1)
 	for _, name := range w.names[:2] {

@@ -5,9 +5,6 @@ package deadline_test
 
 import (
 	"context"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -28,20 +25,9 @@ type suite struct {
 func start(t *testing.T, cfg lab.Config) *suite {
 	t.Helper()
 	lab.Need(t, cfg)
-	dir := t.TempDir()
-	for name, pkg := range map[string]string{
-		"vmlockd": "github.com/vmlockd/vmlockd/cmd/vmlockd",
-		"asker":   "github.com/vmlockd/vmlockd/tests/deadline/asker",
-	} {
-		build := exec.Command("go", "build", "-o", filepath.Join(dir, name), pkg)
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			t.Fatalf("go build %s: %v\n%s", pkg, err, out)
-		}
-	}
-	cfg.VMLockd = filepath.Join(dir, "vmlockd")
+	cfg.VMLockd = lab.Build(t, "github.com/vmlockd/vmlockd/cmd/vmlockd")
 	cfg.VMLockdConfig = func(int) string { return "backend = \"cluster\"\n" }
-	cfg.Binaries = map[string]string{"asker": filepath.Join(dir, "asker")}
+	cfg.Binaries = map[string]string{"asker": lab.Build(t, "github.com/vmlockd/vmlockd/tests/deadline/asker")}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	t.Cleanup(cancel)
 	s := &suite{lab.ForTest(t, cfg), ctx}

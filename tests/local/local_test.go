@@ -57,12 +57,7 @@ func TestStockLibvirtOnOneHost(t *testing.T) {
 // outside runs this test again in new namespaces: when their first process ends,
 // however it does, the kernel ends all that it started.
 func outside(t *testing.T) {
-	bin := t.TempDir()
-	build := exec.Command("go", "build", "-o", filepath.Join(bin, "vmlockd"), "github.com/vmlockd/vmlockd/cmd/vmlockd")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
+	program := lab.Build(t, "github.com/vmlockd/vmlockd/cmd/vmlockd")
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	self, err := os.Executable()
@@ -72,7 +67,7 @@ func outside(t *testing.T) {
 	// The shell is the first process: it waits for the orphans that libvirt leaves, which would stay zombies otherwise.
 	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", `"$@" & wait $!`, "sh",
 		self, "-test.run=^TestStockLibvirtOnOneHost$", "-test.v", "-test.timeout=4m")
-	cmd.Env = append(os.Environ(), insideEnv+"=1", "VMLOCKD_TEST_BIN="+bin)
+	cmd.Env = append(os.Environ(), insideEnv+"=1", "VMLOCKD_TEST_BIN="+program)
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWNET | syscall.CLONE_NEWIPC,
 		Pdeathsig:  syscall.SIGKILL,
@@ -145,7 +140,7 @@ stdio_handler = "file"
 done
 exec `+stock+` "$@"
 `, 0o755)
-	daemon(t, "vmlockd", "/run/libvirt/virtlockd-sock", filepath.Join(os.Getenv("VMLOCKD_TEST_BIN"), "vmlockd"))
+	daemon(t, "vmlockd", "/run/libvirt/virtlockd-sock", os.Getenv("VMLOCKD_TEST_BIN"))
 	daemon(t, "libvirtd", "/run/libvirt/libvirt-sock", "/usr/sbin/libvirtd")
 	return h
 }

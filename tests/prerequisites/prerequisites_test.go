@@ -16,20 +16,11 @@ import (
 	"github.com/vmlockd/vmlockd/lab"
 )
 
-func build(t *testing.T) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "vmlockd")
-	cmd := exec.Command("go", "build", "-o", path, "github.com/vmlockd/vmlockd/cmd/vmlockd")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
-	return path
-}
+const vmlockd = "github.com/vmlockd/vmlockd/cmd/vmlockd"
 
 // TestCommandLine needs nothing but the program.
 func TestCommandLine(t *testing.T) {
-	program := build(t)
+	program := lab.Build(t, vmlockd)
 	dir := t.TempDir()
 	config := func(text string) string {
 		path := filepath.Join(dir, "vmlockd.toml")
@@ -85,7 +76,7 @@ func TestCommandLine(t *testing.T) {
 func TestClusterParts(t *testing.T) {
 	cfg := lab.Config{Nodes: 1, NoCluster: true}
 	lab.Need(t, cfg)
-	cfg.Binaries = map[string]string{"vmlockd": build(t)}
+	cfg.Binaries = map[string]string{"vmlockd": lab.Build(t, vmlockd)}
 	cfg.Files = map[string]string{"/etc/test.toml": "backend = \"cluster\"\n"}
 	l := lab.ForTest(t, cfg)
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
