@@ -312,9 +312,9 @@ func (c *Client) Close() error {
 			e.done <- ErrClosed
 		}
 	}
-	c.drained = make(chan struct{})
-	c.lockedPump()
-	drained := c.drained
+	drained := make(chan struct{})
+	c.drained = drained
+	c.lockedPump() // which forgets c.drained if there is nothing to wait for
 	c.mu.Unlock()
 	timer := time.NewTimer(closeTimeout)
 	select {

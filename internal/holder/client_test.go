@@ -224,7 +224,11 @@ func TestTakenByTheNext(t *testing.T) {
 
 func TestPutAfterClose(t *testing.T) {
 	c := start(t, socket(t))
+	begin := time.Now()
 	c.Close()
+	if took := time.Since(begin); took > closeTimeout/2 {
+		t.Errorf("Close took %v with nothing to send", took)
+	}
 	if err := c.Put(limited(t), "k", temp(t)); !errors.Is(err, ErrClosed) {
 		t.Errorf("%v", err)
 	}
