@@ -194,7 +194,7 @@ func (b *adoptBatch) finish(first int, work []attempt) {
 		if done.err != nil {
 			l.dead = true
 		} else {
-			l.lkid, l.mode = uint32(done.n), a.Mode
+			l.lkid, l.mode, l.adopted = uint32(done.n), a.Mode, true
 		}
 		l.stepLocked()
 		switch {

@@ -46,6 +46,32 @@ func TestAdoptionAfterContext(t *testing.T) {
 	})
 }
 
+// The kernel delivers no results about some orphans.
+func TestReleaseWithoutResult(t *testing.T) {
+	within(t, 1, func(t *testing.T, c *dlmtest.Cluster) {
+		p := c.Node(1).NewProcess()
+		opts := dlm.LockOptions{NoQueue: true, Persistent: true}
+		_, err := create(t, p, dlm.Options{}).Lock(t.Context(), "a", dlm.EX, opts)
+		must(t, err)
+		p.Kill()
+		ls, err := dlm.Open(t.Context(), c.Node(1), space, dlm.Options{})
+		must(t, err)
+		l, err := ls.Adopt(t.Context(), "a", dlm.EX, opts)
+		must(t, err)
+		late := dlmtest.NewGate()
+		c.Node(1).SetFault(new(recorder).fault("unlock", dlmtest.Fault{Result: late}))
+		must(t, l.Unlock(soon(t, time.Second)))
+		want(t, l.Unlock(t.Context()), dlm.ErrUnlocked)
+		c.Node(1).SetFault(nil)
+		again, err := ls.Lock(t.Context(), "a", dlm.EX, opts)
+		must(t, err)
+		late.Open()
+		synctest.Wait()
+		must(t, again.Unlock(t.Context()))
+		must(t, ls.Close(t.Context()))
+	})
+}
+
 func TestPurgeAndContext(t *testing.T) {
 	within(t, 1, func(t *testing.T, c *dlmtest.Cluster) {
 		ls := create(t, c.Node(1), dlm.Options{InFlight: 1})

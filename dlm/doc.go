@@ -45,6 +45,8 @@
 //     request wait: see LockOptions.Persistent. What remains is a NoQueue request that is just on its way to another node
 //     when the process is killed, and is refused there. To be safe, do not Purge when an adoption has returned
 //     ErrOtherMode for all modes.
+//   - If such a request is granted instead, there is an orphan that can be adopted and released, but no result about it
+//     is ever delivered. So the release of an adopted lock waits for its result for a moment only.
 //
 // # Why it is made this way
 //

@@ -29,6 +29,7 @@ type Lock struct {
 	write    *write   // the write about this lock that is under way; there is never a second one
 	retry    *time.Timer
 	dead     bool // the kernel has said its last word
+	adopted  bool // results about it may get lost, see lost.go
 
 	busy           bool
 	unsettled      *list.Element

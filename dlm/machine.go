@@ -214,6 +214,8 @@ func (l *Lock) writeUnlockLocked() {
 			r.written = true
 			if l.dead {
 				r.endLocked(nil)
+			} else if l.adopted {
+				l.outwaitLocked()
 			}
 		case errors.Is(err, syscall.EBUSY) && r.flags&abi.FlagForceUnlock == 0:
 			r.flags |= abi.FlagForceUnlock // the answer to a late cancel is on its way; force does not mind

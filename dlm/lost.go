@@ -1,0 +1,35 @@
+package dlm
+
+import "time"
+
+// lostAfter is how long the result of an adopted lock's release is waited for. A node answers within milliseconds.
+const lostAfter = 200 * time.Millisecond
+
+// outwaitLocked ends the release of an adopted lock, which the kernel has taken, also without a result.
+//
+// A process may be killed while its request is on the way to another node. The kernel marks the request as an orphan's,
+// and the grant that then arrives replaces the mark by the other node's flags (receive_flags_reply, fs/dlm/lock.c). So
+// the kernel queues the grant for the process that is gone, and the lock, which remembers being in a queue, never gets
+// into that of the process that adopts it. Everything else about it is in order. A release that was taken is carried
+// out, at once or after a recovery of the lockspace, so nothing is wrong with not having heard of it: who asks for the
+// lock too early is refused.
+//
+// To ask again by the lock's number would be a way to know. But the number is another lock's as soon as a result has
+// been read after all.
+func (l *Lock) outwaitLocked() {
+	var t *time.Timer
+	t = time.AfterFunc(lostAfter, func() {
+		l.ls.mu.Lock()
+		defer l.ls.mu.Unlock()
+		if l.retry != t {
+			return
+		}
+		l.retry = nil
+		if r := l.unlock; r != nil && !l.dead {
+			l.dead, l.unlock = true, nil
+			r.endLocked(nil)
+		}
+		l.stepLocked()
+	})
+	l.retry = t
+}
