@@ -7,7 +7,7 @@ LDFLAGS = -s -w -X main.version=$(VERSION)
 LAB_PACKAGES = ./lab/... ./tests/... ./dlm/dlmtest/conformance/... ./internal/difftest/...
 
 .DEFAULT_GOAL := help
-.PHONY: help build unit test lab-test demo lint fuzz bench lab clean
+.PHONY: help build unit test lab-test demo lint fuzz bench bench-parts lab clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
@@ -42,7 +42,11 @@ fuzz: ## fuzz what reads bytes from outside, FUZZTIME (default 1m) for each
 		done; \
 	done
 
-bench: ## benchmarks of the parts
+bench: ## measure restarts, memory, deaths and throughput, beside virtlockd and in the lab (root)
+	mkdir -p out
+	$(GO) run ./bench --json out/bench.json
+
+bench-parts: ## Go benchmarks of the parts
 	$(GO) test -run '^$$' -bench . -benchmem ./dlm/... ./internal/...
 
 lab: ## how to play with a cluster of your own

@@ -40,6 +40,7 @@ type room struct {
 var rooms = []room{
 	// Tests of the whole, and what they run.
 	{place: "tests/...", theirs: []string{xsync, xsys}, anything: true},
+	{place: "bench", theirs: []string{xsys}, anything: true},
 	{place: "internal/difftest/...", theirs: []string{xsync, xsys}, anything: true},
 	{place: "internal/archtest"},
 	{place: "cmd/demo", ours: []string{"lab"}, theirs: []string{cobra}},

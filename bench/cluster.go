@@ -1,0 +1,200 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/vmlockd/vmlockd/internal/locking"
+	"github.com/vmlockd/vmlockd/internal/lockprogram"
+	"github.com/vmlockd/vmlockd/internal/rpc"
+	"github.com/vmlockd/vmlockd/lab"
+)
+
+// insideTimeout bounds the run in the node, of which most is taking 10,000 locks.
+const insideTimeout = 12 * time.Minute
+
+// nodeSocket is where the nodes' own vmlockd listens.
+const nodeSocket = "/run/libvirt/virtlockd-sock"
+
+// cluster measures the backend "cluster" in a lab of two nodes.
+func cluster(ctx context.Context, o *options, r *report, work string) (err error) {
+	cfg := lab.Config{
+		Nodes: 2, VMLockd: o.vmlockd, LogDir: o.logs,
+		VMLockdConfig: func(int) string { return "backend = \"cluster\"\n" },
+		Binaries:      map[string]string{"bench": filepath.Join(work, "bench")},
+	}
+	if missing := lab.Missing(cfg); len(missing) > 0 {
+		r.Missing = append(r.Missing, "backend cluster: this machine cannot run the lab:\n  "+strings.Join(missing, "\n  "))
+		return nil
+	}
+	if err := build(ctx, cfg.Binaries["bench"], "github.com/vmlockd/vmlockd/bench"); err != nil {
+		return err
+	}
+	progress("cluster: two nodes boot")
+	l, err := lab.Start(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, l.Close()) }()
+	s := &series{backend: "cluster"}
+	defer func() { r.Results = append(r.Results, s.results()...) }()
+	for _, n := range l.Nodes() {
+		if err := waitServing(ctx, n); err != nil {
+			return err
+		}
+	}
+	if o.wants(partDeath) {
+		if err := deathInCluster(ctx, s, l, 4*o.rounds); err != nil {
+			return err
+		}
+	}
+	if !o.wants(partHeld) {
+		return nil
+	}
+	// The other node stays in the lockspace, as in a real cluster.
+	if err := l.Node(1).Service(lab.ServiceLock).Stop(ctx); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, insideTimeout)
+	defer cancel()
+	res, err := l.Node(1).Run(ctx, lab.Cmd{Args: []string{"bench", "-inside", "-vmlockd", "vmlockd", "-locks", o.counts, "-rounds", fmt.Sprint(o.rounds)}, Env: []string{"HOME=/root"}})
+	if err != nil {
+		return err
+	}
+	fmt.Fprint(os.Stderr, res.Stderr)
+	if !res.OK() {
+		return fmt.Errorf("in the node: %v", res)
+	}
+	var list []result
+	if err := json.Unmarshal([]byte(res.Stdout), &list); err != nil {
+		return fmt.Errorf("in the node: %w: %v", err, res)
+	}
+	r.Results = append(r.Results, list...)
+	return nil
+}
+
+// inside measures in the node, and prints the results as JSON.
+func inside(ctx context.Context, o *options) (err error) {
+	counts, err := o.countList()
+	if err != nil {
+		return err
+	}
+	bare, err := newBareAdoption(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, bare.close(ctx)) }()
+	d, err := newVmlockd(ctx, "vmlockd", "cluster", []string{o.vmlockd}, "")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.close()) }()
+	s := &series{backend: "cluster"}
+	if err := held(ctx, s, d, nil, bare, counts, o.rounds); err != nil {
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(s.results())
+}
+
+func waitServing(ctx context.Context, n *lab.Node) error {
+	return lab.WaitFor(ctx, n.Name()+" to serve", func(ctx context.Context) (bool, error) {
+		c, err := dialNode(ctx, n)
+		if err != nil {
+			return false, nil
+		}
+		defer c.Close()
+		return c.CreateLockspace(ctx, "") == nil, nil
+	})
+}
+
+func dialNode(ctx context.Context, n *lab.Node) (*lockprogram.Client, error) {
+	conn, err := n.DialUnix(ctx, nodeSocket)
+	if err != nil {
+		return nil, err
+	}
+	return &lockprogram.Client{Client: rpc.NewClient(conn)}, nil
+}
+
+// sleeper is an owner in a node, and a connection that speaks for it.
+func sleeper(ctx context.Context, n *lab.Node, name string) (*lab.Process, *lockprogram.Client, error) {
+	p, err := n.Start(ctx, name, "sleep", "3600")
+	if err != nil {
+		return nil, nil, err
+	}
+	st, err := p.Status(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	c, err := dialNode(ctx, n)
+	if err == nil {
+		err = c.Register(ctx, ownerOf(st.PID, 0))
+	}
+	return p, c, err
+}
+
+// deathInCluster measures how long the lock of a dead owner keeps the other node
+// out. This process talks to both nodes, so that there is one clock; the command
+// by which the lab kills the owner, and what this process is told over the lab's
+// network, are part of the figure.
+func deathInCluster(ctx context.Context, s *series, l *lab.Lab, rounds int) error {
+	progress("cluster: death of owners")
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	defer cancel()
+	_, heir, err := sleeper(ctx, l.Node(2), "heir")
+	if err != nil {
+		return err
+	}
+	defer heir.Close()
+	for round := range rounds {
+		owner, c, err := sleeper(ctx, l.Node(1), fmt.Sprintf("owner%d", round))
+		if err != nil {
+			return err
+		}
+		ref := locking.Ref{Name: fmt.Sprintf("disk%d", round)}
+		if err := c.Acquire(ctx, ref, 0); err != nil {
+			return err
+		}
+		if !refused(heir.Acquire(ctx, ref, 0)) {
+			return errors.New("both nodes have one lock")
+		}
+		begin := time.Now()
+		if err := owner.Signal(ctx, syscall.SIGKILL); err != nil {
+			return err
+		}
+		command := time.Since(begin)
+		tries := 0
+		for {
+			tries++
+			err := heir.Acquire(ctx, ref, 0)
+			if err == nil {
+				break
+			}
+			if !refused(err) {
+				return err
+			}
+		}
+		row := s.addTime(measureDeathNode, "vmlockd", time.Since(begin))
+		row.Goal = "100 ms"
+		s.addTime("of which the lab's command to kill the owner", "lab", command)
+		begin = time.Now()
+		if err := heir.Release(ctx, ref); err != nil {
+			return err
+		}
+		if err := heir.Acquire(ctx, ref, 0); err != nil {
+			return err
+		}
+		s.addTime("beside it: release and acquire, through the lab's network", "vmlockd", time.Since(begin))
+		if err := heir.Release(ctx, ref); err != nil {
+			return err
+		}
+		c.Close()
+	}
+	return nil
+}

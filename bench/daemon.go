@@ -1,0 +1,259 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmlockd/vmlockd/internal/locking"
+	"github.com/vmlockd/vmlockd/internal/lockprogram"
+)
+
+// startTimeout bounds how long a daemon may take to answer its first request.
+const startTimeout = 2 * time.Minute
+
+// daemon is a lock daemon that is measured.
+type daemon struct {
+	who    string // in the table
+	dir    string // what is locked; removed by close
+	state  string // its socket and what it keeps; removed by close
+	socket string
+	args   []string
+
+	cmd    *exec.Cmd
+	ended  chan struct{}
+	holder int           // pid of vmlockd's holder process, 0 if there is none
+	ready  *net.UnixConn // where it says that it is ready; nil if it does not
+
+	reexecs int // so far
+}
+
+// newDaemon makes the directories of a daemon.
+func newDaemon(who string) (*daemon, error) {
+	dir, err := os.MkdirTemp("", "vmlockd-bench-")
+	if err != nil {
+		return nil, err
+	}
+	state, err := os.MkdirTemp(memoryDir(), "vmlockd-bench-")
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	return &daemon{who: who, dir: dir, state: state}, nil
+}
+
+// memoryDir is on a tmpfs, as /run is, where the daemons have their state.
+func memoryDir() string {
+	const shm = "/dev/shm"
+	var st unix.Statfs_t
+	if unix.Statfs(shm, &st) == nil && st.Type == unix.TMPFS_MAGIC && unix.Access(shm, unix.W_OK) == nil {
+		return shm
+	}
+	return ""
+}
+
+// newVmlockd starts a vmlockd, by this command, with further lines in its
+// configuration.
+func newVmlockd(ctx context.Context, who, backend string, command []string, lines string) (*daemon, error) {
+	d, err := newDaemon(who)
+	if err != nil {
+		return nil, err
+	}
+	d.socket = filepath.Join(d.state, "sock")
+	config := filepath.Join(d.state, "vmlockd.toml")
+	text := fmt.Sprintf("backend = %q\nsocket = %q\nrun_dir = %q\n%s", backend, d.socket, filepath.Join(d.state, "run"), lines)
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		return nil, errors.Join(err, d.close())
+	}
+	d.args = append(slices.Clone(command), "--config", config)
+	d.ready, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: d.readySocket(), Net: "unixgram"})
+	if err != nil {
+		return nil, errors.Join(err, d.close())
+	}
+	if _, err := d.start(ctx); err != nil {
+		return nil, errors.Join(err, d.close())
+	}
+	// The name may be cut to the 15 bytes that the kernel keeps.
+	d.holder = childCalled(d.cmd.Process.Pid, "vmlockd-holder")
+	return d, nil
+}
+
+const virtlockdPath = "/usr/sbin/virtlockd"
+
+// newVirtlockd starts Debian's virtlockd.
+func newVirtlockd(ctx context.Context) (*daemon, error) {
+	if os.Geteuid() != 0 {
+		return nil, errors.New("virtlockd beside vmlockd: it takes root to give it a /run of its own")
+	}
+	if _, err := os.Stat(virtlockdPath); err != nil {
+		return nil, fmt.Errorf("virtlockd beside vmlockd: %w; Debian has it in libvirt-daemon", err)
+	}
+	d, err := newDaemon("virtlockd")
+	if err != nil {
+		return nil, err
+	}
+	run, conf := filepath.Join(d.state, "libvirt"), filepath.Join(d.state, "virtlockd.conf")
+	err = errors.Join(os.Mkdir(run, 0o700),
+		os.WriteFile(conf, fmt.Appendf(nil, "log_outputs=\"3:file:%s\"\nmax_clients=2000\n", filepath.Join(d.state, "virtlockd.log")), 0o600))
+	if err != nil {
+		return nil, errors.Join(err, d.close())
+	}
+	d.socket = filepath.Join(run, "virtlockd-sock")
+	d.args = []string{"unshare", "--mount", "/bin/sh", "-ec",
+		`mount -t tmpfs none /run; mkdir /run/libvirt; mount --bind "$1" /run/libvirt; exec "$2" -f "$3" -p "$4"`,
+		"sh", run, virtlockdPath, conf, filepath.Join(d.state, "pid")}
+	if _, err := d.start(ctx); err != nil {
+		return nil, errors.Join(err, d.close())
+	}
+	return d, nil
+}
+
+// start starts the daemon, and returns when and how long after its start it has
+// answered the first request.
+func (d *daemon) start(ctx context.Context) (took time.Duration, err error) {
+	// A file, as the holder must not keep a pipe of this program open.
+	log, err := os.OpenFile(d.logFile(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return 0, err
+	}
+	defer log.Close()
+	d.cmd = exec.Command(d.args[0], d.args[1:]...)
+	d.cmd.Stdout, d.cmd.Stderr = log, log
+	if d.ready != nil {
+		d.cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+d.readySocket())
+	}
+	begin := time.Now()
+	if d.ended, err = spawn(d.cmd); err != nil {
+		return 0, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	err = d.waitReady()
+	if err == nil {
+		err = d.answers(ctx)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("%s does not answer: %w\n%s", d.who, err, tail(read(d.logFile())))
+	}
+	return time.Since(begin), nil
+}
+
+func (d *daemon) logFile() string { return filepath.Join(d.state, "log") }
+
+func (d *daemon) readySocket() string { return filepath.Join(d.state, "ready") }
+
+// waitReady waits until the daemon says that it serves (sd_notify(3)). Trying all
+// the time would take processor time away from it, in a node most of it.
+func (d *daemon) waitReady() error {
+	if d.ready == nil {
+		return nil
+	}
+	if err := d.ready.SetReadDeadline(time.Now().Add(startTimeout)); err != nil {
+		return err
+	}
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() {
+		select {
+		case <-d.ended:
+			_ = d.ready.SetReadDeadline(time.Unix(1, 0))
+		case <-stop:
+		}
+	}()
+	b := make([]byte, 4096)
+	for {
+		n, err := d.ready.Read(b)
+		if err != nil || strings.Contains(string(b[:n]), "READY=1") {
+			return err
+		}
+	}
+}
+
+// answers waits for the answer to a request that changes nothing.
+func (d *daemon) answers(ctx context.Context) error {
+	again := time.NewTicker(time.Millisecond)
+	defer again.Stop()
+	for {
+		c, err := lockprogram.Dial(ctx, d.socket)
+		if err == nil {
+			err = c.CreateLockspace(ctx, "")
+			c.Close()
+		}
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-again.C:
+		case <-d.ended:
+			return fmt.Errorf("it has ended: %v", d.cmd.ProcessState)
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), err)
+		}
+	}
+}
+
+// tail is the end of a log, without what every lock leaves there.
+func tail(text string) string {
+	const most = 2000
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		if !strings.Contains(line, "lock granted") && !strings.Contains(line, "lock released") {
+			b.WriteString(line)
+		}
+	}
+	text = b.String()
+	return text[max(0, len(text)-most):]
+}
+
+// kill kills the daemon and waits for its end. Its holder lives on.
+func (d *daemon) kill() {
+	if d.cmd == nil || d.cmd.Process == nil || d.ended == nil {
+		return
+	}
+	_ = d.cmd.Process.Signal(syscall.SIGKILL)
+	<-d.ended
+}
+
+// close ends the daemon and its holder and removes what they have written.
+func (d *daemon) close() error {
+	if d == nil {
+		return nil
+	}
+	d.kill()
+	if d.holder != 0 { // it is this program's child since the daemon's end, or a zombie
+		_ = unix.Kill(d.holder, unix.SIGKILL)
+		_, _ = unix.Wait4(d.holder, nil, 0, nil)
+	}
+	if d.ready != nil {
+		d.ready.Close()
+	}
+	return errors.Join(os.RemoveAll(d.dir), os.RemoveAll(d.state))
+}
+
+// connect opens a connection that speaks for an owner.
+func (d *daemon) connect(ctx context.Context, o locking.Owner) (*lockprogram.Client, error) {
+	c, err := lockprogram.Dial(ctx, d.socket)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.Register(ctx, o); err != nil {
+		c.Close()
+		return nil, fmt.Errorf("%s: register: %w", d.who, err)
+	}
+	return c, nil
+}
+
+// disk is the name of the n-th thing to lock.
+func (d *daemon) disk(n int) string { return filepath.Join(d.dir, fmt.Sprintf("disk%05d", n)) }
+
+// isPeer says that it is not ours.
+func (d *daemon) isPeer() bool { return d.args[0] == "unshare" }

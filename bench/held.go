@@ -1,0 +1,210 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/vmlockd/vmlockd/internal/locking"
+)
+
+// owners is how many processes share the locks that are held.
+const owners = 10
+
+// peer is what the restart is compared with: the bare work on as many locks.
+type peer interface {
+	who() []string
+	// grow makes the peer ready for count locks.
+	grow(ctx context.Context, count int) error
+	// run does the work once, for all of who.
+	run(ctx context.Context) ([]time.Duration, error)
+	close(ctx context.Context) error
+}
+
+// held measures what depends on the number of locks held: restart, restart in
+// place, memory. theirs is nil if there is no virtlockd, bare if there is nothing
+// to compare with.
+func held(ctx context.Context, s *series, ours, theirs *daemon, bare peer, counts []int, rounds int) error {
+	vms, err := newVMs(owners)
+	if err != nil {
+		return err
+	}
+	defer endAll(vms)
+	daemons := []*daemon{ours}
+	if theirs != nil {
+		daemons = append(daemons, theirs)
+	}
+	empty := map[*daemon]size{}
+	for _, d := range daemons {
+		empty[d] = d.size()
+	}
+	for round := range rounds {
+		if err := restart(ctx, s, ours, nil, 0, round); err != nil {
+			return err
+		}
+	}
+	had := 0
+	for _, count := range counts {
+		progress("%s: %d locks held", s.backend, count)
+		for _, d := range daemons {
+			if err := d.fill(ctx, vms, had, count); err != nil {
+				return err
+			}
+		}
+		if bare != nil {
+			if err := bare.grow(ctx, count); err != nil {
+				return err
+			}
+		}
+		had = count
+		if count == counts[len(counts)-1] {
+			for _, d := range daemons {
+				d.perLock(s, "after they were taken", empty[d], count)
+			}
+		}
+		for round := range rounds {
+			if err := restart(ctx, s, ours, bare, count, round); err != nil {
+				return err
+			}
+			for _, d := range daemons {
+				if err := reexecRound(ctx, s, d, vms[0].owner, count, round); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	if had > 0 {
+		if _, err := killAndStart(ctx, ours); err != nil {
+			return err
+		}
+		ours.perLock(s, "after a restart", empty[ours], had)
+		return ours.stillHeld(ctx, vms, had)
+	}
+	return nil
+}
+
+// restart measures one restart after SIGKILL, and then the peer.
+func restart(ctx context.Context, s *series, d *daemon, bare peer, count, round int) error {
+	what := fmt.Sprintf("SIGKILL to serving, %d locks", count)
+	took, err := killAndStart(ctx, d)
+	if err != nil {
+		return err
+	}
+	row := s.addTime(what, d.who, took)
+	if count == 10000 {
+		row.Goal = "0.3 s"
+		if s.backend == "cluster" {
+			row.Goal = "1.5 x adoption alone"
+		}
+	}
+	if bare == nil {
+		return nil
+	}
+	list, err := bare.run(ctx)
+	if err != nil {
+		return err
+	}
+	for i, took := range list {
+		s.addTime(what, bare.who()[i], took)
+	}
+	return nil
+}
+
+// killAndStart returns the time from the signal to the first answer.
+func killAndStart(ctx context.Context, d *daemon) (time.Duration, error) {
+	begin := time.Now()
+	d.kill()
+	if _, err := d.start(ctx); err != nil {
+		return 0, err
+	}
+	return time.Since(begin), nil
+}
+
+// fill takes the locks from one number to another, in the names of vms.
+func (d *daemon) fill(ctx context.Context, vms []*vm, from, to int) error {
+	var next atomic.Int64
+	next.Store(int64(from))
+	errs := make([]error, len(vms))
+	var wg sync.WaitGroup
+	for i, v := range vms {
+		wg.Go(func() {
+			c, err := d.connect(ctx, v.owner)
+			if err != nil {
+				errs[i] = err
+				return
+			}
+			defer c.Close()
+			for {
+				n := int(next.Add(1)) - 1
+				if n >= to {
+					return
+				}
+				name := d.disk(n)
+				if err := os.WriteFile(name, nil, 0o600); err != nil {
+					errs[i] = err
+					return
+				}
+				if err := c.Acquire(ctx, locking.Ref{Name: name}, 0); err != nil {
+					errs[i] = fmt.Errorf("%s: lock %d: %w", d.who, n, err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// stillHeld looks whether what was measured was right: locks that were lost take
+// no time to take back.
+func (d *daemon) stillHeld(ctx context.Context, vms []*vm, count int) error {
+	stranger, err := newVM(owners)
+	if err != nil {
+		return err
+	}
+	defer stranger.end()
+	c, err := d.connect(ctx, stranger.owner)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	for n := 0; n < count; n += max(1, count/100) {
+		if c.Acquire(ctx, locking.Ref{Name: d.disk(n)}, 0) == nil {
+			return fmt.Errorf("%s has lost %s", d.who, d.disk(n))
+		}
+	}
+	return nil
+}
+
+// size is what a daemon needs, in KiB.
+type size struct {
+	daemon, holder float64
+	what           string
+}
+
+func (d *daemon) size() size {
+	var z size
+	z.daemon, z.what = memory(d.cmd.Process.Pid)
+	if d.holder != 0 {
+		z.holder, _ = memory(d.holder)
+	}
+	return z
+}
+
+// perLock adds the rows about memory.
+func (d *daemon) perLock(s *series, when string, empty size, count int) {
+	z := d.size()
+	row := s.add(fmt.Sprintf("memory for a lock, %d %s", count, when), d.who, "byte", (z.daemon-empty.daemon+z.holder-empty.holder)*1024/float64(count))
+	row.Goal = "1024"
+	if d.isPeer() {
+		row.Goal = ""
+	}
+	row.Note = fmt.Sprintf("%s of the daemon %.0f KiB with no lock, %.0f KiB with %d", z.what, empty.daemon, z.daemon, count)
+	if d.holder != 0 {
+		row.Note += fmt.Sprintf("; of its holder %.0f and %.0f KiB", empty.holder, z.holder)
+	}
+}

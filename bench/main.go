@@ -1,0 +1,157 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/vmlockd/vmlockd/internal/holder"
+)
+
+// options are the command line.
+type options struct {
+	backend string
+	only    string
+	json    string
+	vmlockd string
+	profile string
+	logs    string
+	rounds  int
+	counts  string
+	window  time.Duration
+	inside  bool // in a node of the lab
+}
+
+// wants says whether a part is to be measured.
+func (o *options) wants(part string) bool {
+	if o.only == "" {
+		return true
+	}
+	for p := range strings.SplitSeq(o.only, ",") {
+		if p == part {
+			return true
+		}
+	}
+	return false
+}
+
+// The parts, for --only.
+const (
+	partHeld  = "held"
+	partDeath = "death"
+	partPairs = "pairs"
+)
+
+func (o *options) countList() (list []int, err error) {
+	for text := range strings.SplitSeq(o.counts, ",") {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 1 || n > 15000 || len(list) > 0 && n <= list[len(list)-1] {
+			return nil, fmt.Errorf("--locks %s: growing numbers from 1 to 15000", o.counts)
+		}
+		list = append(list, n)
+	}
+	return list, nil
+}
+
+func main() {
+	holder.Main() // with --profile this program is the daemon, and so its holder
+	if len(os.Args) == 4 && os.Args[1] == ownCommand {
+		exit(own(os.Args[2], os.Args[3]))
+	}
+	if len(os.Args) == 5 && os.Args[1] == profileCommand {
+		exit(profiled(os.Args[2], os.Args[4]))
+	}
+	var o options
+	flag.StringVar(&o.backend, "backend", "all", "local, cluster (needs root) or all")
+	flag.StringVar(&o.only, "only", "", "parts, with commas: held (restart, re-exec, memory), death, pairs; all if empty")
+	flag.StringVar(&o.json, "json", "", "`file` for the results")
+	flag.StringVar(&o.vmlockd, "vmlockd", "", "the vmlockd `program` to measure, linked statically; built if empty")
+	flag.StringVar(&o.profile, "profile", "", "`file` for a profile of the processor time of vmlockd while pairs are measured; slows it down")
+	flag.StringVar(&o.logs, "logs", "", "`directory` for the logs of the lab")
+	flag.IntVar(&o.rounds, "rounds", 5, "rounds of each measure, 1 to 100")
+	flag.StringVar(&o.counts, "locks", "100,1000,10000", "how many locks are held")
+	flag.DurationVar(&o.window, "window", time.Second, "length of a round of pairs, at most 1m")
+	flag.BoolVar(&o.inside, "inside", false, "measure the backend cluster here, in a node")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Minute)
+	defer cancel()
+	exit(run(ctx, &o))
+}
+
+func exit(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+func run(ctx context.Context, o *options) error {
+	if flag.NArg() > 0 || o.rounds < 1 || o.rounds > 100 || o.window > time.Minute || o.backend != "local" && o.backend != "cluster" && o.backend != "all" {
+		flag.Usage()
+		return errors.New("the command line is wrong")
+	}
+	if _, err := o.countList(); err != nil {
+		return err
+	}
+	if err := prepare(); err != nil {
+		return err
+	}
+	if o.inside {
+		return inside(ctx, o)
+	}
+	work, err := os.MkdirTemp("", "vmlockd-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(work)
+	if o.vmlockd == "" {
+		o.vmlockd = filepath.Join(work, "vmlockd")
+		if err := build(ctx, o.vmlockd, "github.com/vmlockd/vmlockd/cmd/vmlockd"); err != nil {
+			return err
+		}
+	}
+	r := &report{Machine: thisMachine(), Begin: time.Now().UTC().Truncate(time.Second), Missing: []string{}}
+	for _, b := range []struct {
+		name    string
+		measure func(context.Context, *options, *report, string) error
+	}{{"local", local}, {"cluster", cluster}} {
+		if o.backend == b.name || o.backend == "all" {
+			if err := b.measure(ctx, o, r, work); err != nil {
+				return fmt.Errorf("backend %s: %w", b.name, err)
+			}
+		}
+	}
+	r.Took, r.LoadEnd = time.Since(r.Begin).Round(time.Second).String(), load()
+	r.print(os.Stdout)
+	if o.json != "" {
+		return r.write(o.json)
+	}
+	return nil
+}
+
+// build builds a program of this module, linked statically, for nodes of the lab too.
+func build(ctx context.Context, path, pkg string) error {
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, pkg)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("go build %s: %w\n%s", pkg, err, out)
+	}
+	return nil
+}
+
+// progress is for people; it goes where the results do not.
+func progress(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "%s %s\n", time.Now().UTC().Format("15:04:05"), fmt.Sprintf(format, args...))
+}

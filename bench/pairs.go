@@ -1,0 +1,140 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/vmlockd/vmlockd/internal/locking"
+	"github.com/vmlockd/vmlockd/internal/lockprogram"
+)
+
+// goalPairs is by how much vmlockd should do better than virtlockd.
+var goalPairs = map[string]string{"1 kept": "1.5 x virtlockd", "64 kept": "3 x virtlockd"}
+
+// pairs measures how many locks a second are taken and given back: on kept
+// connections, and with a new one for each call, as libvirt's plug-in does it. The
+// daemons take turns.
+func pairs(ctx context.Context, s *series, daemons []*daemon, clients []int, rounds int, window time.Duration) error {
+	v, err := newVM(0)
+	if err != nil {
+		return err
+	}
+	defer v.end()
+	for _, kept := range []bool{true, false} {
+		for _, n := range clients {
+			kind := fmt.Sprintf("%d kept", n)
+			if !kept {
+				kind = fmt.Sprintf("%d new", n)
+			}
+			progress("%s: pairs, %s", s.backend, kind)
+			for range rounds {
+				for _, d := range daemons {
+					p, err := d.pairs(ctx, v.owner, n, kept, window)
+					if err != nil {
+						return err
+					}
+					row := s.add("pairs/s, clients "+kind, d.who, "", p.perSecond)
+					row.Goal = goalPairs[kind]
+					if d.isPeer() {
+						row.Goal = ""
+					}
+					s.add("99th percentile of a pair, clients "+kind, d.who, "ms", p.p99)
+					s.add("daemon's processor time for a pair, clients "+kind, d.who, "us", p.processor)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+type pairsRound struct {
+	perSecond float64
+	p99       float64 // ms
+	processor float64 // us, of the daemon and its holder
+}
+
+func (d *daemon) pairs(ctx context.Context, o locking.Owner, clients int, kept bool, window time.Duration) (pairsRound, error) {
+	ctx, cancel := context.WithTimeout(ctx, window+time.Minute)
+	defer cancel()
+	lists := make([][]time.Duration, clients)
+	errs := make([]error, clients)
+	used := d.processorTime()
+	begin := time.Now()
+	until := begin.Add(window)
+	var wg sync.WaitGroup
+	for i := range clients {
+		wg.Go(func() { lists[i], errs[i] = d.client(ctx, o, i, kept, until) })
+	}
+	wg.Wait()
+	elapsed := time.Since(begin)
+	all := slices.Concat(lists...)
+	if err := errors.Join(errs...); err != nil || len(all) == 0 {
+		return pairsRound{}, fmt.Errorf("%s: pairs: %d done, %w", d.who, len(all), err)
+	}
+	slices.Sort(all)
+	return pairsRound{
+		perSecond: float64(len(all)) / elapsed.Seconds(),
+		p99:       float64(all[len(all)*99/100].Microseconds()) / 1000,
+		processor: float64((d.processorTime() - used).Microseconds()) / float64(len(all)),
+	}, nil
+}
+
+func (d *daemon) processorTime() time.Duration {
+	t := processorTime(d.cmd.Process.Pid)
+	if d.holder != 0 {
+		t += processorTime(d.holder)
+	}
+	return t
+}
+
+// client takes and gives back one lock, which it shares with nobody, until the
+// time is over. It returns how long each pair took.
+func (d *daemon) client(ctx context.Context, o locking.Owner, n int, kept bool, until time.Time) (list []time.Duration, err error) {
+	ref := locking.Ref{Name: d.disk(n)}
+	if err := os.WriteFile(ref.Name, nil, 0o600); err != nil {
+		return nil, err
+	}
+	// A context that can end costs the client a goroutine for each call, which is
+	// not what is measured; the end of ctx closes the connection instead.
+	bare := context.WithoutCancel(ctx)
+	one := func(c *lockprogram.Client, acquire bool) error {
+		if acquire {
+			return c.Acquire(bare, ref, 0)
+		}
+		return c.Release(bare, ref)
+	}
+	var open *lockprogram.Client
+	if kept {
+		if open, err = d.connect(ctx, o); err != nil {
+			return nil, err
+		}
+		defer open.Close()
+		defer context.AfterFunc(ctx, func() { open.Close() })()
+	}
+	for now := time.Now(); now.Before(until); {
+		for _, acquire := range []bool{true, false} {
+			c := open
+			if !kept {
+				if c, err = d.connect(ctx, o); err != nil {
+					return nil, err
+				}
+			}
+			err := one(c, acquire)
+			if !kept {
+				c.Close()
+			}
+			if err != nil {
+				return nil, err
+			}
+		}
+		end := time.Now()
+		list = append(list, end.Sub(now))
+		now = end
+	}
+	return list, nil
+}

@@ -1,0 +1,61 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/pprof"
+	"syscall"
+
+	"github.com/vmlockd/vmlockd/internal/config"
+	vmlockd "github.com/vmlockd/vmlockd/internal/daemon"
+)
+
+// profileCommand makes this program a vmlockd that writes a profile when it ends:
+// profileCommand FILE --config FILE.
+const profileCommand = "profiled-vmlockd"
+
+// newProfiled starts such a vmlockd. It logs nothing.
+func newProfiled(ctx context.Context, path string) (*daemon, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	return newVmlockd(ctx, "vmlockd, profiled, no log", "local", []string{"/proc/self/exe", profileCommand, path}, "")
+}
+
+// stop ends the daemon in order, so that it writes its profile.
+func (d *daemon) stop(ctx context.Context) error {
+	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		return err
+	}
+	select {
+	case <-d.ended:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// profiled is profileCommand.
+func profiled(profile, configuration string) error {
+	c, err := config.Load(configuration, false)
+	if err != nil {
+		return err
+	}
+	f, err := os.Create(profile)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := pprof.StartCPUProfile(f); err != nil {
+		return err
+	}
+	defer pprof.StopCPUProfile()
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	p := vmlockd.Program{Path: "/proc/self/exe", Args: os.Args}
+	return vmlockd.Run(ctx, p, c, slog.New(slog.DiscardHandler))
+}
