@@ -58,7 +58,10 @@ func describe(k locking.EventKind) (slog.Level, string) {
 	case locking.OwnerUnverified:
 		return slog.LevelWarn, "owner registered with a pid that no process has: only a release ends its locks"
 	case locking.TakenBack:
-		return slog.LevelInfo, "lock taken back after a restart"
+		// One line says how many there were: a line for each would delay the first
+		// answer, and use up what the journal takes of a service in a while
+		// (RateLimitBurst= of journald.conf, 10,000 lines).
+		return slog.LevelDebug, "lock taken back after a restart"
 	case locking.ReleasedUntold:
 		return slog.LevelInfo, "lock released that was being taken or given back when the daemon ended"
 	case locking.Lost:
