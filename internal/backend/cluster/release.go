@@ -16,6 +16,17 @@ import (
 
 // release gives the lock of h back.
 func (b *Backend) release(ctx context.Context, h *handle) error {
+	err := b.tryRelease(ctx, h)
+	if err != nil && b.ctx.Err() != nil {
+		// The kernel may have been asked or not: the next process finds out, and
+		// must not take the lock for one that its owner still has.
+		return &locking.Error{Kind: locking.KindUnavailable, Op: "release", Ref: h.ref,
+			Err: fmt.Errorf("%w: %w (%w)", locking.ErrUnderway, errStopping, err)}
+	}
+	return err
+}
+
+func (b *Backend) tryRelease(ctx context.Context, h *handle) error {
 	r := b.watch.begin(ctx, false)
 	defer r.end()
 	if running, _ := b.watch.runs(); running {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/vmlockd/vmlockd/dlm"
 	"github.com/vmlockd/vmlockd/internal/locking"
@@ -34,9 +35,13 @@ func (b *Backend) Restore(ctx context.Context, held []locking.Held) []locking.Re
 	}
 	beforeAdopt.Pass()
 	adopted := space.AdoptAll(ctx, adoptions)
+	b.adoptLate(ctx, space, adoptions, adopted)
 	afterAdopt.Pass()
 	for i, a := range adopted {
 		switch {
+		case errors.Is(a.Err, errUnanswered):
+			results[i].Err = a.Err // it may be held, and the journal has to keep it
+			continue
 		case errors.Is(a.Err, dlm.ErrNoOrphan), errors.Is(a.Err, dlm.ErrOtherMode):
 			// In another mode: what a request leaves that was refused after its process
 			// had ended. It holds nothing (see package dlm).
@@ -85,6 +90,65 @@ func (b *Backend) Replaceable() error {
 		return errors.New("the DLM lockspace is stopped")
 	}
 	return nil
+}
+
+// answerWithin bounds how long the answer to a request of the earlier process is
+// waited for. Nothing is served before.
+const answerWithin = 2 * time.Second
+
+// errUnanswered is about a request of the earlier process that may be granted yet.
+var errUnanswered = errors.New("whether the earlier process got this lock is not known yet; the next start of the lock daemon settles it")
+
+// adoptLate adopts what was granted after the first try. A request that was on
+// its way to another node when its process ended looks like one that was refused,
+// until the answer has come. The answers about one resource come in the order of
+// the requests. So when another request for it has its answer, here for a mode
+// that everybody gets, the earlier one has its own.
+func (b *Backend) adoptLate(ctx context.Context, space *dlm.Lockspace, adoptions []dlm.Adoption, adopted []dlm.Adopted) {
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	var again []dlm.Adoption
+	var places []int
+	answered := map[string]error{}
+	for i, a := range adopted {
+		if !errors.Is(a.Err, dlm.ErrOtherMode) {
+			continue
+		}
+		name := adoptions[i].Name
+		err, asked := answered[name]
+		if !asked {
+			err = b.awaitAnswers(ctx, space, name)
+			answered[name] = err
+		}
+		if err != nil {
+			adopted[i].Err = fmt.Errorf("%w: %w", errUnanswered, err)
+			continue
+		}
+		again, places = append(again, adoptions[i]), append(places, i)
+	}
+	for i, a := range space.AdoptAll(ctx, again) {
+		adopted[places[i]] = a
+	}
+}
+
+// awaitAnswers waits until all earlier requests for a resource have been answered.
+func (b *Backend) awaitAnswers(ctx context.Context, space *dlm.Lockspace, name string) error {
+	for {
+		running, changed := b.watch.runs()
+		if running {
+			break
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("the DLM lockspace is stopped: %w", ctx.Err())
+		}
+	}
+	l, err := space.Lock(ctx, name, dlm.NL, dlm.LockOptions{NoQueue: true})
+	if err != nil {
+		return err
+	}
+	return l.Unlock(ctx)
 }
 
 // Unsettled is how many requests the kernel has not answered whose callers have
