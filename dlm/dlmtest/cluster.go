@@ -126,7 +126,7 @@ func (n *Node) NewProcess() *Process {
 func (n *Node) Suspend(lockspace string) {
 	n.c.mu.Lock()
 	defer n.c.mu.Unlock()
-	if m := n.members[lockspace]; m != nil && m.running == nil {
+	if m := n.members[lockspace]; m != nil && !m.dead && m.running == nil {
 		m.running = make(chan struct{})
 	}
 }
