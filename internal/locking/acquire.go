@@ -126,6 +126,7 @@ func (m *Manager) acquireInTurn(ctx context.Context, g *Registration, ref Ref, m
 		if granted.seq, err = m.journal.Intend(entryOf(EntryGranted, r.id, granted, mode, autocreate)); err != nil {
 			return nil, noted(ref, err)
 		}
+		granted.since = time.Now()
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		m.lockedAddHold(r, granted)
@@ -179,6 +180,7 @@ func (m *Manager) lock(ctx context.Context, r *resource, h Handle, granted *hold
 		}
 		return noted(granted.ref, err)
 	}
+	granted.since = time.Now()
 	return nil
 }
 

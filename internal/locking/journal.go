@@ -24,8 +24,8 @@ type Entry struct {
 	Mode       Mode
 	Autocreate bool
 	Owner      Owner
-	OwnerStart uint64 // Process.StartTime; 0 if there was no process
-	Since      time.Time
+	OwnerStart uint64    // Process.StartTime; 0 if there was no process
+	Since      time.Time // when it was asked for
 }
 
 // Journal keeps what must survive the daemon. When a method returns nil its

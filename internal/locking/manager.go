@@ -56,6 +56,7 @@ type Manager struct {
 	resources  map[string]*resource // by Handle.ID, for as long as it is held or worked on
 	byRef      map[Ref]*resource    // the names under which resources are held
 	owners     map[int32]*owner
+	unseen     []*owner // who could not be looked at after a restart, and may be alive or gone
 	departed   tombstones
 	uncertain  []uint64   // journal entries of requests that were given up
 	unsettled  func() int // Restorer.Unsettled; nil until Restore

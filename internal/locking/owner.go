@@ -21,6 +21,8 @@ const maxReleases = 32
 type owner struct {
 	pid  int32
 	proc Process // nil if there was no such process when it registered: unverified
+	// start is the Process.StartTime of an owner in Manager.unseen, and otherwise 0.
+	start uint64
 
 	closing   sync.Once
 	forgotten chan struct{} // closed when nobody needs to watch the process any more
@@ -76,6 +78,9 @@ func (m *Manager) Register(info Owner) (*Registration, error) {
 		fresh.close()
 		return nil, m.closedError("register owner", Ref{Name: info.Name})
 	}
+	if proc == nil {
+		m.lockedSeen(info.PID, nil)
+	}
 	if o = m.lockedFindOwner(info.PID); o != nil && (o.proc != nil || proc == nil) {
 		o.registrations++
 		m.mu.Unlock()
@@ -89,6 +94,7 @@ func (m *Manager) Register(info Owner) (*Registration, error) {
 		m.owners[info.PID] = fresh
 	}
 	if proc != nil {
+		m.lockedSeen(info.PID, fresh)
 		m.work.Go(func() { m.watch(fresh) })
 	}
 	m.mu.Unlock()

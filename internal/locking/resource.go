@@ -27,8 +27,8 @@ type hold struct {
 	owner *owner
 	info  Owner // as registered by the session that acquired it
 	ref   Ref
-	since time.Time
-	seq   uint64 // of its entry in the journal
+	since time.Time // of the grant; in the journal, of the request
+	seq   uint64    // of its entry in the journal
 }
 
 func (r *resource) enter(ctx context.Context) error {

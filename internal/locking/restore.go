@@ -50,49 +50,111 @@ var errLost = errors.New("a lock on it from before the lock daemon's restart cou
 // A lock that cannot be taken back makes its resource unusable until its owner
 // releases it or is gone; Observe is told of each.
 func (m *Manager) Restore(ctx context.Context, b Restorer, entries []Entry, lockspaces []string, doubt bool) {
-	if doubt {
-		entries = slices.Clone(entries)
-		for i := range entries {
-			entries[i].State = EntryGranted
-		}
-	}
 	m.mu.Lock()
 	m.unsettled = b.Unsettled
 	for _, path := range lockspaces {
 		m.lockspaces[path] = struct{}{}
 	}
 	m.mu.Unlock()
+	var granted, open []Entry
+	for _, e := range entries {
+		if e.State == EntryGranted || doubt {
+			granted = append(granted, e)
+		}
+		if e.State != EntryGranted {
+			open = append(open, e)
+		}
+	}
 	// What was granted comes first: of a shared lock there can be two on this host,
 	// one in use and one being released, and they cannot be told apart.
-	m.takeBack(ctx, b, entries)
-	m.settle(ctx, b, entries)
+	m.takeBack(ctx, b, granted)
+	m.settle(ctx, b, open, doubt)
+}
+
+// claim is what entries say of one resource.
+type claim struct {
+	id      string
+	entries []Entry // in order of Seq
+	held    []Held  // one for each mode
+	results []Restored
+}
+
+// claims sorts entries by resource. Only with doubt can there be two modes of
+// one, and then at most one of them is still held.
+func claims(entries []Entry) (list []*claim) {
+	byID := map[string]*claim{}
+	for _, e := range entries {
+		c := byID[e.ID]
+		if c == nil {
+			c = &claim{id: e.ID}
+			byID[e.ID] = c
+			list = append(list, c)
+		}
+		c.entries = append(c.entries, e)
+		if !slices.ContainsFunc(c.held, func(h Held) bool { return h.Mode == e.Mode }) {
+			c.held = append(c.held, Held{ID: e.ID, Ref: e.Ref, Mode: e.Mode, Autocreate: e.Autocreate})
+		}
+	}
+	return list
+}
+
+// resource is what came of a claim. If nothing was taken back the resource is
+// lost; if one mode was, the entries of the other are of locks that ended, and
+// are not among those that are returned.
+func (c *claim) resource(b Restorer) (*resource, []Entry) {
+	r := &resource{id: c.id, turn: make(chan struct{}, 1), mode: c.held[0].Mode}
+	lost := lostHandle{id: c.id, b: b}
+	for i, res := range c.results {
+		switch {
+		case res.Err == nil:
+			r.mode, r.handle, r.lost = c.held[i].Mode, res.Handle, nil
+			return r, slices.DeleteFunc(slices.Clone(c.entries), func(e Entry) bool { return e.Mode != r.mode })
+		case !errors.Is(res.Err, ErrNotHeld):
+			lost.held = append(lost.held, c.held[i])
+			r.lost = res.Err
+		case r.lost == nil:
+			r.lost = res.Err
+		}
+	}
+	r.handle = lost
+	return r, c.entries
 }
 
 // takeBack restores the granted locks with their owners.
 func (m *Manager) takeBack(ctx context.Context, b Restorer, entries []Entry) {
+	list := claims(entries)
 	var held []Held
-	byID := map[string][]Entry{}
-	for _, e := range entries {
-		if e.State != EntryGranted {
-			continue
-		}
-		if byID[e.ID] == nil {
-			held = append(held, Held{ID: e.ID, Ref: e.Ref, Mode: e.Mode, Autocreate: e.Autocreate})
-		}
-		byID[e.ID] = append(byID[e.ID], e)
+	for _, c := range list {
+		held = append(held, c.held...)
 	}
-	owners := map[ownerKey]*owner{}
 	results := b.Restore(ctx, held)
+	var events []Event
+	var ended, late []Entry
+	owners := map[ownerKey]*owner{}
 	m.mu.Lock()
-	for i, res := range results {
-		r := &resource{id: held[i].ID, turn: make(chan struct{}, 1), mode: held[i].Mode, handle: res.Handle}
-		if res.Err != nil {
-			r.handle, r.lost = lostHandle{id: r.id}, res.Err
-		}
+	for _, c := range list {
+		c.results, results = results[:len(c.held)], results[len(c.held):]
+		r, kept := c.resource(b)
 		m.resources[r.id] = r
-		for _, e := range byID[r.id] {
-			o := m.lockedRestoreOwner(owners, e)
+		for _, e := range kept {
+			o, err := m.lockedRestoreOwner(owners, e)
+			if err != nil {
+				events = append(events, Event{Kind: OwnerUnverified, Owner: e.Owner, Err: err})
+			}
 			m.lockedAddHold(r, &hold{owner: o, info: e.Owner, ref: e.Ref, since: e.Since, seq: e.Seq})
+			ev := Event{Kind: TakenBack, Ref: e.Ref, Owner: e.Owner, Mode: e.Mode, Held: time.Since(e.Since)}
+			if r.lost != nil {
+				ev.Kind, ev.Err = Lost, r.lost
+			}
+			events = append(events, ev)
+			if e.State != EntryGranted {
+				late = append(late, e)
+			}
+		}
+		for _, e := range c.entries {
+			if e.Mode != r.mode && r.lost == nil {
+				ended = append(ended, e)
+			}
 		}
 	}
 	var gone []*owner
@@ -103,14 +165,15 @@ func (m *Manager) takeBack(ctx context.Context, b Restorer, entries []Entry) {
 		}
 	}
 	m.mu.Unlock()
-	for i, res := range results {
-		for _, e := range byID[held[i].ID] {
-			ev := Event{Kind: TakenBack, Ref: e.Ref, Owner: e.Owner, Mode: e.Mode, Held: time.Since(e.Since)}
-			if res.Err != nil {
-				ev.Kind, ev.Err = Lost, res.Err
-			}
-			m.observe(ev)
-		}
+	for _, e := range events {
+		m.observe(e)
+	}
+	for _, e := range ended {
+		m.forget(e.Seq, true)
+	}
+	for _, e := range late {
+		// Its owner may count on it now, also when the doubt is over.
+		_ = m.journal.Grant(e.Seq)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -125,11 +188,12 @@ type ownerKey struct {
 }
 
 // lockedRestoreOwner finds the process of an entry, if it is still the same one.
-// One that cannot be looked at keeps its locks, as one that was never seen.
-func (m *Manager) lockedRestoreOwner(owners map[ownerKey]*owner, e Entry) *owner {
+// One that cannot be looked at keeps its locks, and is looked for again; the error
+// says why, once.
+func (m *Manager) lockedRestoreOwner(owners map[ownerKey]*owner, e Entry) (_ *owner, unseen error) {
 	key := ownerKey{e.Owner.PID, e.OwnerStart}
 	if o := owners[key]; o != nil {
-		return o
+		return o, nil
 	}
 	o := &owner{pid: key.pid, forgotten: make(chan struct{})}
 	owners[key] = o
@@ -145,49 +209,88 @@ func (m *Manager) lockedRestoreOwner(owners map[ownerKey]*owner, e Entry) *owner
 		case errors.Is(err, ErrNoProcess):
 			o.gone = true
 		default:
-			m.observe(Event{Kind: OwnerUnverified, Owner: e.Owner, Err: err})
+			unseen = err
+			m.lockedUnseen(o, key.start)
 		}
 	}
 	// Sessions that register with this pid join the process, if there is one.
 	if now := m.owners[key.pid]; !o.gone && (now == nil || now.proc == nil) {
 		m.owners[key.pid] = o
 	}
-	return o
+	return o, unseen
 }
 
 // settle releases what was being acquired or released when the earlier process
 // ended. No client was told of it, or its client does not need it any more.
-func (m *Manager) settle(ctx context.Context, b Restorer, entries []Entry) {
-	var open []Entry
-	var held []Held
-	for _, e := range entries {
-		if e.State == EntryGranted {
-			continue
-		}
-		open = append(open, e)
-		held = append(held, Held{ID: e.ID, Ref: e.Ref, Mode: e.Mode, Autocreate: e.Autocreate})
+//
+// With doubt the entries are kept, and one lock of each resource was taken back
+// for them already. What is left can only be a second shared one, which keeps
+// nobody out whom the first lets in.
+func (m *Manager) settle(ctx context.Context, b Restorer, entries []Entry, doubt bool) {
+	held := make([]Held, len(entries))
+	for i, e := range entries {
+		held[i] = Held{ID: e.ID, Ref: e.Ref, Mode: e.Mode, Autocreate: e.Autocreate}
 	}
 	for i, res := range b.Restore(ctx, held) {
-		e := open[i]
+		e := entries[i]
 		switch {
+		case doubt:
+			if res.Err == nil {
+				_ = res.Handle.Unlock(ctx)
+			}
 		case res.Err == nil:
 			err := res.Handle.Unlock(ctx)
 			m.observe(Event{Kind: ReleasedUntold, Ref: e.Ref, Owner: e.Owner, Mode: e.Mode, Err: err})
 			if err == nil || ctx.Err() != nil || errors.Is(err, ErrUnderway) {
 				m.forget(e.Seq, err == nil)
+			} else {
+				m.keepForNobody(e, res.Handle, err)
 			}
 		case errors.Is(res.Err, ErrNotHeld):
 			m.forget(e.Seq, true)
 		default:
 			m.observe(Event{Kind: ReleaseFailed, Ref: e.Ref, Owner: e.Owner, Mode: e.Mode, Err: res.Err})
+			m.keepForNobody(e, lostHandle{id: e.ID, b: b, held: held[i : i+1]}, res.Err)
 		}
 	}
 }
 
+// keepForNobody notes a lock that could not be released, so that whoever asks for
+// the resource first makes another attempt.
+func (m *Manager) keepForNobody(e Entry, h Handle, why error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.resources[e.ID] != nil {
+		return // a second shared lock; the next process finds it
+	}
+	r := &resource{id: e.ID, turn: make(chan struct{}, 1), mode: e.Mode, handle: h, lost: why}
+	m.resources[e.ID] = r
+	o := &owner{pid: e.Owner.PID, gone: true, forgotten: make(chan struct{})}
+	m.lockedAddHold(r, &hold{owner: o, info: e.Owner, ref: e.Ref, since: e.Since, seq: e.Seq})
+}
+
 // lostHandle stands for a lock that could not be taken back.
-type lostHandle struct{ id string }
+type lostHandle struct {
+	id   string
+	b    Restorer
+	held []Held // what may be held all the same
+}
 
 func (h lostHandle) ID() string                     { return h.id }
 func (lostHandle) Lock(context.Context, Mode) error { return errLost }
-func (lostHandle) Unlock(context.Context) error     { return nil }
 func (lostHandle) Close()                           {}
+
+// Unlock releases what the backend may still hold, which nobody else would ever
+// get otherwise.
+func (h lostHandle) Unlock(ctx context.Context) error {
+	for _, res := range h.b.Restore(ctx, h.held) {
+		err := res.Err
+		if err == nil {
+			err = res.Handle.Unlock(ctx)
+		}
+		if err != nil && !errors.Is(err, ErrNotHeld) {
+			return err
+		}
+	}
+	return nil
+}
