@@ -96,6 +96,14 @@ func Names() []string {
 	return slices.Sorted(maps.Keys(points))
 }
 
+// Find returns the point with this name, for tests of another package than the
+// one that declares it; nil if there is none.
+func Find(name string) *Point {
+	mu.Lock()
+	defer mu.Unlock()
+	return points[name]
+}
+
 // Check returns what is armed through the environment ("" if nothing is), and
 // an error if the variable cannot be understood or names no point: a crash test
 // that never crashes proves nothing.

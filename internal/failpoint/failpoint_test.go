@@ -72,6 +72,9 @@ func TestArm(t *testing.T) {
 	if !slices.Contains(Names(), point.Name()) {
 		t.Errorf("%q is not in %q", point.Name(), Names())
 	}
+	if Find(point.Name()) != point || Find("failpoint.other") != nil {
+		t.Error("Find does not find what New made, and nothing else")
+	}
 	defer func() {
 		if recover() == nil {
 			t.Error("the same name twice is accepted")
