@@ -1,0 +1,310 @@
+// Package history_test plays random histories of owners, kills and restarts: the
+// real lock table, journal and cluster backend, on a DLM in memory and processes
+// that exist only for the test. After each step and each restart what clients
+// were told is compared with what daemons and kernels have.
+//
+// VMLOCKD_HISTORIES says how many histories are played; a failing one is made
+// shorter and printed with the seed that brings it about again (-rapid.seed).
+package history_test
+
+import (
+	"cmp"
+	"flag"
+	"maps"
+	"os"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+	"pgregory.net/rapid"
+
+	"github.com/vmlockd/vmlockd/dlm/dlmtest"
+	"github.com/vmlockd/vmlockd/internal/failpoint"
+	"github.com/vmlockd/vmlockd/internal/locking"
+)
+
+// defaultHistories take about fifteen seconds with the race detector.
+const defaultHistories = 1500
+
+// perBubble bounds how long a clock runs: rapid gives up after a day of it.
+const perBubble = 500
+
+func TestMain(m *testing.M) {
+	debug.SetGCPercent(400) // many short lives
+	// A seed is enough, and the tree stays as it is.
+	_ = flag.Set("rapid.nofailfile", "true")
+	goleak.VerifyTestMain(m)
+}
+
+// wanted is how many histories are to be played.
+func wanted(t *testing.T) int {
+	n, err := strconv.Atoi(cmp.Or(os.Getenv("VMLOCKD_HISTORIES"), strconv.Itoa(defaultHistories)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if testing.Short() {
+		n = min(n, 100)
+	}
+	return n
+}
+
+var disks = []string{"a", "b", "c"}
+
+var pids = []int32{1, 2, 3}
+
+// rare are points that are passed only when a journal is made, or damaged; the
+// tests of the journal kill it there.
+var rare = []string{"journal.open.", "journal.fresh.", "journal.settled.", "journal.lockspace."}
+
+func points() (list []string) {
+	for _, name := range failpoint.Names() {
+		isRare := slices.ContainsFunc(rare, func(p string) bool { return strings.HasPrefix(name, p) })
+		if !isRare && (strings.HasPrefix(name, "cluster.") || strings.HasPrefix(name, "journal.")) {
+			list = append(list, name)
+		}
+	}
+	return list
+}
+
+// bubbled keeps rapid from asking for the deadline, which a bubble has not.
+type bubbled struct{ *testing.T }
+
+func TestHistories(t *testing.T) {
+	base := memoryDir(t)
+	seen := map[string]int{}
+	histories := 0
+	for left := wanted(t); left > 0 && !t.Failed(); left -= perBubble {
+		given := flag.Lookup("rapid.checks").Value.String()
+		if err := flag.Set("rapid.checks", strconv.Itoa(min(left, perBubble))); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Test(t, func(t *testing.T) {
+			rapid.Check(bubbled{t}, func(rt *rapid.T) {
+				histories++
+				w := newWorld(rt, base, 3, seen)
+				defer w.end()
+				for range rapid.IntRange(5, 40).Draw(rt, "steps") {
+					w.step()
+					synctest.Wait()
+					w.check()
+				}
+				w.finish()
+			})
+		})
+		_ = flag.Set("rapid.checks", given)
+	}
+	for _, what := range slices.Sorted(maps.Keys(seen)) {
+		t.Logf("%s: %d", what, seen[what])
+	}
+	if histories < 1000 || t.Failed() {
+		return
+	}
+	// What did not happen was not shown.
+	for _, what := range append(points(), "granted", "no answer", "refused in doubt", "release in doubt",
+		"restored", "released untold") {
+		if seen[what] == 0 {
+			t.Errorf("%s: never in %d histories", what, histories)
+		}
+	}
+}
+
+func memoryDir(t *testing.T) string {
+	dir, err := os.MkdirTemp("/dev/shm", "vmlockd-history-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+func draw[T any](w *world, from []T, what string) T {
+	return rapid.SampledFrom(from).Draw(w.t, what)
+}
+
+// step is one thing that happens, to a node that is chosen at random.
+func (w *world) step() {
+	n := draw(w, w.nodes, "node")
+	type step struct {
+		name   string
+		weight int
+		can    bool
+		do     func()
+	}
+	serves := n.in != nil
+	var list []string
+	steps := map[string]func(){}
+	for _, s := range []step{
+		{"acquire", 12, serves, func() { w.acquire(n) }},
+		{"release", 6, serves, func() { w.release(n) }},
+		{"acquire behind a gate", 3, serves && len(w.gates) == 0, func() { w.gated(n); w.acquire(n) }},
+		{"release behind a gate", 2, serves && len(w.gates) == 0, func() { w.gated(n); w.release(n) }},
+		{"open gates", 2, len(w.gates) > 0, w.openGates},
+		{"owner ends", 3, n.on, func() { w.ownerEnds(n) }},
+		{"suspend", 2, !w.suspended, w.suspend},
+		{"resume", 3, w.suspended, w.resume},
+		{"a second", 3, true, func() { pass(time.Second) }},
+		{"longer than requests take", 2, true, func() { pass(requestTimeout + time.Second) }},
+		{"kill", 3, serves, func() { n.in.die(); n.in.bury() }},
+		{"kill at a point", 9, w.quiet() && n.on, func() { w.killAt(n) }},
+		{"stop", 2, serves, func() { n.in.stop() }},
+		{"start", 12, n.startable(), func() { n.start() }},
+		{"power off", 1, n.on && w.others(n), n.powerOff},
+		{"recover", 3, w.lost, w.recover},
+		{"boot", 5, !n.on, n.boot},
+		{"settle", 3, true, w.settle},
+	} {
+		if s.can {
+			steps[s.name] = s.do
+			for range s.weight {
+				list = append(list, s.name)
+			}
+		}
+	}
+	steps[draw(w, list, "step")]()
+}
+
+// others says that another node has power, so that somebody recovers.
+func (w *world) others(n *node) bool {
+	return slices.ContainsFunc(w.nodes, func(o *node) bool { return o != n && o.on })
+}
+
+// vm is an owner with this pid; one that runs already, or a new one.
+func (w *world) vm(n *node) *owner {
+	pid := draw(w, pids, "pid")
+	if n.owners[pid] == nil {
+		n.spawn(pid)
+	}
+	return n.owners[pid]
+}
+
+func (w *world) acquire(n *node) {
+	mode := draw(w, []locking.Mode{locking.Exclusive, locking.Shared}, "mode")
+	w.ask(w.vm(n), draw(w, disks, "disk"), false, mode)
+}
+
+// release is of something that its owner has, or may have, if there is any.
+func (w *world) release(n *node) {
+	if mine := filter(w.known, func(f *fact) bool { return f.o.n == n && f.o.alive() && f.most() > 0 }); len(mine) > 0 {
+		f := draw(w, mine, "fact")
+		w.ask(f.o, f.disk, true, 0)
+		return
+	}
+	w.ask(w.vm(n), draw(w, disks, "disk"), true, 0)
+}
+
+// gated keeps the next request of the node in the kernel until the gates open.
+func (w *world) gated(n *node) {
+	g := dlmtest.NewGate()
+	w.gates = append(w.gates, g)
+	where := rapid.IntRange(0, 2).Draw(w.t, "where")
+	first := true
+	w.c.Node(n.id).SetFault(func(op dlmtest.Op) (f dlmtest.Fault) {
+		if !first || op.Op != "lock" && op.Op != "unlock" {
+			return f
+		}
+		first = false
+		switch where {
+		case 0:
+			f.Before = g
+		case 1:
+			f.After = g
+		case 2:
+			f.Result = g
+		}
+		return f
+	})
+}
+
+func (w *world) ownerEnds(n *node) {
+	if len(n.owners) == 0 {
+		return
+	}
+	o := n.owners[draw(w, slices.Sorted(maps.Keys(n.owners)), "pid")]
+	n.end(o)
+	if rapid.Bool().Draw(w.t, "its pid is used again") {
+		n.spawn(o.pid)
+	}
+}
+
+// killAt kills the node's daemon when it passes a fail point in the next step.
+func (w *world) killAt(n *node) {
+	p := failpoint.Find(draw(w, points(), "point"))
+	nth := rapid.SampledFrom([]int{1, 1, 2, 3}).Draw(w.t, "pass")
+	what := "start"
+	switch {
+	case n.in != nil:
+		what = draw(w, []string{"acquire", "release", "owner ends", "stop", "restart"}, "what")
+		if strings.HasPrefix(p.Name(), "cluster.adopt") {
+			what = "restart" // nobody else passes these
+		}
+	case !n.startable():
+		return
+	}
+	if what == "restart" {
+		n.in.die()
+		n.in.bury()
+		synctest.Wait()
+		w.check()
+	}
+	disarm := p.Arm(nth, func() { n.in.dieHere(p) })
+	defer disarm()
+	switch what {
+	case "start", "restart":
+		n.start()
+	case "acquire":
+		w.acquire(n)
+	case "release":
+		w.release(n)
+	case "owner ends":
+		w.ownerEnds(n)
+	case "stop":
+		n.in.stop()
+	}
+	synctest.Wait()
+	if in := n.in; in != nil && in.dead.Load() {
+		in.bury()
+	}
+}
+
+// finish brings everything to its end; then nothing is left.
+func (w *world) finish() {
+	w.settle()
+	for _, n := range w.nodes {
+		if !n.on {
+			n.boot()
+		}
+		if n.in == nil {
+			pass(3 * stopTimeout) // the earlier one may be in the middle of its end
+			if !n.startable() {
+				w.t.Fatalf("the last instance on node %d has not left the kernel", n.id)
+			}
+			n.start()
+		}
+	}
+	w.settle()
+	w.check()
+	for _, n := range w.nodes {
+		for _, o := range n.owners {
+			n.end(o)
+		}
+	}
+	w.settle()
+	pass(2 * time.Second) // what was in doubt is looked at now and then
+	w.check()
+	if names := w.c.Names(lockspace); len(names) > 0 {
+		w.t.Fatalf("all owners are gone, and the kernels still have locks: %v", names)
+	}
+	for _, n := range w.nodes {
+		if s := n.in.journal.real.Stats(); s.Entries > 0 {
+			w.t.Fatalf("all owners are gone, and the journal of node %d still has %d entries", n.id, s.Entries)
+		}
+		if p := w.c.Node(n.id).Panics(); p > 0 {
+			w.t.Fatalf("the kernel of node %d crashed", n.id)
+		}
+	}
+}
