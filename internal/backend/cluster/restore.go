@@ -94,7 +94,7 @@ func (b *Backend) Replaceable() error {
 
 // answerWithin bounds how long the answer to a request of the earlier process is
 // waited for. Nothing is served before.
-const answerWithin = 2 * time.Second
+const answerWithin = 5 * time.Second
 
 // errUnanswered is about a request of the earlier process that may be granted yet.
 var errUnanswered = errors.New("whether the earlier process got this lock is not known yet; the next start of the lock daemon settles it")
@@ -105,7 +105,7 @@ var errUnanswered = errors.New("whether the earlier process got this lock is not
 // the requests. So when another request for it has its answer, here for a mode
 // that everybody gets, the earlier one has its own.
 func (b *Backend) adoptLate(ctx context.Context, space *dlm.Lockspace, adoptions []dlm.Adoption, adopted []dlm.Adopted) {
-	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	soon, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
 	var again []dlm.Adoption
 	var places []int
@@ -117,7 +117,7 @@ func (b *Backend) adoptLate(ctx context.Context, space *dlm.Lockspace, adoptions
 		name := adoptions[i].Name
 		err, asked := answered[name]
 		if !asked {
-			err = b.awaitAnswers(ctx, space, name)
+			err = b.awaitAnswers(soon, space, name)
 			answered[name] = err
 		}
 		if err != nil {
