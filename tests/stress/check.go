@@ -27,7 +27,7 @@ const shown = 15
 func Check(h *History, dir string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	resources := byResource(h.Ops)
+	all, resources := newBackground(h), byResource(h.Ops)
 	var (
 		mu   sync.Mutex // guards errs
 		errs []error
@@ -41,7 +41,7 @@ func Check(h *History, dir string) error {
 	for range runtime.GOMAXPROCS(0) {
 		wg.Go(func() {
 			for r := range jobs {
-				if err := checkResource(h.Owners, resources[r], r, dir); err != nil {
+				if err := checkResource(all, resources[r], r, dir); err != nil {
 					mu.Lock()
 					errs = append(errs, err)
 					mu.Unlock()
@@ -53,15 +53,15 @@ func Check(h *History, dir string) error {
 	return errors.Join(errs...)
 }
 
-func checkResource(owners []Owner, ops []Op, resource int, dir string) error {
-	switch porcupine.CheckOperationsTimeout(model, operations(owners, ops), checkTimeout) {
+func checkResource(all background, ops []Op, resource int, dir string) error {
+	switch porcupine.CheckOperationsTimeout(model, operations(all, ops), checkTimeout) {
 	case porcupine.Ok:
 		return nil
 	case porcupine.Unknown:
 		return fmt.Errorf("resource %d: its %d operations could not be checked within %v", resource, len(ops), checkTimeout)
 	}
-	ops = shortest(owners, ops)
-	_, info := porcupine.CheckOperationsVerbose(model, operations(owners, ops), checkTimeout)
+	ops = shortest(all, ops)
+	_, info := porcupine.CheckOperationsVerbose(model, operations(all, ops), checkTimeout)
 	picture := ""
 	if dir != "" {
 		path := filepath.Join(dir, fmt.Sprintf("resource-%d.html", resource))
@@ -75,11 +75,11 @@ func checkResource(owners []Owner, ops []Op, resource int, dir string) error {
 		}
 	}
 	return fmt.Errorf("resource %d: no order of its operations explains the answers; it had last been %s; the last answers, of which the first that cannot be is the latest:\n%s%s",
-		resource, explained(info), lastAnswers(owners, ops), picture)
+		resource, explained(info), lastAnswers(all.owners, ops), picture)
 }
 
 // shortest leaves out everything after the first answer that cannot be explained.
-func shortest(owners []Owner, ops []Op) []Op {
+func shortest(all background, ops []Op) []Op {
 	var ends []time.Duration
 	for _, o := range ops {
 		if o.Return != never {
@@ -88,7 +88,7 @@ func shortest(owners []Owner, ops []Op) []Op {
 	}
 	slices.Sort(ends)
 	at, _ := slices.BinarySearchFunc(ends, true, func(t time.Duration, _ bool) int {
-		r := porcupine.CheckOperationsTimeout(model, operations(owners, until(ops, t)), checkTimeout)
+		r := porcupine.CheckOperationsTimeout(model, operations(all, until(ops, t)), checkTimeout)
 		if r == porcupine.Illegal {
 			return 0
 		}

@@ -91,6 +91,28 @@ func TestCheck(t *testing.T) {
 		{"granted to the dead", false, ops(acq(a, ex), dies(a), acq(a, ex))},
 		{"a death that nobody saw the end of", true, ops(acq(a, ex), open(dies(a)), busy(c, ex), acq(c, ex), rel(c))},
 		{"refused to the dead", true, ops(acq(a, ex), dies(a), refused(a, NotLocked))},
+
+		{"kept over a kill", true, killed(0, 1, ops(acq(a, ex), busy(c, ex), busy(c, ex), rel(a), acq(c, ex)))},
+		{"lost in a kill", false, killed(0, 1, ops(acq(a, ex), busy(c, ex), acq(c, ex)))},
+		{"lost in a kill, and refused to its owner", false, killed(0, 1, ops(acq(a, ex), busy(c, ex), refused(a, NotLocked)))},
+		{"a share lost in a kill", false, killed(0, 1, ops(acq(a, sh), acq(c, sh), rel(c), acq(c, ex)))},
+		{"one of two shares lost in a kill", false, killed(0, 2, ops(acq(a, sh), acq(a, sh), busy(c, ex), rel(a), refused(a, NotLocked)))},
+		{"an acquisition cut off by a kill, and undone", true, killed(0, 0, ops(unknown(acq(a, ex)), acq(c, ex)))},
+		{"an acquisition cut off by a kill, seen, and undone", true, killed(0, 0, ops(unknown(acq(a, ex)), during(busy(c, ex), -4, -3), acq(c, ex)))},
+		{"an acquisition cut off by a kill, and kept", true, killed(0, 0, ops(unknown(acq(a, ex)), busy(c, ex), rel(a), acq(c, ex)))},
+		{"an acquisition cut off by a kill, kept, and lost", false, killed(0, 0, ops(unknown(acq(a, ex)), busy(c, ex), acq(c, ex)))},
+		{"an acquisition cut off by a kill, undone, and back again", false, killed(0, 0, ops(unknown(acq(a, ex)), acq(c, ex), rel(c), busy(c, ex)))},
+		{"an acquisition cut off by a kill, and lost in the next", false,
+			killed(0, 1, killed(0, 0, ops(unknown(acq(a, ex)), busy(c, ex), acq(c, ex))))},
+		{"an acquisition cut off by a kill, found out by its owner", true, killed(0, 0, ops(unknown(acq(a, ex)), refused(a, NotLocked), acq(c, ex)))},
+		{"an acquisition cut off by a kill, kept though its owner was told", false, killed(0, 0, ops(unknown(acq(a, ex)), refused(a, NotLocked), busy(c, ex)))},
+		{"a kill on another node settles nothing", true, killed(1, 0, ops(unknown(acq(a, ex)), acq(c, ex), rel(c), busy(c, ex), rel(a)))},
+		{"a release cut off by a kill, and done", true, killed(0, 1, ops(acq(a, ex), unknown(rel(a)), acq(c, ex)))},
+		{"a release cut off by a kill, and not done", true, killed(0, 1, ops(acq(a, ex), unknown(rel(a)), busy(c, ex), rel(a), acq(c, ex)))},
+		{"a release cut off by a kill, and done much later", false, killed(0, 1, ops(acq(a, ex), unknown(rel(a)), busy(c, ex), acq(c, ex)))},
+		{"freed by a death during an outage", true, killed(0, 1, ops(acq(a, ex), dies(a), acq(c, ex)))},
+		{"not freed by a death during an outage", false, killed(0, 1, ops(acq(a, ex), dies(a), busy(c, ex)))},
+		{"an acquisition cut off by a kill, and never freed by death", false, killed(0, 0, ops(unknown(acq(a, ex)), busy(c, ex), dies(a), busy(c, ex)))},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			dir := t.TempDir()

@@ -89,6 +89,33 @@ func (c config) expire(id uint16) config {
 	return c
 }
 
+// settle: the daemon that was asked has ended, and the next one has looked at what
+// it left. What may have happened has happened by now and stays, or never will.
+func (c config) settle(id uint16) []config {
+	if at := slices.IndexFunc(c.holds, func(h hold) bool { return h.back == id }); at >= 0 {
+		kept := c
+		kept.holds = slices.Clone(c.holds)
+		kept.holds[at].back = 0
+		return []config{kept, c.withoutHold(at)}
+	}
+	at := slices.IndexFunc(c.maybes, func(m maybe) bool { return m.id == id })
+	if at < 0 {
+		return []config{c}
+	}
+	m, never := c.maybes[at], c.withoutMaybe(at)
+	next := []config{never}
+	switch {
+	case m.kind == Acquire && !slices.Contains(c.dead, m.hold.owner):
+		m.hold.back = 0
+		next = append(next, with(never.makeFit(m.mode), m.hold, m.mode)...)
+	case m.kind == Release:
+		if held := never.holdOf(m.hold.owner); held >= 0 {
+			next = append(next, never.withoutHold(held))
+		}
+	}
+	return next
+}
+
 // holdOf is where an owner's hold is: one that it keeps if there is one, since
 // the other kind goes by itself. -1 if it has none.
 func (c config) holdOf(owner uint16) int {

@@ -8,8 +8,36 @@ import (
 	"github.com/anishathalye/porcupine"
 )
 
+// background is what all resources have in common.
+type background struct {
+	owners  []Owner
+	outages []Outage // in order of From
+}
+
+func newBackground(h *History) background {
+	outages := slices.SortedFunc(slices.Values(h.Outages), func(a, b Outage) int { return cmp.Compare(a.From, b.From) })
+	return background{h.Owners, outages}
+}
+
+// cut says whether the daemon of a node was ended after some moment, and which
+// end of it was the first of those after which the next one is known to have
+// served. What had been asked before is settled then.
+func (b background) cut(node int, after time.Duration) (ended bool, at Outage) {
+	for _, o := range b.outages {
+		if o.Node != node || o.Until < after {
+			continue
+		}
+		ended = true
+		if o.From > after && o.Until != never {
+			return true, o
+		}
+	}
+	return ended, Outage{From: never, Until: never}
+}
+
 // operations makes of the operations on one resource what Porcupine checks.
-func operations(owners []Owner, ops []Op) []porcupine.Operation {
+func operations(b background, ops []Op) []porcupine.Operation {
+	owners := b.owners
 	end := time.Duration(0)
 	for _, o := range ops {
 		end = max(end, o.Call)
@@ -36,6 +64,16 @@ func operations(owners []Owner, ops []Op) []porcupine.Operation {
 	for _, o := range unseenDeaths(owners, ops, end) {
 		mayHappen(o, false)
 	}
+	// What the end of a daemon cut off is undone when the next one starts, or stays
+	// from then on; it may also have been granted, and be undone then.
+	open := map[Outage][]uint16{}
+	ended := func(o Op) bool {
+		cut, at := b.cut(owners[o.Owner].Node, o.Call)
+		if at.Until != never && at.Until <= end {
+			open[at] = append(open[at], id+1)
+		}
+		return cut
+	}
 	for _, o := range ops {
 		switch {
 		case o.Answer == OwnerGone:
@@ -45,17 +83,24 @@ func operations(owners []Owner, ops []Op) []porcupine.Operation {
 		case o.Answer == TimedOut:
 			mayHappen(o, o.Kind == Acquire)
 		case o.Answer == Unknown:
-			mayHappen(o, o.Kind == Acquire && timeouts)
+			cut := ended(o)
+			mayHappen(o, o.Kind == Acquire && (timeouts || cut))
 		case o.Return == never:
 			mayHappen(o, false)
 		case o.Kind == Release && o.Answer != Done:
-			anyNode, tells := refusal(owners, ops, o)
+			anyNode, tells := b.refusal(ops, o)
 			if tells {
 				add(o, step{anyNode: anyNode})
 			}
 		default:
 			add(o, step{})
 		}
+	}
+	for at, ids := range open {
+		list = append(list, porcupine.Operation{
+			ClientId: len(owners) + at.Node, Input: step{kind: settled, node: uint8(at.Node), ids: ids}, Output: Done,
+			Call: int64(at.From), Return: int64(at.Until),
+		})
 	}
 	return list
 }
@@ -93,12 +138,13 @@ func unseenDeaths(owners []Owner, ops []Op, end time.Duration) []Op {
 // refusal if the owner's own acquisition was under way, and nothing about the
 // other owners on the node if one of theirs was. Nor does anything follow after
 // the owner was killed: whoever registers its pid then is another owner.
-func refusal(owners []Owner, ops []Op, r Op) (anyNode, tells bool) {
+func (b background) refusal(ops []Op, r Op) (anyNode, tells bool) {
+	owners := b.owners
 	if owners[r.Owner].Killed <= r.Return {
 		return false, false
 	}
 	for _, o := range ops {
-		if o.Kind != Acquire || o.Answer == Busy || o.Call > r.Return || !o.pending() && o.Return < r.Call {
+		if o.Kind != Acquire || o.Answer == Busy || o.Call > r.Return || b.over(o) < r.Call {
 			continue
 		}
 		if o.Owner == r.Owner {
@@ -109,6 +155,18 @@ func refusal(owners []Owner, ops []Op, r Op) (anyNode, tells bool) {
 		}
 	}
 	return anyNode, true
+}
+
+// over is when it was settled what came of an operation.
+func (b background) over(o Op) time.Duration {
+	switch {
+	case o.Answer == Unknown:
+		_, at := b.cut(b.owners[o.Owner].Node, o.Call)
+		return at.Until
+	case o.pending():
+		return never
+	}
+	return o.Return
 }
 
 // until is what was known at a moment: of what was under way then, nobody knew

@@ -34,7 +34,7 @@ const (
 )
 
 var (
-	kindNames   = [...]string{"acquire", "release", "death", "taken back"}
+	kindNames   = [...]string{"acquire", "release", "death", "taken back", "settled"}
 	answerNames = [...]string{"done", "busy", "not locked", "not the owner", "owner gone", "timed out", "unknown"}
 )
 
@@ -83,13 +83,22 @@ type Owner struct {
 	Killed time.Duration // when killing it began; never if it was not
 }
 
+// Outage is the end of a node's daemon and the start of the next one.
+type Outage struct {
+	Node int
+	// From is when ending it began, and Until when the next one served; never if
+	// nobody saw that.
+	From, Until time.Duration
+}
+
 // History is what was done and answered. Run fills it.
 type History struct {
 	start time.Time
 
-	mu     sync.Mutex // guards what follows while Run runs
-	Owners []Owner
-	Ops    []Op
+	mu      sync.Mutex // guards what follows while Run runs
+	Owners  []Owner
+	Ops     []Op
+	Outages []Outage
 }
 
 func newHistory() *History { return &History{start: time.Now()} }
@@ -122,6 +131,12 @@ func (h *History) add(o Op) {
 	h.Ops = append(h.Ops, o)
 }
 
+func (h *History) addOutage(o Outage) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.Outages = append(h.Outages, o)
+}
+
 // Summary counts operations by kind and answer.
 func (h *History) Summary() string {
 	h.mu.Lock()
@@ -137,6 +152,9 @@ func (h *History) Summary() string {
 				s += fmt.Sprintf(" %s %s %d,", Kind(k), Answer(a), n[k][a])
 			}
 		}
+	}
+	if n := len(h.Outages); n > 0 {
+		s += fmt.Sprintf(" %d ends of a daemon,", n)
 	}
 	return s[:len(s)-1]
 }

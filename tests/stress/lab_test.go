@@ -24,6 +24,15 @@ const socket = "/run/libvirt/virtlockd-sock"
 
 // TestStressCluster is the load on three nodes with the kernel's DLM.
 func TestStressCluster(t *testing.T) {
+	s := newLab(t)
+	o := fromEnv(t, Options{Operations: 6000, Owners: 6, Ref: func(r int) locking.Ref {
+		return locking.Ref{Name: fmt.Sprintf("/disks/%d", r)}
+	}, Latency: 10 * time.Millisecond})
+	runAndCheck(t, s, o)
+}
+
+// newLab starts three nodes whose daemons serve.
+func newLab(t *testing.T) *labSystem {
 	lab.Need(t, lab.Config{})
 	ignore := goleak.IgnoreCurrent()
 	// Registered first, so that it runs when the lab has ended.
@@ -34,10 +43,7 @@ func TestStressCluster(t *testing.T) {
 	})
 	s := &labSystem{lab: l, free: make([][]*lab.Process, len(l.Nodes()))}
 	s.waitDaemons(t)
-	o := fromEnv(t, Options{Operations: 6000, Owners: 6, Ref: func(r int) locking.Ref {
-		return locking.Ref{Name: fmt.Sprintf("/disks/%d", r)}
-	}, Latency: 10 * time.Millisecond})
-	runAndCheck(t, s, o)
+	return s
 }
 
 func vmlockd(t *testing.T) string {

@@ -20,6 +20,8 @@ type step struct {
 	// id numbers the operations that may have happened. The step is then the
 	// moment from which on they may, and has no answer.
 	id uint16
+	// ids are those of the operations that are settled.
+	ids []uint16
 	// back says that the daemon takes back what it grants.
 	back bool
 	// anyNode says of an answer NotLocked that it tells nothing about other owners
@@ -30,6 +32,10 @@ type step struct {
 // takenBack is the kind of a step: what an acquisition brought for a moment, if
 // it did, is taken back.
 const takenBack Kind = Death + 1
+
+// settled is the kind of a step: the node's daemon was ended, and the next one
+// has settled what was under way.
+const settled Kind = Death + 2
 
 // state is all that a resource may be: several configs if the answers leave
 // open which of the operations that may have happened did.
@@ -79,6 +85,16 @@ func (c config) apply(in step, answer Answer) []config {
 	switch {
 	case in.kind == takenBack:
 		return []config{c.expire(in.id)}
+	case in.kind == settled:
+		list := []config{c}
+		for _, id := range in.ids {
+			var next []config
+			for _, c := range list {
+				next = append(next, c.settle(id)...)
+			}
+			list = next
+		}
+		return list
 	case in.kind == Death:
 		return []config{c.die(in.owner)}
 	case in.kind == Acquire && answer == Done:
@@ -200,6 +216,9 @@ var model = porcupine.Model{
 	Hash:  func(s any) uint64 { return maphash.String(hashSeed, s.(*state).key) },
 	DescribeOperation: func(in, out any) string {
 		i := in.(step)
+		if i.kind == settled {
+			return fmt.Sprintf("node %d: daemon restarted", i.node)
+		}
 		mode := ""
 		if i.kind == Acquire {
 			mode = " " + i.mode.String()

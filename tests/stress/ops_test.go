@@ -36,3 +36,10 @@ func during(o Op, call, ret int) Op {
 
 // open is for an operation after one other.
 func open(o Op) Op { o.Call, o.Return = at(1), never; return o }
+
+// killed ends the daemon of a node in the middle of an operation of h, and has
+// the next one serve when that operation is over.
+func killed(node, op int, h *History) *History {
+	h.addOutage(Outage{Node: node, From: at(op) + 5*time.Microsecond, Until: at(op+1) - 1})
+	return h
+}

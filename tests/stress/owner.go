@@ -2,6 +2,7 @@ package stress
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -130,6 +131,9 @@ func (o *owner) speak(ctx context.Context, rng *rand.Rand) error {
 		} else {
 			op, err = s.do(ctx, op, callTimeout)
 		}
+		if errors.Is(err, errOwnerKilled) {
+			return nil
+		}
 		if err != nil {
 			return err
 		}
@@ -180,20 +184,48 @@ func (s *speaker) seeFree(ctx context.Context, resource int, dead *owner) error 
 		if err != nil {
 			return err
 		}
-		switch {
-		case op.Answer == Done:
-			if op, err = s.do(ctx, Op{Kind: Release, Resource: resource}, callTimeout); err != nil {
+		if op.pending() && s.run.Disturb != nil {
+			if err := s.giveBack(ctx, resource, false); err != nil {
 				return err
 			}
-			if op.Answer != Done && op.Answer != Unknown {
-				return fmt.Errorf("the lock is not there that was just granted: %v", op)
-			}
-			return nil
+		}
+		switch {
+		case op.Answer == Done:
+			return s.giveBack(ctx, resource, true)
 		case op.Answer == Busy && !names(op.Text, dead.proc.PID()):
 			return nil
 		case time.Now().After(deadline):
 			return fmt.Errorf("resource %d of owner %d (node %d, pid %d), who was killed, is not free after %v; the last answer: %v",
 				resource, dead.id, dead.node, dead.proc.PID(), s.run.FreeWithin, op)
+		}
+		select {
+		case <-time.After(s.run.Latency):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// giveBack releases what was granted, or may have been.
+func (s *speaker) giveBack(ctx context.Context, resource int, granted bool) error {
+	deadline := time.Now().Add(s.run.FreeWithin)
+	for {
+		op, err := s.do(ctx, Op{Kind: Release, Resource: resource}, callTimeout)
+		switch {
+		case err != nil:
+			return err
+		case op.pending():
+			granted = false // it may be done
+		case op.Answer == Done || !granted:
+			return nil
+		default:
+			return fmt.Errorf("the lock is not there that was just granted: %v", op)
+		}
+		if s.run.Disturb == nil {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("a lock cannot be given back within %v: %v", s.run.FreeWithin, op)
 		}
 		select {
 		case <-time.After(s.run.Latency):

@@ -17,9 +17,12 @@ type run struct {
 	Options
 	sys     System
 	history *History
-	left    atomic.Int64 // operations
-	disturb chan struct{}
+	left    atomic.Int64   // operations
 	queues  []atomic.Int32 // by resource: who is at it at the moment
+	// disturbances are those that are not over yet, and taken has an element for
+	// each operation that is taken while one of them waits for its moment.
+	disturbances atomic.Int64
+	taken        chan struct{}
 }
 
 // maxAtOnce bounds how many choose a resource at the same time. The number of
@@ -31,7 +34,7 @@ const maxAtOnce = 5
 // history does not show: answers that no rule knows, locks that stay after all
 // have released theirs. The history is good for Check in that case too.
 func Run(ctx context.Context, sys System, o Options) (*History, error) {
-	r := &run{Options: o, sys: sys, history: newHistory(), disturb: make(chan struct{}, 1)}
+	r := &run{Options: o, sys: sys, history: newHistory()}
 	r.prepare()
 	r.Log("seed %d: %d operations, %d resources, %d nodes with %d owners each", r.Seed, r.Operations, r.Resources, sys.Nodes(), r.Owners)
 	err := r.load(ctx)
@@ -45,6 +48,8 @@ func Run(ctx context.Context, sys System, o Options) (*History, error) {
 func (r *run) prepare() {
 	r.Options = r.withDefaults()
 	r.left.Store(int64(r.Operations))
+	r.disturbances.Store(int64(r.Disturbances))
+	r.taken = make(chan struct{})
 	r.queues = make([]atomic.Int32, r.Resources)
 }
 
@@ -60,24 +65,9 @@ func (r *run) load(ctx context.Context) error {
 			}
 		})
 	}
-	stopDisturbing := context.CancelFunc(func() {})
-	var disturbing sync.WaitGroup
-	if r.Disturb != nil {
-		var during context.Context
-		during, stopDisturbing = context.WithCancel(ctx)
-		disturbing.Go(func() {
-			for {
-				select {
-				case <-during.Done():
-					return
-				case <-r.disturb:
-				}
-				// Not ended with the load: what it began, such as a restart, it finishes.
-				if err := r.Disturb(ctx); err != nil {
-					cancel(fmt.Errorf("disturb: %w", err))
-				}
-			}
-		})
+	var begun atomic.Int64
+	for node := range r.sys.Nodes() {
+		start(func() error { return r.disturb(ctx, node, &begun) })
 	}
 	for node := range r.sys.Nodes() {
 		for slot := range r.Owners {
@@ -85,21 +75,49 @@ func (r *run) load(ctx context.Context) error {
 		}
 	}
 	wg.Wait()
-	stopDisturbing()
-	disturbing.Wait()
 	return context.Cause(ctx)
 }
 
+// disturb disturbs one node at random moments, as long as the disturbances of
+// all nodes, of which begun is the number, are not enough.
+func (r *run) disturb(ctx context.Context, node int, begun *atomic.Int64) error {
+	rng := rand.New(rand.NewPCG(r.Seed, uint64(node)<<32|1<<31))
+	for begun.Add(1) <= int64(r.Disturbances) {
+		for range rng.IntN(2*r.DisturbEvery + 1) {
+			select {
+			case <-r.taken:
+			case <-ctx.Done():
+				return nil
+			}
+		}
+		o := Outage{Node: node, From: r.history.now(), Until: never}
+		seen, err := r.Disturb(ctx, node, rng)
+		if seen {
+			o.Until = r.history.now()
+		}
+		r.history.addOutage(o)
+		if err != nil {
+			return fmt.Errorf("disturb node %d: %w", node, err)
+		}
+		r.disturbances.Add(-1)
+	}
+	return nil
+}
+
+// more says whether the load goes on.
+func (r *run) more() bool { return r.left.Load() > 0 || r.disturbances.Load() > 0 }
+
 // take takes one of the operations that are left.
 func (r *run) take() bool {
-	n := r.left.Add(-1)
-	if n >= 0 && r.Disturb != nil && n%int64(r.DisturbEvery) == 0 {
-		select {
-		case r.disturb <- struct{}{}:
-		default: // the last time is not over yet
-		}
+	if !r.more() {
+		return false
 	}
-	return n >= 0
+	r.left.Add(-1)
+	select {
+	case r.taken <- struct{}{}:
+	default: // no disturbance is to come, or all of them are under way
+	}
+	return true
 }
 
 // someResource prefers low numbers, so that some are wanted by many at once.
@@ -122,12 +140,12 @@ func (r *run) lives(ctx context.Context, node, slot int) error {
 	}
 	by := &speaker{run: r, owner: undertaker}
 	defer by.close()
-	for r.left.Load() > 0 && ctx.Err() == nil {
+	for r.more() && ctx.Err() == nil {
 		if err := r.life(ctx, node, rng, by); err != nil {
 			return err
 		}
 	}
-	return undertaker.proc.Kill(ctx)
+	return undertaker.kill(ctx)
 }
 
 func (r *run) life(ctx context.Context, node int, rng *rand.Rand, by *speaker) error {
@@ -164,27 +182,28 @@ func (r *run) life(ctx context.Context, node int, rng *rand.Rand, by *speaker) e
 // allFree sees that nothing is held that the history does not account for, and
 // that death frees without anybody's help: one owner takes everything at once,
 // exclusively, on the first node, and is killed. Then another one takes it on
-// the last node. (Where the dead one was, asking for what it had would free it.)
+// the next node, and so on. (Where the dead one was, asking for what it had would
+// free it.)
 func (r *run) allFree(ctx context.Context) error {
-	testator, err := r.newOwner(ctx, 0)
-	if err != nil {
-		return err
+	var heir *owner
+	for node := range r.sys.Nodes() {
+		start := time.Now()
+		if heir != nil {
+			if err := heir.kill(ctx); err != nil {
+				return err
+			}
+		}
+		var err error
+		if heir, err = r.newOwner(ctx, node); err != nil {
+			return err
+		}
+		if err := r.takeAll(ctx, heir); err != nil {
+			return err
+		}
+		if node > 0 {
+			r.Log("all %d resources were taken over %v after the death of their owner", r.Resources, time.Since(start).Round(time.Millisecond))
+		}
 	}
-	if err := r.takeAll(ctx, testator); err != nil {
-		return err
-	}
-	start := time.Now()
-	if err := testator.kill(ctx); err != nil {
-		return err
-	}
-	heir, err := r.newOwner(ctx, r.sys.Nodes()-1)
-	if err != nil {
-		return err
-	}
-	if err := r.takeAll(ctx, heir); err != nil {
-		return err
-	}
-	r.Log("all %d resources were taken over %v after the death of their owner", r.Resources, time.Since(start).Round(time.Millisecond))
 	if err := heir.leave(ctx); err != nil {
 		return err
 	}

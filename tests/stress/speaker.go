@@ -24,6 +24,9 @@ type speaker struct {
 	client *lockprogram.Client // nil after a break
 }
 
+// errOwnerKilled is why no new connection is made in an owner's name.
+var errOwnerKilled = errors.New("the owner was killed")
+
 // connect connects and registers, and tries again while the daemon is away.
 func (s *speaker) connect(ctx context.Context) error {
 	if s.client != nil {
@@ -33,6 +36,12 @@ func (s *speaker) connect(ctx context.Context) error {
 	defer cancel()
 	for {
 		err := s.connectOnce(ctx)
+		if s.run.Disturb != nil && s.run.history.killedAt(s.owner.id) != never {
+			// A daemon that was started after the owner's death has no means to know
+			// that this pid was somebody's.
+			s.close()
+			return errOwnerKilled
+		}
 		var refused *rpc.Error
 		if err == nil || errors.As(err, &refused) {
 			return err

@@ -12,10 +12,11 @@ import (
 )
 
 // Environment variables that change a run: what a failed one printed as its
-// seed, and how many operations there shall be.
+// seed, how many operations there shall be, and how many ends of a daemon.
 const (
 	seedEnv = "VMLOCKD_STRESS_SEED"
 	opsEnv  = "VMLOCKD_STRESS_OPS"
+	killEnv = "VMLOCKD_STRESS_KILLS"
 )
 
 // fromEnv completes o.
@@ -25,6 +26,7 @@ func fromEnv(t *testing.T, o Options) Options {
 	for name, set := range map[string]func(uint64){
 		seedEnv: func(v uint64) { o.Seed = v },
 		opsEnv:  func(v uint64) { o.Operations = int(v) },
+		killEnv: func(v uint64) { o.Disturbances = int(v) },
 	} {
 		s := os.Getenv(name)
 		if s == "" {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"strings"
 	"time"
@@ -47,12 +48,14 @@ type Options struct {
 	Latency time.Duration // 1 ms
 	// FreeWithin bounds the time until the locks of an owner who was killed are free.
 	FreeWithin time.Duration // 10 s
-	// Disturb, if it is not nil, is called again and again while the load runs, after
-	// every DisturbEvery operations, for example to kill a daemon and start it
-	// again. Calls that fail meanwhile may have happened; connections are made again
-	// until ReconnectWithin has passed.
-	Disturb         func(ctx context.Context) error
-	DisturbEvery    int           // 100
+	// Disturb ends a node's daemon and starts the next one. It returns when that one
+	// serves, or with seen false without knowing when it will. Calls that are cut
+	// off by that may have happened; connections are made again until
+	// ReconnectWithin has passed. It is called for several nodes at once.
+	Disturb func(ctx context.Context, node int, rng *rand.Rand) (seen bool, err error)
+	// Disturbances is how often that is done. The load lasts until then at least.
+	Disturbances    int
+	DisturbEvery    int           // operations between the disturbances of a node, on average: 10
 	ReconnectWithin time.Duration // 30 s
 	// Log may be nil.
 	Log func(format string, args ...any)
@@ -72,7 +75,7 @@ func (o Options) withDefaults() Options {
 	def(&o.Operations, 2000)
 	def(&o.Resources, 50)
 	def(&o.Owners, 8)
-	def(&o.DisturbEvery, 100)
+	def(&o.DisturbEvery, 10)
 	span(&o.Latency, time.Millisecond)
 	span(&o.FreeWithin, 10*time.Second)
 	span(&o.ReconnectWithin, 30*time.Second)

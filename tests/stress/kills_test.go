@@ -1,0 +1,101 @@
+package stress
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"regexp"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vmlockd/vmlockd/internal/locking"
+	"github.com/vmlockd/vmlockd/lab"
+)
+
+// servesWithin bounds the start of a daemon; it takes a fraction of a second.
+const servesWithin = 30 * time.Second
+
+// bad are lines of a log that a daemon must not write, however it is ended.
+var bad = regexp.MustCompile("could not be taken back|stays held|could not be ended|journal|level=ERROR.*unknown event|panic|fatal error|DATA RACE")
+
+// TestStressKills is the load on three nodes with the kernel's DLM while their
+// daemons are killed all the time. A few are stopped or replaced in place instead.
+func TestStressKills(t *testing.T) {
+	s := newLab(t)
+	var kills, stops, reexecs atomic.Int64
+	o := fromEnv(t, Options{
+		Operations: 4000, Owners: 6, Resources: 40, Disturbances: 200, Latency: 10 * time.Millisecond,
+		Ref:        func(r int) locking.Ref { return locking.Ref{Name: fmt.Sprintf("/disks/%d", r)} },
+		FreeWithin: 30 * time.Second,
+		Disturb: func(ctx context.Context, node int, rng *rand.Rand) (bool, error) {
+			daemon := s.lab.Node(node + 1).Service(lab.ServiceLock)
+			var err error
+			switch p := rng.Float64(); {
+			case p < 0.05:
+				reexecs.Add(1)
+				// Nobody outside sees when the new program takes over; the next disturbance
+				// may come before that.
+				return false, daemon.Signal(ctx, syscall.SIGUSR1)
+			case p < 0.10:
+				stops.Add(1)
+				err = daemon.Stop(ctx)
+			default:
+				kills.Add(1)
+				err = daemon.Kill(ctx)
+			}
+			if err == nil {
+				err = daemon.Start(ctx)
+			}
+			if err == nil {
+				err = s.waitServing(ctx, node)
+			}
+			return err == nil, err
+		},
+	})
+	runAndCheck(t, s, o)
+	if t.Failed() { // the logs then tell where the daemons are
+		for _, n := range s.lab.Nodes() {
+			if err := n.Service(lab.ServiceLock).Signal(t.Context(), syscall.SIGQUIT); err == nil {
+				_, _ = n.Service(lab.ServiceLock).Wait(t.Context())
+			}
+		}
+	}
+	t.Logf("%d daemons were killed, %d stopped, %d asked to restart in place", kills.Load(), stops.Load(), reexecs.Load())
+	for _, n := range s.lab.Nodes() {
+		log, err := n.Log(t.Context(), lab.ServiceLock)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for lines := bufio.NewScanner(bytes.NewReader(log)); lines.Scan(); {
+			if bad.Match(lines.Bytes()) {
+				t.Errorf("%s: the daemon says: %s", n.Name(), lines.Bytes())
+			}
+		}
+	}
+}
+
+// waitServing waits until a daemon accepts connections. It does so when it has
+// looked at all that the one before has left.
+func (s *labSystem) waitServing(ctx context.Context, node int) error {
+	ctx, cancel := context.WithTimeout(ctx, servesWithin)
+	defer cancel()
+	return lab.WaitFor(ctx, fmt.Sprintf("the daemon of node %d to serve", node+1), func(ctx context.Context) (bool, error) {
+		c, err := s.Dial(ctx, node)
+		if errors.Is(err, lab.ErrState) || errors.Is(err, lab.ErrNotFound) {
+			st, err := s.lab.Node(node + 1).Service(lab.ServiceLock).Status(ctx)
+			if err == nil && st.State != lab.ProcessRunning {
+				err = fmt.Errorf("the daemon is %s, status %d %s", st.State, st.Status, st.Problem)
+			}
+			return false, err
+		}
+		if err != nil {
+			return false, err
+		}
+		return true, c.Close()
+	})
+}
