@@ -110,7 +110,13 @@ func waitServing(ctx context.Context, n *lab.Node) error {
 			return false, nil
 		}
 		defer c.Close()
-		return c.CreateLockspace(ctx, "") == nil, nil
+		// It refuses until it has joined the lockspace. The owner is nobody, so that
+		// the end of this connection cannot end anybody.
+		ref := locking.Ref{Name: "joined-" + n.Name()}
+		if c.Register(ctx, ownerOf(-1, 0)) != nil || c.Acquire(ctx, ref, 0) != nil {
+			return false, nil
+		}
+		return true, c.Release(ctx, ref)
 	})
 }
 
