@@ -254,7 +254,9 @@ func TestRestoreUnseenOwner(t *testing.T) {
 				w.ps.FailOpen(nil)
 				tc.do(w, p)
 				w.check()
-				if tc.held {
+				if !tc.held {
+					w.holders(disk("a"))
+				} else {
 					w.holders(disk("a"), 1)
 					if n := w.ps.Watched(); n != 1 {
 						t.Errorf("one process is watched %d times", n)
