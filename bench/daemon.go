@@ -35,7 +35,8 @@ type daemon struct {
 	holder int           // pid of vmlockd's holder process, 0 if there is none
 	ready  *net.UnixConn // where it says that it is ready; nil if it does not
 
-	reexecs int // so far
+	reexecs  int // so far
+	failures int // of these
 }
 
 // newDaemon makes the directories of a daemon.
@@ -203,7 +204,7 @@ func (d *daemon) answers(ctx context.Context) error {
 
 // tail is the end of a log, without what every lock leaves there.
 func tail(text string) string {
-	const most = 2000
+	const most = 20000
 	var b strings.Builder
 	for line := range strings.Lines(text) {
 		if !strings.Contains(line, "lock granted") && !strings.Contains(line, "lock released") {

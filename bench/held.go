@@ -195,8 +195,12 @@ func (d *daemon) size() size {
 	return z
 }
 
+// calm is how long after the last load memory is measured.
+const calm = 2 * time.Second
+
 // perLock adds the rows about memory.
 func (d *daemon) perLock(s *series, when string, empty size, count int) {
+	<-time.After(calm)
 	z := d.size()
 	row := s.add(fmt.Sprintf("memory for a lock, %d %s", count, when), d.who, "byte", (z.daemon-empty.daemon+z.holder-empty.holder)*1024/float64(count))
 	row.Goal = "1024"

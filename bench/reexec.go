@@ -18,6 +18,8 @@ const (
 	unanswered = 10 * time.Second
 )
 
+var errNotRestarted = errors.New("it was not restarted in place in time")
+
 var errNoAnswer = errors.New("a call under way during a restart in place was never answered")
 
 // reexecRound adds one restart in place to the rows. That virtlockd sometimes does
@@ -25,7 +27,7 @@ var errNoAnswer = errors.New("a call under way during a restart in place was nev
 func reexecRound(ctx context.Context, s *series, d *daemon, o locking.Owner, count, round int) error {
 	what := fmt.Sprintf("longest wait of an open client, re-exec with %d locks", count)
 	const without = "the same client's longest wait without a re-exec, all counts"
-	lost := 0
+	lost, failed := 0, 0
 	for {
 		// A name of its own, as the lock of a call without an answer may be held.
 		d.reexecs++
@@ -35,10 +37,21 @@ func reexecRound(ctx context.Context, s *series, d *daemon, o locking.Owner, cou
 			lost++
 			continue
 		}
+		if errors.Is(err, errNotRestarted) && d.failures < 3 {
+			d.failures++
+			if err := d.dump(ctx); err != nil {
+				return err
+			}
+			failed++
+			continue
+		}
 		if err != nil {
 			return err
 		}
 		row := s.addTime(what, d.who, longest)
+		if failed > 0 {
+			row.Note += fmt.Sprintf("round %d: %d signals before it did not lead to a restart within %v, and are not in the figures; ", round+1, failed, unanswered)
+		}
 		if lost > 0 {
 			row.Note += fmt.Sprintf("round %d: %d restarts in place before it left the client without any answer for %v, and are not in the figures; ",
 				round+1, lost, unanswered)
@@ -105,8 +118,19 @@ func (d *daemon) reexec(ctx context.Context, o locking.Owner, ref locking.Ref) (
 		case !signalled.IsZero() && executed.IsZero() && incarnation(pid) != old:
 			executed = time.Now()
 		case !signalled.IsZero() && executed.IsZero() && time.Since(signalled) > unanswered:
-			return 0, 0, fmt.Errorf("%s was not restarted in place within %v\n%s", d.who, unanswered, tail(read(d.logFile())))
+			return 0, 0, errNotRestarted
 		}
 	}
 	return longest, before, nil
+}
+
+// dump makes the daemon print what it does and end, and starts it again.
+func (d *daemon) dump(ctx context.Context) error {
+	if err := d.cmd.Process.Signal(syscall.SIGQUIT); err != nil {
+		return err
+	}
+	<-d.ended
+	fmt.Fprintf(os.Stderr, "%s: %v; what it did instead:\n%s\n", d.who, errNotRestarted, tail(read(d.logFile())))
+	_, err := d.start(ctx)
+	return err
 }
