@@ -93,7 +93,12 @@ func (in *instance) observe(e locking.Event) {
 		return
 	}
 	switch e.Kind {
-	case locking.Lost, locking.ReleaseFailed, locking.OwnerUnverified, locking.OwnerEnding:
+	case locking.Lost:
+		in.n.w.saw("lost", 1)
+		if !in.n.w.mayLose {
+			in.n.w.Errorf("node %d says that %q is lost: %v", in.n.id, e.Ref.Name, e.Err)
+		}
+	case locking.ReleaseFailed, locking.OwnerUnverified, locking.OwnerEnding:
 		in.n.w.Errorf("node %d told of event %d about %q: %v", in.n.id, e.Kind, e.Ref.Name, e.Err)
 	case locking.ReleasedUntold:
 		in.n.w.saw("released untold", 1)

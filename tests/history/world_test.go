@@ -29,6 +29,7 @@ type world struct {
 	calls     []*call   // not collected yet
 	disturbed time.Time // when something was let go on last
 	known     []*fact
+	mayLose   bool // the kernel loses locks
 
 	mu     sync.Mutex // guards what follows
 	failed string
