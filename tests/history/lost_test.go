@@ -57,6 +57,10 @@ func TestLostInTheKernel(t *testing.T) {
 			if err := try(n.owners[2], false, locking.Exclusive); err != nil {
 				rt.Fatalf("after the alarm is over: %v", err)
 			}
+			for _, o := range n.owners {
+				n.end(o)
+			}
+			synctest.Wait()
 			w.finish()
 		})
 	}
