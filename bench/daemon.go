@@ -30,10 +30,11 @@ type daemon struct {
 	socket string
 	args   []string
 
-	cmd    *exec.Cmd
-	ended  chan struct{}
-	holder int           // pid of vmlockd's holder process, 0 if there is none
-	ready  *net.UnixConn // where it says that it is ready; nil if it does not
+	cmd     *exec.Cmd
+	ended   chan struct{}
+	holder  int           // pid of vmlockd's holder process, 0 if there is none
+	notices *net.UnixConn // what it says about itself; nil if it says nothing
+	ready   chan struct{} // full after it has said that it serves
 
 	reexecs  int // so far
 	failures int // of these
@@ -76,8 +77,7 @@ func newVmlockd(ctx context.Context, who, backend string, command []string, line
 		return nil, errors.Join(err, d.close())
 	}
 	d.args = append(slices.Clone(command), "--config", config)
-	d.ready, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: d.readySocket(), Net: "unixgram"})
-	if err != nil {
+	if err := d.listen(); err != nil {
 		return nil, errors.Join(err, d.close())
 	}
 	if _, err := d.start(ctx); err != nil {
@@ -131,6 +131,10 @@ func (d *daemon) start(ctx context.Context) (took time.Duration, err error) {
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	if d.ready != nil {
 		d.cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+d.readySocket())
+		select {
+		case <-d.ready: // of a restart in place
+		default:
+		}
 	}
 	begin := time.Now()
 	if d.ended, err = spawn(d.cmd); err != nil {
@@ -138,7 +142,7 @@ func (d *daemon) start(ctx context.Context) (took time.Duration, err error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	err = d.waitReady()
+	err = d.waitReady(ctx)
 	if err == nil {
 		err = d.answers(ctx)
 	}
@@ -152,30 +156,46 @@ func (d *daemon) logFile() string { return filepath.Join(d.state, "log") }
 
 func (d *daemon) readySocket() string { return filepath.Join(d.state, "ready") }
 
-// waitReady waits until the daemon says that it serves (sd_notify(3)). Trying all
-// the time would take processor time away from it, in a node most of it.
-func (d *daemon) waitReady() error {
+// listen receives all that the daemon says about itself (sd_notify(3)), also
+// after restarts in place: it would wait for the room when there is none left.
+func (d *daemon) listen() error {
+	var err error
+	d.notices, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: d.readySocket(), Net: "unixgram"})
+	if err != nil {
+		return err
+	}
+	d.ready = make(chan struct{}, 1)
+	go func() {
+		b := make([]byte, 4096)
+		for {
+			n, err := d.notices.Read(b)
+			if err != nil {
+				return
+			}
+			if strings.Contains(string(b[:n]), "READY=1") {
+				select {
+				case d.ready <- struct{}{}:
+				default:
+				}
+			}
+		}
+	}()
+	return nil
+}
+
+// waitReady waits until the daemon says that it serves. Trying all the time would
+// take processor time away from it, in a node most of it.
+func (d *daemon) waitReady(ctx context.Context) error {
 	if d.ready == nil {
 		return nil
 	}
-	if err := d.ready.SetReadDeadline(time.Now().Add(startTimeout)); err != nil {
-		return err
-	}
-	stop := make(chan struct{})
-	defer close(stop)
-	go func() {
-		select {
-		case <-d.ended:
-			_ = d.ready.SetReadDeadline(time.Unix(1, 0))
-		case <-stop:
-		}
-	}()
-	b := make([]byte, 4096)
-	for {
-		n, err := d.ready.Read(b)
-		if err != nil || strings.Contains(string(b[:n]), "READY=1") {
-			return err
-		}
+	select {
+	case <-d.ready:
+		return nil
+	case <-d.ended:
+		return errors.New("it has ended")
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 
@@ -234,8 +254,8 @@ func (d *daemon) close() error {
 		_ = unix.Kill(d.holder, unix.SIGKILL)
 		_, _ = unix.Wait4(d.holder, nil, 0, nil)
 	}
-	if d.ready != nil {
-		d.ready.Close()
+	if d.notices != nil {
+		d.notices.Close()
 	}
 	return errors.Join(os.RemoveAll(d.dir), os.RemoveAll(d.state))
 }
