@@ -175,6 +175,8 @@ func (j *Journal) Settled() error {
 }
 
 // Close ends the use of the journal by this process and changes nothing in it.
+// After it the next Open, unlike after a kill, does not wait for the end of this
+// process, so what has locks that the journal knows of must be closed before.
 // It waits for a compaction under way, which takes about a second at most for
 // 1,000,000 entries. Later calls of all methods but Stats return ErrClosed.
 func (j *Journal) Close() error {
@@ -187,6 +189,7 @@ func (j *Journal) Close() error {
 	j.closed = true
 	j.mu.Unlock()
 	j.background.Wait()
+	_ = j.signLock("") // nobody needs to wait for the end of this process
 	err := j.f.Close()
 	if e := j.lock.Close(); err == nil {
 		err = e

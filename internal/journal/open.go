@@ -20,7 +20,7 @@ import (
 const (
 	journalName     = "journal"
 	freshName       = "journal.new"  // becomes journalName by a rename
-	lockName        = "journal.lock" // holds the flock, since the journal itself is replaced; pid and boot id of its last user
+	lockName        = "journal.lock" // holds the flock, since the journal itself is replaced; pid, boot id and start time of its last user
 	otherBootSuffix = ".other-boot"
 )
 
@@ -69,7 +69,7 @@ func Open(dir, bootID string) (_ *Journal, _ Recovered, err error) {
 		r.Entries, err = j.decodeAll()
 	}
 	if err == nil {
-		err = j.signLock()
+		err = j.signLock(startTime(os.Getpid()))
 	}
 	if err != nil {
 		if j.f != nil {
@@ -96,9 +96,14 @@ func lockDir(dir string) (lock *os.File, lastBoot string, err error) {
 	}
 	text := make([]byte, 256)
 	n, _ := lock.ReadAt(text, 0)
-	pid, lastBoot, _ := strings.Cut(strings.TrimSpace(string(text[:n])), " ")
+	first, started, _ := strings.Cut(string(text[:n]), "\n")
+	pid, lastBoot, _ := strings.Cut(strings.TrimSpace(first), " ")
 	err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if err == nil {
+		if err := awaitEnd(pid, strings.TrimSpace(started)); err != nil {
+			lock.Close()
+			return nil, "", err
+		}
 		return lock, lastBoot, nil
 	}
 	lock.Close()
@@ -111,11 +116,12 @@ func lockDir(dir string) (lock *os.File, lastBoot string, err error) {
 	return nil, "", err
 }
 
-func (j *Journal) signLock() error {
+// signLock notes who uses the journal.
+func (j *Journal) signLock(started string) error {
 	if err := j.lock.Truncate(0); err != nil {
 		return err
 	}
-	_, err := j.lock.WriteAt(fmt.Appendf(nil, "%d %s\n", os.Getpid(), j.boot), 0)
+	_, err := j.lock.WriteAt(fmt.Appendf(nil, "%d %s\n%s\n", os.Getpid(), j.boot, started), 0)
 	return err
 }
 
