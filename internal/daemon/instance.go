@@ -75,6 +75,7 @@ type instance struct {
 	listener *net.UnixListener
 	serving  sync.WaitGroup
 	failed   chan error // what made serving end by itself
+	doubt    bool       // the journal was damaged: there may be locks that it does not tell of
 }
 
 // start brings up everything, with the connections of an earlier instance if
@@ -197,6 +198,7 @@ func (i *instance) takeBack(found journal.Recovered) {
 	ctx, cancel := context.WithTimeout(context.Background(), restoreTimeout)
 	defer cancel()
 	doubt := found.Damage != nil && found.Damage.Unknown
+	i.doubt = doubt
 	// All of it stays, so collecting meanwhile finds little and delays the first
 	// answer. What is left over goes in tidy.
 	defer debug.SetGCPercent(debug.SetGCPercent(restoreGC))
@@ -229,7 +231,9 @@ func (i *instance) stop() {
 	if len(held) > 0 {
 		i.log.Warn("stopping while locks are held: they stay held, nobody else can use these disks, and vmlockd takes the locks back when it is started again", "locks", len(held))
 	}
-	i.close(len(held) == 0)
+	// With a damaged journal there may be locks that nobody here knows of, and
+	// leaving the lockspace would end them.
+	i.close(len(held) == 0 && !i.doubt)
 }
 
 // close lets go of everything below the server.
@@ -237,22 +241,27 @@ func (i *instance) close(leave bool) {
 	if i.locks != nil {
 		i.within("the lock table", i.locks.Close)
 	}
+	closed := true
 	if i.backend != nil {
-		i.within("the backend", func(ctx context.Context) error { return i.backend.Close(ctx, leave) })
+		closed = i.within("the backend", func(ctx context.Context) error { return i.backend.Close(ctx, leave) })
 	}
-	if i.journal != nil {
+	// While the kernel still works for this process the next one must not begin,
+	// and it is the journal that makes it wait.
+	if i.journal != nil && closed {
 		if err := i.journal.Close(); err != nil {
 			i.log.Warn("could not close the journal", "reason", err)
 		}
 	}
 }
 
-func (i *instance) within(what string, f func(context.Context) error) {
+func (i *instance) within(what string, f func(context.Context) error) (done bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
-	if err := f(ctx); err != nil {
+	err := f(ctx)
+	if err != nil {
 		i.log.Warn("could not close "+what+" in time, going on without", "reason", err)
 	}
+	return err == nil
 }
 
 // handOver stops the instance between two calls of each connection, and returns
