@@ -21,6 +21,7 @@ import (
 const (
 	lockspace      = "history"
 	requestTimeout = 10 * time.Second
+	restoreTimeout = time.Minute // as in internal/daemon
 	stopTimeout    = 5 * time.Second
 )
 
@@ -81,7 +82,10 @@ func (in *instance) run() error {
 		Backend: b, Processes: n.processes, Observe: in.observe, RequestTimeout: requestTimeout,
 		AnyLockspace: true, Journal: &in.journal,
 	})
-	in.locks.Restore(context.Background(), b, found.Entries, found.Lockspaces, false)
+	// As long as the daemon gives it: a gate in the kernel may stay shut for ever.
+	ctx, cancel := context.WithTimeout(context.Background(), restoreTimeout)
+	defer cancel()
+	in.locks.Restore(ctx, b, found.Entries, found.Lockspaces, false)
 	n.w.saw("restored", len(found.Entries))
 	return nil
 }
