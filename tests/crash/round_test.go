@@ -38,20 +38,25 @@ var workload = []step{
 
 // round runs the daemon with an environment that kills it, or kills it after a
 // delay, during the workload; starts it again; and checks everything. It reports
-// whether the daemon was killed.
-func (w *world) round(t *testing.T, env string, delay time.Duration) (killed bool) {
+// whether the daemon was killed. With atRestart it is killed anyway, and the
+// environment is that of the next one, which finds its locks.
+func (w *world) round(t *testing.T, env string, delay time.Duration, atRestart bool) (killed bool) {
 	vms := []*vm{newVM(t, 0), newVM(t, 1), newVM(t, 2)}
 	state := map[string]*told{}
 	for _, name := range w.names {
 		state[name] = &told{owners: map[*vm]int{}}
 	}
-	d := w.start(t, env)
+	first := env
+	if atRestart {
+		first = ""
+	}
+	d := w.start(t, first)
 	if delay > 0 {
 		timer := time.AfterFunc(delay, func() { d.cmd.Process.Signal(syscall.SIGKILL) })
 		defer timer.Stop()
 	}
 	completed := w.work(vms, state, d)
-	if delay > 0 {
+	if delay > 0 || atRestart {
 		d.cmd.Process.Signal(syscall.SIGKILL)
 	} else if completed {
 		// An owner ends, which has fail points of its own.
@@ -80,6 +85,13 @@ func (w *world) round(t *testing.T, env string, delay time.Duration) (killed boo
 		t.Fatalf("the daemon ended by itself: %v\n%s", d.err, d.out.String())
 	}
 
+	if atRestart {
+		next := w.start(t, env)
+		if !next.ended() {
+			next.stop(t)
+		}
+		killed = endedBySignal(next.err)
+	}
 	again := w.start(t, "")
 	defer func() {
 		if again.ended() {
