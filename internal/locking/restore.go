@@ -16,7 +16,10 @@ type Held struct {
 	Autocreate bool
 }
 
-// Restored is what came of a Held. If Err is nil the Handle holds the lock.
+// Restored is what came of a Held. If Err is nil the Handle holds the lock. If
+// Err is ErrUnderway, wrapped, it is not known yet whether the lock is held; the
+// Handle's Unlock then returns at once, and the backend gives the lock back as
+// soon as it finds that it is. With any other error there is no Handle.
 type Restored struct {
 	Handle Handle
 	Err    error
@@ -235,10 +238,10 @@ func (m *Manager) settle(ctx context.Context, b Restorer, entries []Entry, doubt
 		e := entries[i]
 		switch {
 		case doubt:
-			if res.Err == nil {
+			if res.Handle != nil {
 				_ = res.Handle.Unlock(ctx)
 			}
-		case res.Err == nil:
+		case res.Err == nil, errors.Is(res.Err, ErrUnderway):
 			err := res.Handle.Unlock(ctx)
 			m.observe(Event{Kind: ReleasedUntold, Ref: e.Ref, Owner: e.Owner, Mode: e.Mode, Err: err})
 			if err == nil || ctx.Err() != nil || errors.Is(err, ErrUnderway) {
@@ -285,7 +288,7 @@ func (lostHandle) Close()                           {}
 func (h lostHandle) Unlock(ctx context.Context) error {
 	for _, res := range h.b.Restore(ctx, h.held) {
 		err := res.Err
-		if err == nil {
+		if res.Handle != nil {
 			err = res.Handle.Unlock(ctx)
 		}
 		if err != nil && !errors.Is(err, ErrNotHeld) {

@@ -304,6 +304,9 @@ type handle struct {
 	ref  locking.Ref
 	name string
 	lock *dlm.Lock // nil unless locked
+	// late is the lock that an earlier process asked for, if it is not known yet
+	// whether it got it.
+	late *dlm.Adoption
 }
 
 func (h *handle) ID() string { return h.name }

@@ -16,6 +16,10 @@ import (
 
 // release gives the lock of h back.
 func (b *Backend) release(ctx context.Context, h *handle) error {
+	if h.late != nil {
+		b.finish(h)
+		return &locking.Error{Kind: locking.KindUnavailable, Op: "release", Ref: h.ref, Err: errUnanswered}
+	}
 	err := b.tryRelease(ctx, h)
 	if err != nil && b.ctx.Err() != nil {
 		// The kernel may have been asked or not: the next process finds out, and
@@ -66,12 +70,20 @@ func (b *Backend) finish(h *handle) <-chan error {
 	done := make(chan error, 1)
 	ended := make(chan struct{})
 	b.mu.Lock()
+	// Of one resource there is another only after a restart, of requests that were
+	// not answered to the earlier process.
+	earlier := b.releasing[h.name]
 	b.releasing[h.name] = ended
 	b.mu.Unlock()
 	finish := func() {
+		if earlier != nil {
+			<-earlier
+		}
 		err := b.finishNow(h)
 		b.mu.Lock()
-		delete(b.releasing, h.name)
+		if b.releasing[h.name] == ended {
+			delete(b.releasing, h.name)
+		}
 		b.mu.Unlock()
 		close(ended)
 		if err != nil && b.ctx.Err() == nil {
@@ -86,6 +98,9 @@ func (b *Backend) finish(h *handle) <-chan error {
 }
 
 func (b *Backend) finishNow(h *handle) error {
+	if h.late != nil {
+		return b.giveBackLate(b.ctx, h)
+	}
 	for {
 		running, changed := b.watch.runs()
 		if running {

@@ -40,7 +40,9 @@ func (b *Backend) Restore(ctx context.Context, held []locking.Held) []locking.Re
 	for i, a := range adopted {
 		switch {
 		case errors.Is(a.Err, errUnanswered):
-			results[i].Err = a.Err // it may be held, and the journal has to keep it
+			// It may be held, and the journal has to keep it until that is known.
+			results[i].Err = a.Err
+			results[i].Handle = &handle{b: b, ref: held[i].Ref, name: held[i].ID, late: &adoptions[i]}
 			continue
 		case errors.Is(a.Err, dlm.ErrNoOrphan), errors.Is(a.Err, dlm.ErrOtherMode):
 			// In another mode: what a request leaves that was refused after its process
@@ -93,11 +95,12 @@ func (b *Backend) Replaceable() error {
 }
 
 // answerWithin bounds how long the answer to a request of the earlier process is
-// waited for. Nothing is served before.
-const answerWithin = 5 * time.Second
+// waited for before anything is served. What has none by then is waited for in
+// the background, and its resource is refused until then.
+const answerWithin = time.Second
 
 // errUnanswered is about a request of the earlier process that may be granted yet.
-var errUnanswered = errors.New("whether the earlier process got this lock is not known yet; the next start of the lock daemon settles it")
+var errUnanswered = fmt.Errorf("%w: the kernel has not answered yet whether the earlier process got this lock", locking.ErrUnderway)
 
 // adoptLate adopts what was granted after the first try. A request that was on
 // its way to another node when its process ended looks like one that was refused,
@@ -129,6 +132,45 @@ func (b *Backend) adoptLate(ctx context.Context, space *dlm.Lockspace, adoptions
 	for i, a := range space.AdoptAll(ctx, again) {
 		adopted[places[i]] = a
 	}
+}
+
+// giveBackLate gives back what an unanswered request of the earlier process got,
+// if it got anything. A failed attempt is made again until ctx ends: nobody else
+// would ever release that lock.
+func (b *Backend) giveBackLate(ctx context.Context, h *handle) error {
+	for {
+		err := b.tryGiveBackLate(ctx, h)
+		if err == nil {
+			return nil
+		}
+		b.log.Debug("a request of the earlier process is not settled yet", "dlm_resource", h.name, "reason", err)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(joinRetry):
+		}
+	}
+}
+
+func (b *Backend) tryGiveBackLate(ctx context.Context, h *handle) error {
+	space, why := b.lockspace()
+	if space == nil {
+		return why
+	}
+	if h.lock == nil {
+		if err := b.awaitAnswers(ctx, space, h.name); err != nil {
+			return err
+		}
+		switch a := space.AdoptAll(ctx, []dlm.Adoption{*h.late})[0]; {
+		case errors.Is(a.Err, dlm.ErrNoOrphan), errors.Is(a.Err, dlm.ErrOtherMode):
+			return nil // it was refused
+		case a.Err != nil:
+			return a.Err
+		default:
+			h.lock = a.Lock
+		}
+	}
+	return unlock(ctx, h.lock)
 }
 
 // awaitAnswers waits until all earlier requests for a resource have been answered.
