@@ -104,6 +104,25 @@ func (m *Manager) Register(info Owner) (*Registration, error) {
 	return &Registration{m: m, owner: fresh, info: info}, nil
 }
 
+// RegisterAgain is Register for a session that registered in an earlier process
+// of the daemon, when the owner's process had this Process.StartTime; 0 means that
+// it had none. An owner that has ended meanwhile gets nothing, also if another
+// process has its pid now.
+func (m *Manager) RegisterAgain(info Owner, start uint64) (*Registration, error) {
+	if start != 0 {
+		proc, err := m.procs.Open(info.PID)
+		same := err == nil && proc.StartTime() == start
+		if err == nil {
+			proc.Close()
+		}
+		if err == nil && !same || errors.Is(err, ErrNoProcess) {
+			o := &owner{pid: info.PID, gone: true, registrations: 1, forgotten: make(chan struct{})}
+			return &Registration{m: m, owner: o, info: info}, nil
+		}
+	}
+	return m.Register(info)
+}
+
 // lockedFindOwner finds the owner that has this pid now. One whose process has
 // ended is not it; if the watch has not come to that yet, it is done here, so
 // that Register sees a pid that has departed and not one that never was.
@@ -131,6 +150,14 @@ func (o *owner) isGone() bool {
 
 // Owner is what was registered.
 func (g *Registration) Owner() Owner { return g.info }
+
+// StartTime is that of the owner's process, for RegisterAgain; 0 if it has none.
+func (g *Registration) StartTime() uint64 {
+	if g.owner.proc == nil {
+		return 0
+	}
+	return g.owner.proc.StartTime()
+}
 
 // Close says that the session no longer speaks for the owner. The owner keeps
 // its locks. Nothing else may be called after it; calls under way are carried

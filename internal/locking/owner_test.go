@@ -287,6 +287,48 @@ func TestDepartedTwiceIsRemembered(t *testing.T) {
 }
 
 // A session may end while its acquire is under way; the owner is watched.
+// A session that registered before a restart in place is not taken for one of a
+// process that got the pid since.
+func TestRegisterAgain(t *testing.T) {
+	ctx := context.Background()
+	inWorld(t, func(t *testing.T, w *world) {
+		g, p := w.vm(1)
+		began := g.StartTime()
+		if began == 0 {
+			t.Fatal("no start time")
+		}
+		again, err := w.m.RegisterAgain(locking.Owner{PID: 1}, began)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.acquire(again, disk("a"), locking.Exclusive)
+		w.release(g, disk("a")) // they are one owner
+		again.Close()
+		g.Close()
+		p.Die()
+		w.told()
+		for _, reused := range []bool{false, true} {
+			var other *locktest.Process
+			if reused {
+				other = w.ps.Start(1)
+			}
+			late, err := w.m.RegisterAgain(locking.Owner{PID: 1}, began)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.refused(late.Acquire(ctx, disk("a"), locking.Exclusive, false), locking.KindOwnerGone)
+			w.refused(late.Release(ctx, disk("a")), locking.KindNotLocked)
+			late.Disconnected()
+			late.Close()
+			if reused {
+				other.Kill()
+			}
+		}
+		w.toldIs(locking.Refused, locking.Refused) // and of no unverified owner
+		w.empty()
+	})
+}
+
 func TestSessionEndsDuringAcquire(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		g, p := w.vm(1)

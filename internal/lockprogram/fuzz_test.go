@@ -26,7 +26,7 @@ func FuzzProcedures(f *testing.F) {
 		m := &fakeManager{}
 		s := &session{manager: m, peer: rpc.Peer{PID: 3}, restricted: state&2 != 0}
 		if state&1 != 0 {
-			s.owner = &fakeRegistration{m, locking.Owner{PID: 3, ID: 1}}
+			s.owner = &fakeRegistration{m: m, info: locking.Owner{PID: 3, ID: 1}}
 		}
 		before := append([]byte(nil), args...)
 		result := rpc.NewEncoder(nil)
@@ -70,7 +70,7 @@ func FuzzProcedures(f *testing.F) {
 		}
 		m.asked = nil
 		s = &session{manager: m, peer: rpc.Peer{PID: 3}}
-		s.owner = &fakeRegistration{m, locking.Owner{PID: 3, ID: 1}}
+		s.owner = &fakeRegistration{m: m, info: locking.Owner{PID: 3, ID: 1}}
 		if err := call(s, procedure, encode(again)); err != nil {
 			t.Fatal(err)
 		}

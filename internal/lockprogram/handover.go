@@ -13,12 +13,16 @@ var (
 )
 
 // Export implements rpc.Portable. The state is XDR: whether the session is
-// restricted, whether an owner is registered, and the arguments of its REGISTER.
+// restricted, whether an owner is registered, and if so when its process started
+// and the arguments of its REGISTER.
 func (s *session) Export() ([]byte, error) {
 	e := rpc.NewEncoder(nil)
 	e.Bool(s.restricted)
 	e.Bool(s.owner != nil)
 	if s.owner != nil {
+		start := s.owner.StartTime()
+		e.Uint32(uint32(start >> 32))
+		e.Uint32(uint32(start))
 		call := registerCall{owner: s.owner.Owner()}
 		call.EncodeXDR(e)
 	}
@@ -33,13 +37,14 @@ func (p *Program) RestoreSession(peer rpc.Peer, state []byte) (rpc.Session, erro
 	s := &session{manager: p.manager, peer: peer}
 	s.restricted = d.Bool()
 	if d.Bool() {
+		start := uint64(d.Uint32())<<32 | uint64(d.Uint32())
 		var a ownerArgs
 		if !a.decode(d) {
 			return nil, errBadState
 		}
-		owner, err := p.manager.Register(locking.Owner{
+		owner, err := p.manager.RegisterAgain(locking.Owner{
 			PID: int32(a.pid), ID: a.id, Name: string(a.name), UUID: a.uuid,
-		})
+		}, start)
 		if err != nil {
 			return nil, err
 		}

@@ -11,6 +11,8 @@ import (
 // manager is what sessions need of a locking.Manager.
 type manager interface {
 	Register(locking.Owner) (registration, error)
+	// RegisterAgain is Register in a new process of the daemon.
+	RegisterAgain(o locking.Owner, start uint64) (registration, error)
 	NewLockspace(ctx context.Context, path string) error
 	CreateLockspace(ctx context.Context, path string) error
 	CreateResource(ctx context.Context, ref locking.Ref) error
@@ -20,6 +22,7 @@ type manager interface {
 // registration is what they need of a locking.Registration.
 type registration interface {
 	Owner() locking.Owner
+	StartTime() uint64
 	Acquire(ctx context.Context, ref locking.Ref, mode locking.Mode, autocreate bool) error
 	Release(ctx context.Context, ref locking.Ref) error
 	Disconnected()
@@ -32,6 +35,14 @@ type realManager struct{ *locking.Manager }
 func (m realManager) Register(o locking.Owner) (registration, error) {
 	r, err := m.Manager.Register(o)
 	if err != nil { // r is nil, which would make an interface that is not
+		return nil, err
+	}
+	return r, nil
+}
+
+func (m realManager) RegisterAgain(o locking.Owner, start uint64) (registration, error) {
+	r, err := m.Manager.RegisterAgain(o, start)
+	if err != nil {
 		return nil, err
 	}
 	return r, nil

@@ -31,9 +31,12 @@ type fakeManager struct {
 }
 
 type fakeRegistration struct {
-	m    *fakeManager
-	info locking.Owner
+	m     *fakeManager
+	info  locking.Owner
+	start uint64
 }
+
+func (g *fakeRegistration) StartTime() uint64 { return g.start }
 
 func (m *fakeManager) note(format string, args ...any) error {
 	m.mu.Lock()
@@ -47,7 +50,15 @@ func (m *fakeManager) Register(o locking.Owner) (registration, error) {
 	if m.registerErr != nil {
 		return nil, m.registerErr
 	}
-	return &fakeRegistration{m, o}, nil
+	return &fakeRegistration{m: m, info: o}, nil
+}
+
+func (m *fakeManager) RegisterAgain(o locking.Owner, start uint64) (registration, error) {
+	g, err := m.Register(o)
+	if err == nil {
+		g.(*fakeRegistration).start = start
+	}
+	return g, err
 }
 
 func (m *fakeManager) NewLockspace(_ context.Context, path string) error {
@@ -166,7 +177,7 @@ func TestOrderOfChecks(t *testing.T) {
 		}
 
 		s = fresh()
-		s.owner = &fakeRegistration{m, owner}
+		s.owner = &fakeRegistration{m: m, info: owner}
 		err = call(s, procedure, encode(procedures(0)[procedure]))
 		switch procedure {
 		case ProcRegister, ProcRestrict:
@@ -232,7 +243,7 @@ func TestErrors(t *testing.T) {
 	}
 	for _, test := range tests {
 		m := &fakeManager{err: test.err}
-		s := &session{manager: m, owner: &fakeRegistration{m, locking.Owner{PID: 7}}}
+		s := &session{manager: m, owner: &fakeRegistration{m: m, info: locking.Owner{PID: 7}}}
 		err := call(s, test.procedure, encode(procedures(0)[test.procedure]))
 		e := wantError(t, test.message, err, test.code, test.domain, test.message)
 		if e.Int1 != test.int1 || e.Int2 != -1 {
@@ -321,7 +332,7 @@ func TestEnded(t *testing.T) {
 	for _, test := range tests {
 		m := &fakeManager{}
 		s := &session{manager: m, peer: rpc.Peer{PID: test.peer}, restricted: true}
-		s.owner = &fakeRegistration{m, locking.Owner{PID: test.owner}}
+		s.owner = &fakeRegistration{m: m, info: locking.Owner{PID: test.owner}}
 		s.Ended(test.cause)
 		if diff := cmp.Diff(test.want, m.asked); diff != "" {
 			t.Errorf("peer %d, owner %d, %v (-want +got):\n%s", test.peer, test.owner, test.cause, diff)
@@ -340,8 +351,8 @@ func TestSessionIsRestored(t *testing.T) {
 	owner := locking.Owner{PID: -9, ID: 4, Name: "vm", UUID: [16]byte{1, 2, 3}}
 	for _, want := range []*session{
 		{manager: m, peer: rpc.Peer{PID: 3}},
-		{manager: m, peer: rpc.Peer{PID: 3}, owner: &fakeRegistration{m, owner}},
-		{manager: m, peer: rpc.Peer{PID: 3}, owner: &fakeRegistration{m, owner}, restricted: true},
+		{manager: m, peer: rpc.Peer{PID: 3}, owner: &fakeRegistration{m: m, info: owner}},
+		{manager: m, peer: rpc.Peer{PID: 3}, owner: &fakeRegistration{m: m, info: owner, start: 5<<32 + 6}, restricted: true},
 	} {
 		state, err := want.Export()
 		if err != nil {
@@ -353,7 +364,7 @@ func TestSessionIsRestored(t *testing.T) {
 		}
 		g := got.(*session)
 		if g.restricted != want.restricted || (g.owner == nil) != (want.owner == nil) ||
-			g.owner != nil && g.owner.Owner() != want.owner.Owner() {
+			g.owner != nil && (g.owner.Owner() != want.owner.Owner() || g.owner.StartTime() != want.owner.StartTime()) {
 			t.Errorf("restored %+v, want %+v", g, want)
 		}
 		for n := range len(state) {
