@@ -38,8 +38,8 @@ Locks outlive the daemon: when it is stopped, killed or restarted they stay
 held, and the next start takes them back. SIGUSR1 or SIGHUP executes the
 program again in place, with all connections kept; that is how to upgrade it.
 
-Exit status: 0 after SIGTERM or SIGINT, 1 if it could not start or go on,
-2 if the command line or the configuration is wrong.`
+Exit status: 0 after SIGTERM or SIGINT, 1 if it could not start or go on or was
+told to stop twice, 2 if the command line or the configuration is wrong.`
 
 type flags struct {
 	config      string
@@ -118,10 +118,15 @@ func run(f flags) int {
 		log.Error("vmlockd could not start", "reason", err)
 		return exitFailed
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	defer stop()
-	// The second signal ends the process at once.
-	context.AfterFunc(ctx, stop)
+	stop := make(chan os.Signal, 2)
+	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	program.StopAgain = stop // what comes after the first
+	go func() {
+		<-stop
+		cancel()
+	}()
 	if err := daemon.Run(ctx, program, c, log); err != nil {
 		log.Error("vmlockd could not go on", "reason", err)
 		return exitFailed

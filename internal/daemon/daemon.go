@@ -33,6 +33,9 @@ type Program struct {
 	Args []string // os.Args
 	// Config reads the configuration again.
 	Config func() (config.Config, error)
+	// StopAgain delivers signals that come after the context of Run has ended: the
+	// process then ends without waiting for anything more.
+	StopAgain <-chan os.Signal
 }
 
 // ThisProgram finds out how this process was started.
@@ -76,7 +79,10 @@ func Run(ctx context.Context, p Program, c config.Config, log *slog.Logger) erro
 		again, err := i.serveUntil(ctx, p, restart)
 		if !again {
 			notify(log, sd.SdNotifyStopping)
+			log.Info("vmlockd is stopping")
+			stopped := i.endOnSignal(p.StopAgain)
 			i.stop()
+			stopped()
 			log.Info("vmlockd has stopped")
 			return err
 		}

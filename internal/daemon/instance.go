@@ -74,8 +74,9 @@ type instance struct {
 	server   *rpc.Server
 	listener *net.UnixListener
 	serving  sync.WaitGroup
-	failed   chan error // what made serving end by itself
-	doubt    bool       // the journal was damaged: there may be locks that it does not tell of
+	failed   chan error   // what made serving end by itself
+	waiting  atomic.Value // string: the part that is being closed
+	doubt    bool         // the journal was damaged: there may be locks that it does not tell of
 }
 
 // start brings up everything, with the connections of an earlier instance if
@@ -255,6 +256,7 @@ func (i *instance) close(leave bool) {
 }
 
 func (i *instance) within(what string, f func(context.Context) error) (done bool) {
+	i.waiting.Store(what)
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
 	err := f(ctx)

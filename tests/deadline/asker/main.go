@@ -5,6 +5,8 @@
 //	asker hold NAME           take the lock, say "held", give it back on SIGTERM and say how that went
 //	asker every INTERVAL PREFIX   ask for PREFIX-0, PREFIX-1, ... and give back what is granted
 //	asker watch LOCKSPACE     print when the kernel stops the lockspace and when it runs
+//	asker stuck NAME FILE     own the lock, hang in the kernel over FILE, and then close the connection
+//	asker create LOCKSPACE NAME   ask for a resource to be made
 //
 // A line is: unix time of the question in milliseconds, milliseconds it took,
 // and "granted" or the refusal. Questions are asked each on a goroutine and a
@@ -40,8 +42,14 @@ func main() {
 func run(args []string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	if len(args) == 2 && args[0] == "watch" {
+	switch {
+	case len(args) == 2 && args[0] == "watch":
 		return watch(ctx, args[1])
+	case len(args) == 3 && args[0] == "stuck":
+		stop() // SIGTERM is to end it, as it ends QEMU
+		return stuck(args[1], args[2])
+	case len(args) == 3 && args[0] == "create":
+		return create(ctx, args[1], args[2])
 	}
 	runtime.LockOSThread() // the owner ends with the thread that starts it
 	owner := exec.Command("sleep", "infinity")
@@ -63,7 +71,7 @@ func run(args []string) error {
 		every(ctx, pid, interval, args[2])
 		return nil
 	}
-	return fmt.Errorf("usage: asker hold NAME | asker every INTERVAL PREFIX | asker watch LOCKSPACE")
+	return fmt.Errorf("usage: see the comment of this program")
 }
 
 // pause is how long this program must have had no processor for it to be said.
