@@ -208,6 +208,7 @@ func (b *adoptBatch) finish(first int, work []attempt) {
 			b.results[first+i].Lock = l
 		}
 	}
+	ls.checkIdleLocked()
 }
 
 // Purge releases every orphan that the node nodeid (0 is this one) has in the lockspace and that nobody has adopted,

@@ -19,6 +19,10 @@
 // is an orphan if it was Persistent. Conversely, granted means granted: a Lock that is returned was granted by the
 // kernel.
 //
+// A program that is replaced by another one in the same process (execve(2)) need not leave orphans: Handover keeps the
+// device open and says what the next program has to know, which goes on with Resume. No lock has to be adopted then, and
+// no request is made.
+//
 // All methods may be called from any goroutine. Errors are *OpError around the package's sentinels, the context's error
 // or the kernel's number; errors.Is works with all of them.
 //

@@ -65,7 +65,7 @@ var (
 // OpError is the one type of error this package returns. Err is a sentinel of this package, the error of the context
 // that ended, or the kernel's syscall.Errno; errors.Is and errors.As see through it.
 type OpError struct {
-	Op        string // "create", "open", "remove", "lock", "convert", "cancel", "unlock", "adopt", "purge", "read", "close", "state"
+	Op        string // "create", "open", "remove", "lock", "convert", "cancel", "unlock", "adopt", "purge", "read", "close", "state", "hand over", "resume", "discard"
 	Lockspace string
 	Resource  string // empty where the operation has none; any bytes
 	Err       error

@@ -188,6 +188,44 @@ func (d *hostDevice) Read(buf []byte) (int, error) {
 
 func (d *hostDevice) Close() error { return d.f.Close() }
 
+// Detach duplicates the descriptor and closes the one that Go's poller waits on. Nobody else's program can inherit the
+// duplicate.
+func (d *hostDevice) Detach() (fd int, err error) {
+	raw, err := d.f.SyscallConn()
+	if err != nil {
+		return -1, os.ErrClosed
+	}
+	if raw.Control(func(old uintptr) { fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) }) != nil {
+		return -1, os.ErrClosed
+	}
+	if err != nil {
+		return -1, err
+	}
+	if err := d.f.Close(); err != nil {
+		unix.Close(fd)
+		return -1, closedOr(err)
+	}
+	return fd, nil
+}
+
+// Attach goes on with a descriptor of the lockspace's device.
+func (h host) Attach(lockspace string, minor uint32, fd int) (Device, error) {
+	var st unix.Stat_t
+	err := unix.Fstat(fd, &st)
+	if err == nil && (st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != unix.Mkdev(miscMajor, minor)) {
+		unix.Close(fd)
+		err = unix.EINVAL
+	}
+	if err == unix.EBADF { // nothing is open, so there is nothing to close
+		err = unix.EINVAL
+	}
+	if err != nil {
+		return nil, err
+	}
+	unix.CloseOnExec(fd)
+	return &hostDevice{os.NewFile(uintptr(fd), "dlm_"+lockspace)}, nil
+}
+
 // closedOr is err without the file's name: os.ErrClosed or the kernel's number, as the port wants it.
 func closedOr(err error) error {
 	var errno syscall.Errno

@@ -42,13 +42,14 @@ type Lockspace struct {
 	mu         sync.Mutex // guards what follows, and what Lock says it guards there; never held during a system call
 	stopErr    error      // nil, ErrClosed or ErrBroken
 	closing    bool
+	handing    bool // Handover has begun: it waits for writes too
 	gone       bool // the device is being closed: writes are pointless
 	closeErr   error
 	locks      map[uint64]*Lock // by cookie, until the kernel has said its last word about them
 	lastCookie uint64
 	late       map[orphan][]*Lock // adopted after the caller had left
 	busy       int                // locks with a request under way
-	idle       chan struct{}      // while Close waits: closed when busy is 0
+	idle       chan struct{}      // while Close or Handover waits: closed when nothing is under way
 	unsettled  list.List          // of *Lock, the oldest first
 	writing    map[*write]struct{}
 	adopting   *write
@@ -59,6 +60,12 @@ type Lockspace struct {
 
 // start makes a Lockspace of an open device.
 func start(k Kernel, name string, dev Device, opts Options) *Lockspace {
+	ls := newLockspace(k, name, dev, opts)
+	ls.wg.Go(ls.read)
+	return ls
+}
+
+func newLockspace(k Kernel, name string, dev Device, opts Options) *Lockspace {
 	ls := &Lockspace{
 		name: name, kernel: k, dev: dev, limit: opts.InFlight,
 		stop: make(chan struct{}), finished: make(chan struct{}), adoptTurn: make(chan struct{}, 1),
@@ -67,7 +74,6 @@ func start(k Kernel, name string, dev Device, opts Options) *Lockspace {
 	if ls.limit <= 0 {
 		ls.limit = DefaultInFlight
 	}
-	ls.wg.Go(ls.read)
 	return ls
 }
 
@@ -211,7 +217,7 @@ func (ls *Lockspace) drain(ctx context.Context) error {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
 	ls.idle = nil
-	if ls.busy == 0 {
+	if ls.idleLocked() {
 		return nil
 	}
 	const most = 10 // names in the text
@@ -230,10 +236,16 @@ func (ls *Lockspace) drain(ctx context.Context) error {
 }
 
 func (ls *Lockspace) checkIdleLocked() {
-	if ls.idle != nil && (ls.busy == 0 || ls.gone) {
+	if ls.idle != nil && (ls.gone || ls.idleLocked()) {
 		close(ls.idle)
 		ls.idle = nil
 	}
+}
+
+// idleLocked reports whether nothing is under way. For Close it does not matter when the write returns of a request that
+// has its outcome: the device waits for it.
+func (ls *Lockspace) idleLocked() bool {
+	return ls.busy == 0 && (!ls.handing || len(ls.writing) == 0 && ls.adopting == nil)
 }
 
 // shut closes the device, which may take as long as the lockspace is stopped, and then waits for all goroutines.

@@ -56,6 +56,7 @@ func (ls *Lockspace) writer(w *write) {
 		delete(ls.writing, w)
 		w.done(n, err)
 		w = ls.nextLocked()
+		ls.checkIdleLocked()
 		ls.mu.Unlock()
 	}
 }

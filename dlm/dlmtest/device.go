@@ -12,12 +12,14 @@ import (
 
 // Process is a process on a node: its dlm.Kernel, with devices that all close when it is killed.
 type Process struct {
-	node   *Node
-	procs  map[*proc]struct{} // open lockspace devices
-	killed bool
+	node     *Node
+	procs    map[*proc]struct{} // open lockspace devices
+	detached map[int]*proc      // those that no device in use is of, by descriptor
+	lastFD   int
+	killed   bool
 }
 
-var _ dlm.Kernel = (*Process)(nil)
+var _ dlm.HandoverKernel = (*Process)(nil)
 
 // Kill ends the process at once, as SIGKILL does: its devices read and write nothing any more, and are closed. Writes
 // that wait for a stopped lockspace are carried out before that, when it goes on; Kill does not wait for it.
@@ -69,7 +71,74 @@ func (p *Process) Lockspace(lockspace string, minor uint32) (dlm.Device, error) 
 	d.readable.L = &p.node.c.mu
 	p.procs[d] = struct{}{}
 	m.open[d] = struct{}{}
-	return d, nil
+	return &device{proc: d}, nil
+}
+
+// Attach goes on with a device that was detached in the same process.
+func (p *Process) Attach(lockspace string, minor uint32, fd int) (dlm.Device, error) {
+	p.node.c.mu.Lock()
+	d := p.detached[fd]
+	delete(p.detached, fd)
+	switch {
+	case p.killed:
+		p.node.c.mu.Unlock()
+		return nil, os.ErrClosed
+	case d == nil:
+		p.node.c.mu.Unlock()
+		return nil, syscall.EINVAL
+	case d.m.s.name != lockspace || d.m.minor != minor:
+		p.node.c.mu.Unlock()
+		d.Close()
+		return nil, syscall.EINVAL
+	}
+	defer p.node.c.mu.Unlock()
+	return &device{proc: d}, nil
+}
+
+// device is what a program has of an open file, until it detaches it.
+type device struct {
+	*proc
+	left bool // guarded by the cluster's mu
+}
+
+func (d *device) Write(buf []byte) (int, error) {
+	d.p.node.c.mu.Lock()
+	left := d.left
+	d.p.node.c.mu.Unlock()
+	if left {
+		return 0, os.ErrClosed
+	}
+	return d.proc.Write(buf)
+}
+
+func (d *device) Read(buf []byte) (int, error) { return d.proc.read(buf, &d.left) }
+
+func (d *device) Close() error {
+	d.p.node.c.mu.Lock()
+	left := d.left
+	d.p.node.c.mu.Unlock()
+	if left {
+		return os.ErrClosed
+	}
+	return d.proc.Close()
+}
+
+// Detach leaves the file open.
+func (d *device) Detach() (int, error) {
+	p := d.p
+	p.node.c.mu.Lock()
+	defer p.node.c.mu.Unlock()
+	if d.left || d.closed {
+		return -1, os.ErrClosed
+	}
+	d.left = true
+	d.readable.Broadcast()
+	if p.detached == nil {
+		p.detached = map[int]*proc{}
+	}
+	p.lastFD++
+	p.detached[p.lastFD] = d.proc
+	return p.lastFD, nil
 }
 
 // controlDevice is an open /dev/dlm-control.
@@ -262,16 +331,16 @@ func (d *proc) Write(buf []byte) (int, error) {
 	})
 }
 
-func (d *proc) Read(buf []byte) (int, error) {
+func (d *proc) read(buf []byte, left *bool) (int, error) {
 	c := d.p.node.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for {
-		for d.results.Len() == 0 && !d.closed && !d.m.dead {
+		for d.results.Len() == 0 && !d.closed && !d.m.dead && !*left {
 			d.readable.Wait()
 		}
 		switch {
-		case d.closed:
+		case d.closed, *left:
 			return 0, os.ErrClosed
 		case d.m.dead:
 			return 0, syscall.ESHUTDOWN

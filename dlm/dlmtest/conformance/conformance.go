@@ -101,6 +101,9 @@ func Run(t *testing.T, site Site) {
 		{"OrphanOfConversion", 1, testOrphanOfConversion},
 		{"OrphanKeepsPersistence", 1, testOrphanKeepsPersistence},
 		{"ConvertKeepsPersistence", 1, testConvertKeepsPersistence},
+		{"Handover", 1, testHandover},
+		{"HandoverAndDeath", 1, testHandoverAndDeath},
+		{"HandoverRefused", 1, testHandoverRefused},
 		{"Purge", 1, testPurge},
 		{"RawResults", 1, testRawResults},
 		{"RawRefusals", 1, testRawRefusals},
@@ -309,6 +312,21 @@ type killable struct {
 
 func (k *killable) Lockspace(lockspace string, minor uint32) (dlm.Device, error) {
 	d, err := k.Kernel.Lockspace(lockspace, minor)
+	if err == nil {
+		k.mu.Lock()
+		k.devs = append(k.devs, d)
+		k.mu.Unlock()
+	}
+	return d, err
+}
+
+// Attach, of a Kernel that can do it.
+func (k *killable) Attach(lockspace string, minor uint32, fd int) (dlm.Device, error) {
+	hk, ok := k.Kernel.(dlm.HandoverKernel)
+	if !ok {
+		return nil, dlm.ErrNoHandover
+	}
+	d, err := hk.Attach(lockspace, minor, fd)
 	if err == nil {
 		k.mu.Lock()
 		k.devs = append(k.devs, d)

@@ -69,6 +69,14 @@ func (c *client) Lockspace(lockspace string, minor uint32) (dlm.Device, error) {
 	return d, nil
 }
 
+func (c *client) Attach(lockspace string, minor uint32, fd int) (dlm.Device, error) {
+	d, _, err := c.ask(hello{What: "attach", Lockspace: lockspace, Minor: minor, FD: fd})
+	if err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
 // device is an open device of the server. What the connection cannot do any more fails with ESHUTDOWN.
 type device struct {
 	conn net.Conn
@@ -81,6 +89,7 @@ type device struct {
 	answers  map[uint64]chan frame
 	last     uint64
 	closed   bool
+	detached bool // and closed
 	lost     bool
 }
 
@@ -149,7 +158,7 @@ func (d *device) Read(buf []byte) (int, error) {
 		d.readable.Wait()
 	}
 	switch {
-	case d.closed:
+	case d.closed && (!d.detached || len(d.results) == 0):
 		return 0, os.ErrClosed
 	case len(d.results) == 0:
 		return 0, syscall.ESHUTDOWN
@@ -175,4 +184,19 @@ func (d *device) Close() error {
 		return nil // the server is gone, and has closed it
 	}
 	return err
+}
+
+// Detach leaves the device open in the server. What the server has read comes before its answer, and is read here first.
+func (d *device) Detach() (int, error) {
+	fd, err := d.call(frame{Kind: kindDetach})
+	if err != nil {
+		return -1, err
+	}
+	d.mu.Lock()
+	d.closed, d.detached = true, true
+	d.readable.Broadcast()
+	d.mu.Unlock()
+	d.conn.Close()
+	<-d.done
+	return fd, nil
 }

@@ -2,7 +2,8 @@
 // nodes. It is for labs: whoever can connect has the server's privileges over the DLM.
 //
 // Each device is a connection of its own. When a connection ends, its device is closed in the node, so the end of the
-// client is the death of its processes there.
+// client is the death of its processes there. Only what was detached stays open, until it is attached again or the server
+// ends.
 package remote
 
 import (
@@ -20,15 +21,17 @@ import (
 
 // hello opens a connection and says what it is for.
 type hello struct {
-	What      string // "control", "minor" or "lockspace"
+	What      string // "control", "minor", "lockspace" or "attach"
 	Lockspace string
 	Minor     uint32
+	FD        int // of the server, to attach
 }
 
 // kinds of frames
 const (
 	kindWrite  = iota // to the server; answered with the same ID
 	kindClose         // likewise
+	kindDetach        // likewise; the answer's N is a descriptor of the server
 	kindResult        // from the server; so is the answer to hello
 )
 
@@ -47,7 +50,7 @@ type failure struct {
 	Text     string
 }
 
-var sentinels = []error{os.ErrClosed, dlm.ErrNoModule, dlm.ErrNoDevice, dlm.ErrPrivilege, dlm.ErrNoLockspace}
+var sentinels = []error{os.ErrClosed, dlm.ErrNoModule, dlm.ErrNoDevice, dlm.ErrPrivilege, dlm.ErrNoLockspace, dlm.ErrNoHandover}
 
 func fail(err error) (f failure) {
 	if err == nil {
@@ -129,6 +132,11 @@ func serve(c net.Conn, k dlm.Kernel) {
 		dev, err = k.Control()
 	case "lockspace":
 		dev, err = k.Lockspace(h.Lockspace, h.Minor)
+	case "attach":
+		err = dlm.ErrNoHandover
+		if hk, ok := k.(dlm.HandoverKernel); ok {
+			dev, err = hk.Attach(h.Lockspace, h.Minor, h.FD)
+		}
 	default:
 		err = fmt.Errorf("remote: no such thing: %q", h.What)
 	}
@@ -139,8 +147,10 @@ func serve(c net.Conn, k dlm.Kernel) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer dev.Close()
-	if h.What == "lockspace" {
+	allRead := make(chan struct{})
+	if h.What != "control" {
 		wg.Go(func() {
+			defer close(allRead)
 			var buf [abi.ResultMax]byte
 			for {
 				n, err := dev.Read(buf[:])
@@ -166,6 +176,17 @@ func serve(c net.Conn, k dlm.Kernel) {
 			wg.Go(func() {
 				err := dev.Close()
 				out.send(frame{ID: f.ID, Kind: kindClose, Failed: fail(err)})
+			})
+		case kindDetach:
+			wg.Go(func() {
+				fd, err := -1, error(dlm.ErrNoHandover)
+				if hd, ok := dev.(dlm.HandoverDevice); ok {
+					fd, err = hd.Detach()
+				}
+				if err == nil {
+					<-allRead
+				}
+				out.send(frame{ID: f.ID, Kind: kindDetach, N: fd, Failed: fail(err)})
 			})
 		}
 	}

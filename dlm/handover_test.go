@@ -1,0 +1,172 @@
+package dlm_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/vmlockd/vmlockd/dlm"
+	"github.com/vmlockd/vmlockd/dlm/dlmtest"
+)
+
+var kept = dlm.LockOptions{NoQueue: true, Persistent: true}
+
+// A request that is under way is undone before the handover, and one that cannot be keeps it from happening.
+func TestHandoverWaits(t *testing.T) {
+	within(t, 1, func(t *testing.T, c *dlmtest.Cluster) {
+		k := c.Node(1)
+		ls := create(t, k, dlm.Options{})
+		_, err := ls.Lock(t.Context(), "held", dlm.EX, kept)
+		must(t, err)
+		granted := dlmtest.NewGate()
+		k.SetFault(new(recorder).fault("lock", dlmtest.Fault{Result: granted}))
+		late := make(chan error)
+		go func() {
+			_, err := ls.Lock(t.Context(), "late", dlm.EX, kept)
+			late <- err
+		}()
+		synctest.Wait()
+		k.SetFault(nil)
+		time.AfterFunc(time.Second, granted.Open)
+		h, err := ls.Handover(soon(t, time.Minute))
+		must(t, err)
+		want(t, <-late, dlm.ErrClosed)
+		if h.Len() != 1 || len(c.Names(space)) != 1 {
+			t.Fatalf("%d locks are handed over, and %q are held", h.Len(), c.Names(space))
+		}
+		_, err = ls.Handover(t.Context())
+		want(t, err, dlm.ErrClosed)
+
+		ls, _, err = dlm.Resume(t.Context(), k, h, dlm.Options{})
+		must(t, err)
+		c.Suspend(space)
+		go func() {
+			_, err := ls.Lock(t.Context(), "stopped", dlm.EX, kept)
+			late <- err
+		}()
+		synctest.Wait()
+		_, err = ls.Handover(soon(t, time.Second))
+		want(t, err, dlm.ErrUnsettled)
+		want(t, <-late, dlm.ErrClosed)
+		c.Resume(space)
+		want(t, ls.Close(t.Context()), dlm.ErrUnsettled)
+		ls = create(t, k, dlm.Options{})
+		l, err := ls.Adopt(t.Context(), "held", dlm.EX, kept)
+		must(t, err)
+		must(t, l.Unlock(t.Context()))
+		must(t, ls.Close(t.Context()))
+	})
+}
+
+// plain is a Kernel that can do nothing special.
+type plain struct{ dlm.Kernel }
+
+type plainDevice struct{ dlm.Device }
+
+func (k plain) Lockspace(name string, minor uint32) (dlm.Device, error) {
+	d, err := k.Kernel.Lockspace(name, minor)
+	return plainDevice{d}, err
+}
+
+func TestHandoverOfAPlainKernel(t *testing.T) {
+	within(t, 1, func(t *testing.T, c *dlmtest.Cluster) {
+		k := plain{c.Node(1)}
+		ls := create(t, k, dlm.Options{})
+		_, err := ls.Handover(t.Context())
+		want(t, err, dlm.ErrNoHandover)
+		must(t, ls.Close(t.Context()))
+		_, _, err = dlm.Resume(t.Context(), k, &dlm.Handover{Lockspace: space}, dlm.Options{})
+		want(t, err, dlm.ErrNoHandover)
+	})
+}
+
+// Ten thousand locks are handed over in about a megabyte.
+func TestHandoverBytes(t *testing.T) {
+	within(t, 1, func(t *testing.T, c *dlmtest.Cluster) {
+		const n = 1000
+		ls := create(t, c.Node(1), dlm.Options{})
+		for i := range n {
+			_, err := ls.Lock(t.Context(), fmt.Sprintf("%064d", i), dlm.EX, kept)
+			must(t, err)
+		}
+		h, err := ls.Handover(t.Context())
+		must(t, err)
+		b, err := h.MarshalBinary()
+		must(t, err)
+		if len(b) > n*100 {
+			t.Errorf("%d bytes for %d locks", len(b), n)
+		}
+		var again dlm.Handover
+		for cut := 0; cut < len(b); cut += max(1, min(cut-200, 997)) {
+			if err := again.UnmarshalBinary(b[:cut]); !errors.Is(err, dlm.ErrInvalid) {
+				t.Fatalf("cut to %d bytes: %v", cut, err)
+			}
+		}
+		must(t, again.UnmarshalBinary(b))
+		if back, _ := again.MarshalBinary(); !bytes.Equal(b, back) {
+			t.Error("it is another one after the way through bytes")
+		}
+		must(t, again.Discard(t.Context(), c.Node(1)))
+	})
+}
+
+// No bytes make trouble, take much memory, or become locks that cannot be.
+func FuzzHandover(f *testing.F) {
+	f.Add([]byte{})
+	c := dlmtest.NewCluster(1)
+	ls, err := dlm.Create(f.Context(), c.Node(1), space, dlm.Options{})
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, mode := range []dlm.Mode{dlm.PR, dlm.EX} {
+		if _, err := ls.Lock(f.Context(), mode.String(), mode, dlm.LockOptions{Notify: true, LVB: true}); err != nil {
+			f.Fatal(err)
+		}
+	}
+	h, err := ls.Handover(f.Context())
+	if err != nil {
+		f.Fatal(err)
+	}
+	b, _ := h.MarshalBinary()
+	f.Add(b)
+	if err := h.Discard(f.Context(), c.Node(1)); err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var h dlm.Handover
+		if h.UnmarshalBinary(data) != nil {
+			return
+		}
+		if h.Len() > len(data)/17 {
+			t.Fatalf("%d locks of %d bytes", h.Len(), len(data))
+		}
+		c := dlmtest.NewCluster(1)
+		ls, err := dlm.Create(t.Context(), c.Node(1), space, dlm.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		own, err := ls.Handover(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.Lockspace, h.FD = own.Lockspace, own.FD
+		ls, list, err := dlm.Resume(t.Context(), c.Node(1), &h, dlm.Options{})
+		if err != nil {
+			if !errors.Is(err, dlm.ErrInvalid) {
+				t.Fatal(err)
+			}
+			return
+		}
+		for _, l := range list {
+			if l.ID() == 0 || l.Name() == "" || len(l.Name()) > dlm.MaxResourceName || l.Mode() > dlm.EX {
+				t.Errorf("lock %d %q %v", l.ID(), l.Name(), l.Mode())
+			}
+		}
+		if err := ls.Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
