@@ -208,6 +208,22 @@ func (d *hostDevice) Detach() (fd int, err error) {
 	return fd, nil
 }
 
+// Duplicate makes another descriptor of the same open file, close-on-exec.
+func (d *hostDevice) Duplicate() (*os.File, error) {
+	raw, err := d.f.SyscallConn()
+	if err != nil {
+		return nil, os.ErrClosed
+	}
+	fd := -1
+	if raw.Control(func(old uintptr) { fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) }) != nil {
+		return nil, os.ErrClosed
+	}
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), d.f.Name()), nil
+}
+
 // Attach goes on with a descriptor of the lockspace's device.
 func (h host) Attach(lockspace string, minor uint32, fd int) (Device, error) {
 	var st unix.Stat_t

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -24,6 +25,10 @@ type Options struct {
 	// context ends. 0 is DefaultInFlight. Adoptions have a place of their own, because they alone do not wait for a
 	// stopped lockspace.
 	InFlight int
+	// UnderWay, if it is not nil, is kept at how many requests the kernel may be working on, or a few more; it is never
+	// too low. In memory that another process shares, it tells that process what is left when this one is killed: see
+	// DrainFile.
+	UnderWay *atomic.Int64
 }
 
 // Lockspace is an open lockspace: the locks this process has in it, and the requests under way. All methods may be
@@ -33,6 +38,8 @@ type Lockspace struct {
 	kernel Kernel
 	dev    Device
 	limit  int
+	// underWay is Options.UnderWay; stored to with mu held.
+	underWay *atomic.Int64
 
 	stop      chan struct{} // closed when nothing new is taken; stopErr then says why
 	finished  chan struct{} // closed when the device is closed and every goroutine has ended
@@ -67,7 +74,7 @@ func start(k Kernel, name string, dev Device, opts Options) *Lockspace {
 
 func newLockspace(k Kernel, name string, dev Device, opts Options) *Lockspace {
 	ls := &Lockspace{
-		name: name, kernel: k, dev: dev, limit: opts.InFlight,
+		name: name, kernel: k, dev: dev, limit: opts.InFlight, underWay: opts.UnderWay,
 		stop: make(chan struct{}), finished: make(chan struct{}), adoptTurn: make(chan struct{}, 1),
 		locks: map[uint64]*Lock{}, late: map[orphan][]*Lock{}, writing: map[*write]struct{}{},
 	}

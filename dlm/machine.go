@@ -127,6 +127,7 @@ func (l *Lock) accountLocked() {
 		} else {
 			ls.busy--
 		}
+		ls.tellUnderWayLocked()
 	}
 	open := l.cur != nil && l.cur.givenUp || l.unlock != nil && l.unlock.givenUp
 	switch {

@@ -1,0 +1,74 @@
+package closer
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmlockd/vmlockd/dlm"
+)
+
+// argument makes this binary a closer.
+const argument = "close-dlm-device"
+
+// Main becomes the closer if this process was started as one, and then does not
+// return. It must come first in main, before anything is opened or started.
+func Main() {
+	if len(os.Args) < 3 || os.Args[1] != argument {
+		return
+	}
+	if err := become(os.Args[2]); err != nil {
+		// Nobody reads it when a daemon started this process.
+		fmt.Fprintln(os.Stderr, "vmlockd: closer:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+func become(lockspace string) error {
+	if err := unix.CloseRange(afterLast, ^uint(0), 0); err != nil {
+		return fmt.Errorf("close_range: %w", err)
+	}
+	for fd := lockFD; fd < afterLast; fd++ {
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, unix.FD_CLOEXEC); err != nil {
+			return fmt.Errorf("descriptor %d is not open: only vmlockd itself starts this", fd)
+		}
+	}
+	_ = os.WriteFile("/proc/self/comm", []byte("vmlockd-closer"), 0)
+	// Its death in a moment like the daemon's is what it is to prevent. Needs CAP_SYS_RESOURCE.
+	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0)
+	// What is meant for the daemon. When that has ended, this ends by itself.
+	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGPIPE, unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM, unix.SIGTERM)
+	mem, err := mapCount(countFD, unix.PROT_READ)
+	if err != nil {
+		return err
+	}
+	if err := awaitEnd(daemonFD); err != nil {
+		return err
+	}
+	state, err := dlm.OpenState(dlm.Host(), lockspace)
+	if err != nil {
+		return nil // the daemon has left the lockspace
+	}
+	defer state.Close()
+	device := os.NewFile(deviceFD, lockspace)
+	return dlm.DrainFile(context.Background(), device, valueOf(mem).Load(), state.Running)
+}
+
+// awaitEnd waits until a process has ended, with all its threads: none of them is
+// in the kernel then (pidfd_open(2)).
+func awaitEnd(pidfd int32) error {
+	fds := []unix.PollFd{{Fd: pidfd, Events: unix.POLLIN}}
+	for {
+		switch n, err := unix.Poll(fds, -1); {
+		case err == unix.EINTR:
+		case err != nil:
+			return fmt.Errorf("poll: %w", err)
+		case n > 0:
+			return nil
+		}
+	}
+}
