@@ -198,15 +198,13 @@ func (h *Handover) open(k Kernel) (Device, error) {
 // resumed makes the locks of h those of ls, before anything is read.
 func (ls *Lockspace) resumed(h *Handover) ([]*Lock, error) {
 	list := make([]*Lock, len(h.locks))
-	block := make([]Lock, len(h.locks)) // one piece of memory for all
 	ls.lastCookie = h.lastCookie
 	for i := range h.locks {
 		n := &h.locks[i]
 		if n.lkid == 0 || n.cookie == 0 || n.cookie > h.lastCookie || ls.locks[n.cookie] != nil || checkLock(n.name, n.mode) != nil {
 			return nil, fmt.Errorf("%w: the lock on %s is damaged in what was handed over", ErrInvalid, quoteName(n.name))
 		}
-		l := &block[i]
-		*l = Lock{
+		l := &Lock{
 			ls: ls, name: n.name, cookie: n.cookie, persistent: n.persistent, lkid: n.lkid, mode: n.mode,
 			lvb: n.lvb, lvbValid: n.lvbValid, lvbAsked: n.lvbAsked, adopted: n.adopted,
 		}

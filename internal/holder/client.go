@@ -297,10 +297,19 @@ const closeTimeout = time.Second
 // keeps what it has, and this process its descriptors. What was dropped before is
 // dropped, if the holder answers within a second; otherwise the next client has to.
 func (c *Client) Close() error {
+	if c.settle() {
+		c.end()
+	}
+	return nil
+}
+
+// settle lets nothing new begin, and waits for what was dropped to be sent. It
+// reports false if the client was closed before.
+func (c *Client) settle() bool {
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
-		return nil
+		return false
 	}
 	c.closed = true
 	if c.retry != nil {
@@ -317,15 +326,19 @@ func (c *Client) Close() error {
 	c.lockedPump() // which forgets c.drained if there is nothing to wait for
 	c.mu.Unlock()
 	timer := time.NewTimer(closeTimeout)
+	defer timer.Stop()
 	select {
 	case <-drained:
 	case <-timer.C:
 	}
-	timer.Stop()
+	return true
+}
+
+// end cuts the link after settle.
+func (c *Client) end() {
 	c.mu.Lock()
 	c.lockedCut(ErrClosed)
 	c.mu.Unlock()
 	c.cancel()
 	c.running.Wait()
-	return nil
 }

@@ -74,10 +74,20 @@ func killedDuringRestore(rt *rapid.T, base, name string, seen map[string]int) {
 	}
 	n.spawnAgain(3)
 	p := failpoint.Find(name)
+	again := func() { n.start() }
+	if inPlace(name) {
+		again = func() { n.in.replace() }
+	}
 	for try := range 12 {
-		kill()
+		if !inPlace(name) {
+			kill()
+		} else if n.in == nil {
+			pass(time.Millisecond)
+			n.start()
+			w.settle() // it is replaced only when nothing is under way
+		}
 		disarm := p.Arm(1+try/4, func() { n.in.dieHere(p) })
-		n.start()
+		again()
 		synctest.Wait()
 		disarm()
 		if in := n.in; in != nil && in.dead.Load() {

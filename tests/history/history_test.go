@@ -112,11 +112,16 @@ func TestHistories(t *testing.T) {
 	}
 	// What did not happen was not shown.
 	for _, what := range append(points(), "granted", "no answer", "refused in doubt", "release in doubt",
-		"restored", "released untold") {
+		"restored", "released untold", "handed over") {
 		if seen[what] == 0 {
 			t.Errorf("%s: never in %d histories", what, histories)
 		}
 	}
+}
+
+// inPlace says that only a restart in place passes a point.
+func inPlace(point string) bool {
+	return strings.HasPrefix(point, "cluster.handover.") || strings.HasPrefix(point, "cluster.resume.")
 }
 
 func memoryDir(t *testing.T) string {
@@ -156,8 +161,9 @@ func (w *world) step() {
 		{"a second", 3, true, func() { pass(time.Second) }},
 		{"longer than requests take", 2, true, func() { pass(requestTimeout + time.Second) }},
 		{"kill", 3, serves, func() { n.in.die(); n.in.bury() }},
-		{"kill at a point", 9, w.quiet() && n.on, func() { w.killAt(n) }},
+		{"kill at a point", 14, w.quiet() && n.on, func() { w.killAt(n) }},
 		{"stop", 2, serves, func() { n.in.stop() }},
+		{"restart in place", 4, serves, func() { n.in.replace() }},
 		{"start", 12, n.startable(), func() { n.start() }},
 		{"power off", 1, n.on && w.others(n), n.powerOff},
 		{"recover", 3, w.lost, w.recover},
@@ -244,9 +250,12 @@ func (w *world) killAt(n *node) {
 	what := "start"
 	switch {
 	case n.in != nil:
-		what = draw(w, []string{"acquire", "release", "owner ends", "stop", "restart"}, "what")
-		if strings.HasPrefix(p.Name(), "cluster.adopt") {
-			what = "restart" // nobody else passes these
+		what = draw(w, []string{"acquire", "release", "owner ends", "stop", "restart", "restart in place"}, "what")
+		switch { // nobody else passes these
+		case strings.HasPrefix(p.Name(), "cluster.adopt"):
+			what = "restart"
+		case inPlace(p.Name()):
+			what = "restart in place"
 		}
 	case !n.startable():
 		return
@@ -270,6 +279,8 @@ func (w *world) killAt(n *node) {
 		w.ownerEnds(n)
 	case "stop":
 		n.in.stop()
+	case "restart in place":
+		n.in.replace()
 	}
 	synctest.Wait()
 	if in := n.in; in != nil && in.dead.Load() {

@@ -40,14 +40,20 @@ type instance struct {
 // start starts the daemon on the node and reports whether it serves. It does not
 // if it was killed meanwhile.
 func (n *node) start() bool {
-	in := &instance{n: n, process: &process{Process: n.w.c.Node(n.id).NewProcess()}, buried: make(chan struct{})}
+	return n.startIn(&process{Process: n.w.c.Node(n.id).NewProcess()}, nil)
+}
+
+// startIn is start in a process that may be an earlier instance's, with what that
+// one has handed over.
+func (n *node) startIn(p *process, earlier *dlm.Handover) bool {
+	in := &instance{n: n, process: p, buried: make(chan struct{})}
 	in.journal.in = in
 	n.in = in
 	n.releaseOfGone()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if err := in.run(); err != nil {
+		if err := in.run(earlier); err != nil {
 			n.w.Errorf("start on node %d: %v", n.id, err)
 		}
 	}()
@@ -59,9 +65,9 @@ func (n *node) start() bool {
 	return true
 }
 
-func (in *instance) run() error {
+func (in *instance) run(earlier *dlm.Handover) error {
 	n := in.n
-	b, err := cluster.New(cluster.Options{Lockspace: lockspace, Kernel: in.process})
+	b, err := cluster.New(cluster.Options{Lockspace: lockspace, Kernel: in.process, Earlier: earlier})
 	if err != nil {
 		return err
 	}
@@ -159,6 +165,42 @@ func (in *instance) stop() {
 	in.bury()
 }
 
+// replace is a restart in place, as internal/daemon does it: another instance goes
+// on in the same process. What is under way gets no answer any more.
+func (in *instance) replace() {
+	if err := in.backend.Replaceable(); err != nil {
+		in.n.w.saw("not replaceable", 1)
+		return
+	}
+	var h *dlm.Handover
+	var err error
+	handed := false
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		within(in.locks.Close)
+		within(func(ctx context.Context) error {
+			h, err = in.backend.Handover(ctx)
+			return err
+		})
+		handed = true
+	}()
+	<-done
+	if !handed || err != nil { // killed meanwhile, or the kernel holds it up, and what executes then waits for that
+		in.die()
+		in.bury()
+		return
+	}
+	in.dead.Store(true)
+	_ = in.journal.real.Close()
+	if h != nil {
+		in.n.w.saw("handed over", h.Len())
+	} else {
+		in.n.w.saw("closed instead of handed over", 1)
+	}
+	in.n.startIn(in.process, h)
+}
+
 func within(f func(context.Context) error) {
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
@@ -174,6 +216,16 @@ type process struct {
 
 func (p *process) Lockspace(name string, minor uint32) (dlm.Device, error) {
 	d, err := p.Process.Lockspace(name, minor)
+	if err == nil {
+		p.mu.Lock()
+		p.devices = append(p.devices, d)
+		p.mu.Unlock()
+	}
+	return d, err
+}
+
+func (p *process) Attach(name string, minor uint32, fd int) (dlm.Device, error) {
+	d, err := p.Process.Attach(name, minor, fd)
 	if err == nil {
 		p.mu.Lock()
 		p.devices = append(p.devices, d)

@@ -41,6 +41,9 @@ type Options struct {
 	// simulated kernel has no dlm_controld.
 	Controld *controld.Client
 	Log      *slog.Logger
+	// Earlier is what the Handover of an earlier Backend in this process has returned;
+	// nil if there was none. New takes it over.
+	Earlier *dlm.Handover
 	// Holders lists what is held on this host, to be named when only a reboot
 	// helps; nil means that nobody knows. It is called with nothing locked here.
 	Holders func() []locking.Holder
@@ -65,6 +68,7 @@ type Backend struct {
 	state     *dlm.State               // nil also if the kernel cannot tell
 	why       error                    // why space is nil
 	releasing map[string]chan struct{} // by resource: releases that go on by themselves; closed when one ends
+	handed    map[string][]*dlm.Lock   // by resource: locks that were handed over and Restore has not taken
 }
 
 var errStopping = errors.New("the lock daemon is stopping")
@@ -91,6 +95,10 @@ func New(o Options) (*Backend, error) {
 	b.ctx, b.cancel = ctx, cancel
 	b.asker = &asker{client: b.controld, ctx: ctx, work: &b.work}
 	b.watch = newWatch(b.name, b.look, b.asker, o.Holders, b.log)
+	if b.goOn(o.Earlier) {
+		close(b.joined)
+		return b, nil
+	}
 	fatal := make(chan error, 1)
 	go func() {
 		defer close(b.joined)
@@ -238,13 +246,31 @@ func (b *Backend) lockspace() (*dlm.Lockspace, error) {
 // says that this host holds none, it leaves the lockspace too, so that the
 // cluster's software can be stopped.
 func (b *Backend) Close(ctx context.Context, leave bool) error {
+	space, unfinished, err := b.retire(ctx)
+	if space == nil {
+		return err
+	}
+	if !leave || unfinished > 0 || space.Stats().Unsettled > 0 {
+		return space.Close(ctx)
+	}
+	err = space.Leave(ctx, false)
+	if errors.Is(err, dlm.ErrLockspaceUse) {
+		// This node keeps books about locks of others. With force they move there.
+		err = dlm.Remove(ctx, b.kernel, b.name, true)
+	}
+	return err
+}
+
+// retire ends everything but the lockspace itself, which is nil if there is none
+// any more. unfinished is how many releases nobody has given to the kernel.
+func (b *Backend) retire(ctx context.Context) (space *dlm.Lockspace, unfinished int, err error) {
 	b.cancel()
 	select {
 	case <-b.joined:
 	case <-ctx.Done():
-		return fmt.Errorf("the kernel has not answered the request to join the DLM lockspace: %w", ctx.Err())
+		return nil, 0, fmt.Errorf("the kernel has not answered the request to join the DLM lockspace: %w", ctx.Err())
 	}
-	unfinished := b.givingBack()
+	unfinished = b.givingBack()
 	b.work.close()
 	b.mu.Lock()
 	space, state := b.space, b.state
@@ -253,18 +279,7 @@ func (b *Backend) Close(ctx context.Context, leave bool) error {
 	if state != nil {
 		_ = state.Close()
 	}
-	if space == nil {
-		return nil
-	}
-	if !leave || unfinished > 0 || space.Stats().Unsettled > 0 {
-		return space.Close(ctx)
-	}
-	err := space.Leave(ctx, false)
-	if errors.Is(err, dlm.ErrLockspaceUse) {
-		// This node keeps books about locks of others. With force they move there.
-		err = dlm.Remove(ctx, b.kernel, b.name, true)
-	}
-	return err
+	return space, unfinished, nil
 }
 
 // CreateLockspace has nothing to do: a lockspace is a part of names.

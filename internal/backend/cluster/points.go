@@ -11,4 +11,9 @@ var (
 	afterUnlock  = failpoint.New("cluster.unlock.after")
 	beforeAdopt  = failpoint.New("cluster.adopt.before")
 	afterAdopt   = failpoint.New("cluster.adopt.after")
+
+	beforeHandover = failpoint.New("cluster.handover.before")
+	afterHandover  = failpoint.New("cluster.handover.after")
+	beforeResume   = failpoint.New("cluster.resume.before")
+	afterResume    = failpoint.New("cluster.resume.after")
 )

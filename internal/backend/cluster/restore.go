@@ -12,7 +12,8 @@ import (
 
 // Restore adopts the locks that an earlier process of this host left in the
 // kernel. They are persistent, so that no death of a process releases one.
-// Adoption does not wait for a stopped lockspace or for quorum.
+// Adoption does not wait for a stopped lockspace or for quorum. What an earlier
+// Backend in this process has handed over needs none.
 //
 // Nothing is ever purged: every lock of this host has an entry in the journal,
 // written before the kernel was asked, and PURGE can crash kernels up to 6.1 at
@@ -29,15 +30,25 @@ func (b *Backend) Restore(ctx context.Context, held []locking.Held) []locking.Re
 		}
 		return results
 	}
-	adoptions := make([]dlm.Adoption, len(held))
+	adoptions := make([]dlm.Adoption, 0, len(held))
+	places := make([]int, 0, len(held))
 	for i, h := range held {
-		adoptions[i] = dlm.Adoption{Name: h.ID, Mode: modeOf(h.Mode), Options: dlm.LockOptions{Persistent: true}}
+		if l := b.takeHanded(h.ID, modeOf(h.Mode)); l != nil {
+			results[i].Handle = &handle{b: b, ref: h.Ref, name: h.ID, lock: l}
+			continue
+		}
+		adoptions = append(adoptions, dlm.Adoption{Name: h.ID, Mode: modeOf(h.Mode), Options: dlm.LockOptions{Persistent: true}})
+		places = append(places, i)
+	}
+	if len(adoptions) == 0 {
+		return results
 	}
 	beforeAdopt.Pass()
 	adopted := space.AdoptAll(ctx, adoptions)
 	b.adoptLate(ctx, space, adoptions, adopted)
 	afterAdopt.Pass()
-	for i, a := range adopted {
+	for at, a := range adopted {
+		i := places[at]
 		switch {
 		case errors.Is(a.Err, errUnanswered):
 			// It may be held, and the journal has to keep it until that is known.

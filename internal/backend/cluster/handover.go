@@ -1,0 +1,89 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/vmlockd/vmlockd/dlm"
+)
+
+// Handover is Close for a process in which another Backend goes on: the lockspace
+// stays open, so that no lock has to be adopted. It returns nil if that is not
+// possible, as something is under way whose outcome is not known; then it has
+// closed the lockspace, and the locks are orphans for the next Restore.
+func (b *Backend) Handover(ctx context.Context) (*dlm.Handover, error) {
+	space, unfinished, err := b.retire(ctx)
+	if space == nil {
+		return nil, err
+	}
+	why := error(nil)
+	switch n := space.Stats().Unsettled; {
+	case n > 0:
+		why = fmt.Errorf("the kernel has not answered %d requests", n)
+	case unfinished > 0:
+		why = fmt.Errorf("%d locks are being given back", unfinished)
+	}
+	var h *dlm.Handover
+	if why == nil {
+		beforeHandover.Pass()
+		h, why = space.Handover(ctx)
+		afterHandover.Pass()
+	}
+	if why == nil {
+		return h, nil
+	}
+	b.log.Warn("the DLM lockspace is closed and opened again, and each lock adopted", "dlm", b.name, "reason", why)
+	return nil, space.Close(ctx)
+}
+
+// goOn goes on with a lockspace that was handed over, and reports false if it has
+// to be opened.
+func (b *Backend) goOn(h *dlm.Handover) bool {
+	if h == nil {
+		return false
+	}
+	err := errors.New("the configuration names another lockspace now")
+	var space *dlm.Lockspace
+	var locks []*dlm.Lock
+	// Without a bound, as what is not closed cannot be adopted.
+	ctx := context.Background()
+	if h.Lockspace == b.name {
+		beforeResume.Pass()
+		space, locks, err = dlm.Resume(ctx, b.kernel, h, dlm.Options{})
+		afterResume.Pass()
+	} else if e := h.Discard(ctx, b.kernel); e != nil {
+		err = errors.Join(err, e)
+	}
+	if err != nil {
+		b.log.Warn("the earlier program's DLM lockspace is of no use, each lock is adopted", "dlm", b.name, "earlier", h.Lockspace, "reason", err)
+		return false
+	}
+	b.handed = make(map[string][]*dlm.Lock, len(locks))
+	for _, l := range locks {
+		b.handed[l.Name()] = append(b.handed[l.Name()], l)
+	}
+	b.enter(space)
+	return true
+}
+
+// takeHanded is a lock that was handed over, the oldest of that name and mode;
+// nil if there is none. One that nobody takes stays held: no entry of the journal
+// explains it, and it is an orphan again after this process.
+func (b *Backend) takeHanded(name string, mode dlm.Mode) *dlm.Lock {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	list := b.handed[name]
+	at := slices.IndexFunc(list, func(l *dlm.Lock) bool { return l.Mode() == mode })
+	if at < 0 {
+		return nil
+	}
+	l := list[at]
+	if len(list) == 1 {
+		delete(b.handed, name)
+	} else {
+		b.handed[name] = slices.Delete(list, at, at+1)
+	}
+	return l
+}

@@ -1,0 +1,194 @@
+package holder
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// Handover is a client between two programs of one process: the connection to the
+// holder, and the descriptors that both have. Only FDs may be looked at;
+// MarshalBinary makes bytes of it.
+type Handover struct {
+	fd      int // of the connection
+	pid     int // of the holder
+	next    uint64
+	seq     uint32
+	quiet   int
+	entries []handed // in order of ids
+}
+
+type handed struct {
+	fd  int
+	id  uint64
+	key string
+}
+
+// FDs are the descriptors that must stay open, all close-on-exec.
+func (h *Handover) FDs() []int {
+	list := make([]int, 0, len(h.entries)+1)
+	list = append(list, h.fd)
+	for _, e := range h.entries {
+		list = append(list, e.fd)
+	}
+	return list
+}
+
+// Discard closes all descriptors, which the holder keeps.
+func (h *Handover) Discard() { closeAll(h.FDs()) }
+
+var (
+	errNoHolder = errors.New("there is no process to hold descriptors just now")
+	errUnkept   = errors.New("the process that holds descriptors does not have all")
+)
+
+// Handover is Close for a process in which another Client goes on, with Resume: the
+// connection stays open, and what is held stays as it is on both sides. After an
+// error the client is closed like by Close.
+func (c *Client) Handover() (*Handover, error) {
+	if !c.settle() {
+		return nil, ErrClosed
+	}
+	h, err := c.detach()
+	c.end()
+	return h, err
+}
+
+// detach makes what Resume needs, of a client that settle has brought to rest.
+func (c *Client) detach() (*Handover, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.link == nil:
+		return nil, fmt.Errorf("%w: %w", errNoHolder, c.why)
+	case c.inFlight || len(c.drops) > 0 || len(c.queue) > 0:
+		return nil, errors.New("the process that holds descriptors has not answered")
+	}
+	h := &Handover{pid: c.link.pid, next: c.next, seq: c.seq, quiet: c.quiet, entries: make([]handed, 0, len(c.entries))}
+	for fd, e := range c.entries {
+		if e.state != kept {
+			return nil, errUnkept
+		}
+		h.entries = append(h.entries, handed{fd: fd, id: e.id, key: e.key})
+	}
+	slices.SortFunc(h.entries, func(a, b handed) int {
+		if a.id < b.id {
+			return -1
+		}
+		return 1
+	})
+	// The one that is open belongs to the poller, and ends with it.
+	fd, err := unix.FcntlInt(uintptr(c.link.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("duplicate the connection: %w", err)
+	}
+	h.fd = fd
+	return h, nil
+}
+
+// Resume goes on with what a client in this process has handed over: Taken gives
+// the same descriptors, and nobody is asked. It takes h over; after an error all
+// its descriptors are closed, and Connect gets duplicates from the holder.
+func Resume(o Options, h *Handover) (*Client, error) { return resumed(o, h, starter{socket: o.Socket}) }
+
+func resumed(o Options, h *Handover, st starter) (*Client, error) {
+	l, err := h.link()
+	if err != nil {
+		h.Discard()
+		return nil, fmt.Errorf("go on with the connection to the holder: %w", err)
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	c := &Client{
+		log: o.Log, starter: st, link: l, next: h.next, seq: h.seq, quiet: h.quiet,
+		taken: make([]taken, len(h.entries)), entries: make(map[int]*entry, len(h.entries)),
+	}
+	for i, e := range h.entries {
+		c.taken[i] = taken{e.key, e.fd}
+		c.entries[e.fd] = &entry{fd: e.fd, key: e.key, id: e.id, state: kept}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	c.cancel = cancel
+	c.running.Go(func() { c.run(ctx, l) })
+	return c, nil
+}
+
+// link looks whether the connection is what it should be.
+func (h *Handover) link() (*link, error) {
+	if kind, err := unix.GetsockoptInt(h.fd, unix.SOL_SOCKET, unix.SO_TYPE); err != nil || kind != unix.SOCK_SEQPACKET {
+		return nil, fmt.Errorf("descriptor %d is no connection to a holder (%v)", h.fd, err)
+	}
+	if err := unix.SetNonblock(h.fd, true); err != nil {
+		return nil, err
+	}
+	l, err := newLink(h.fd)
+	if err != nil {
+		return nil, err
+	}
+	l.pid = h.pid
+	return l, nil
+}
+
+// The bytes of a Handover, little endian: handoverFormat, then u32 descriptor and
+// u32 pid, u64 next, u32 seq, u8 quiet, u32 number of entries, and for each u32
+// descriptor, u64 id and the key as in messages.
+const handoverFormat = 1
+
+// handedMin is the least that an entry takes.
+const handedMin = 4 + 8 + 2
+
+// MarshalBinary makes bytes of h for UnmarshalBinary in this or a later version. It
+// never fails.
+func (h *Handover) MarshalBinary() ([]byte, error) {
+	b := make([]byte, 0, 32+len(h.entries)*(handedMin+32))
+	b = append(b, handoverFormat)
+	b = binary.LittleEndian.AppendUint32(b, uint32(h.fd))
+	b = binary.LittleEndian.AppendUint32(b, uint32(h.pid))
+	b = binary.LittleEndian.AppendUint64(b, h.next)
+	b = binary.LittleEndian.AppendUint32(b, h.seq)
+	b = append(b, uint8(h.quiet))
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(h.entries)))
+	for _, e := range h.entries {
+		b = binary.LittleEndian.AppendUint32(b, uint32(e.fd))
+		b = binary.LittleEndian.AppendUint64(b, e.id)
+		b = appendKey(b, e.key)
+	}
+	return b, nil
+}
+
+// UnmarshalBinary reads what MarshalBinary made. After an error h is as it was.
+func (h *Handover) UnmarshalBinary(data []byte) error {
+	c := &cursor{b: data}
+	if c.u8() != handoverFormat {
+		return errMalformed
+	}
+	n := Handover{fd: int(int32(c.u32())), pid: int(int32(c.u32())), next: c.u64(), seq: c.u32(), quiet: int(c.u8())}
+	count := int(c.u32())
+	if c.short || count > len(c.b)/handedMin || n.fd < 0 || n.next == 0 || n.quiet > maxQuiet {
+		return errMalformed
+	}
+	n.entries = make([]handed, count)
+	seen := make(map[int]struct{}, count+1)
+	seen[n.fd] = struct{}{}
+	last := uint64(0)
+	for i := range n.entries {
+		e := handed{fd: int(int32(c.u32())), id: c.u64(), key: c.key()}
+		if _, twice := seen[e.fd]; c.short || twice || e.fd < 0 || e.id <= last || e.id >= n.next {
+			return errMalformed
+		}
+		seen[e.fd] = struct{}{}
+		last = e.id
+		n.entries[i] = e
+	}
+	if len(c.b) != 0 {
+		return errMalformed
+	}
+	*h = n
+	return nil
+}
