@@ -44,6 +44,8 @@ type Options struct {
 	// Earlier is what the Handover of an earlier Backend in this process has returned;
 	// nil if there was none. New takes it over.
 	Earlier *dlm.Handover
+	// LastClose may be nil, as with a simulated kernel.
+	LastClose LastClose
 	// Holders lists what is held on this host, to be named when only a reboot
 	// helps; nil means that nobody knows. It is called with nothing locked here.
 	Holders func() []locking.Holder
@@ -60,6 +62,7 @@ type Backend struct {
 	cancel context.CancelFunc // ends join, and all work
 	joined chan struct{}      // closed when join has ended
 	work   group
+	last   LastClose // may be nil
 	asker  *asker
 	watch  *watch
 
@@ -81,7 +84,7 @@ var errJoining = errors.New("this host is still joining the DLM lockspace; does 
 func New(o Options) (*Backend, error) {
 	b := &Backend{kernel: o.Kernel, name: o.Lockspace, log: o.Log, joined: make(chan struct{}), why: errJoining,
 		releasing: map[string]chan struct{}{}}
-	b.controld = o.Controld
+	b.controld, b.last = o.Controld, o.LastClose
 	if b.kernel == nil {
 		b.kernel = dlm.Host()
 		if b.controld == nil {
@@ -167,7 +170,10 @@ func (b *Backend) setWhy(err error) bool {
 // (4.2) never completes the join of a node that began it alone, before it met
 // the others.
 func (b *Backend) tryJoin(ctx context.Context) (*dlm.Lockspace, error) {
-	space, err := dlm.Open(ctx, b.kernel, b.name, dlm.Options{})
+	if err := b.awaitEarlier(ctx); err != nil {
+		return nil, err
+	}
+	space, err := dlm.Open(ctx, b.kernel, b.name, b.dlmOptions())
 	if err == nil || !errors.Is(err, dlm.ErrNoLockspace) {
 		return space, err
 	}
@@ -183,7 +189,7 @@ func (b *Backend) tryJoin(ctx context.Context) (*dlm.Lockspace, error) {
 		}
 	}
 	b.setWhy(errJoining)
-	return dlm.Create(ctx, b.kernel, b.name, dlm.Options{})
+	return dlm.Create(ctx, b.kernel, b.name, b.dlmOptions())
 }
 
 func (b *Backend) ready(ctx context.Context) error {
@@ -209,6 +215,7 @@ func (b *Backend) enter(space *dlm.Lockspace) {
 	if err != nil {
 		b.log.Warn("the kernel does not say whether the DLM lockspace runs; when it does not, refusals take longer and name no reason", "dlm", b.name, "reason", err)
 	}
+	b.keepOpen(space)
 	b.asker.joined(b.name)
 	b.mu.Lock()
 	b.space, b.state, b.why = space, state, nil
@@ -253,6 +260,7 @@ func (b *Backend) Close(ctx context.Context, leave bool) error {
 	if !leave || unfinished > 0 || space.Stats().Unsettled > 0 {
 		return space.Close(ctx)
 	}
+	b.letGo()
 	err = space.Leave(ctx, false)
 	if errors.Is(err, dlm.ErrLockspaceUse) {
 		// This node keeps books about locks of others. With force they move there.

@@ -51,12 +51,13 @@ func (b *Backend) goOn(h *dlm.Handover) bool {
 	ctx := context.Background()
 	if h.Lockspace == b.name {
 		beforeResume.Pass()
-		space, locks, err = dlm.Resume(ctx, b.kernel, h, dlm.Options{})
+		space, locks, err = dlm.Resume(ctx, b.kernel, h, b.dlmOptions())
 		afterResume.Pass()
 	} else if e := h.Discard(ctx, b.kernel); e != nil {
 		err = errors.Join(err, e)
 	}
 	if err != nil {
+		b.letGo() // the earlier program's, as this is its process
 		b.log.Warn("the earlier program's DLM lockspace is of no use, each lock is adopted", "dlm", b.name, "earlier", h.Lockspace, "reason", err)
 		return false
 	}

@@ -53,7 +53,7 @@ func (b *Backend) Restore(ctx context.Context, held []locking.Held) []locking.Re
 		case errors.Is(a.Err, errUnanswered):
 			// It may be held, and the journal has to keep it until that is known.
 			results[i].Err = a.Err
-			results[i].Handle = &handle{b: b, ref: held[i].Ref, name: held[i].ID, late: &adoptions[i]}
+			results[i].Handle = &handle{b: b, ref: held[i].Ref, name: held[i].ID, late: &adoptions[at]}
 			continue
 		case errors.Is(a.Err, dlm.ErrNoOrphan), errors.Is(a.Err, dlm.ErrOtherMode):
 			// In another mode: what a request leaves that was refused after its process
