@@ -17,6 +17,7 @@ type scripted struct {
 	once    sync.Once
 	last    int
 	mu      sync.Mutex // guards last
+	check   func()     // called for each write; may be nil
 }
 
 func (s *scripted) Control() (Device, error)                 { return nil, syscall.ENOSYS }
@@ -25,6 +26,9 @@ func (s *scripted) Lockspace(string, uint32) (Device, error) { return s, nil }
 func (s *scripted) Close() error                             { s.once.Do(func() { close(s.results) }); return nil }
 
 func (s *scripted) Write([]byte) (int, error) {
+	if s.check != nil {
+		s.check()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.last++

@@ -52,12 +52,12 @@ var rooms = []room{
 
 	// Programs: flags and exit codes, no logic. vmlockd is also the program of the
 	// holder process, which must not get as far as anything else.
-	{place: "cmd/vmlockd", ours: []string{"internal/daemon", "internal/cli", "internal/config", "internal/holder", "internal/logs"}, theirs: []string{cobra}},
+	{place: "cmd/vmlockd", ours: []string{"internal/daemon", "internal/cli", "internal/closer", "internal/config", "internal/holder", "internal/logs"}, theirs: []string{cobra}},
 	{place: "cmd/vmlockctl", ours: []string{"internal/cli"}, theirs: []string{cobra}},
 
 	// The one place that knows all parts.
 	{place: "internal/daemon", ours: []string{
-		"internal/adminprogram", "internal/backend/cluster", "internal/backend/local", "internal/config",
+		"internal/adminprogram", "internal/backend/cluster", "internal/backend/local", "internal/closer", "internal/config",
 		"internal/control", "internal/failpoint", "internal/guard", "internal/holder", "internal/identity", "internal/journal", "internal/locking",
 		"internal/lockprogram", "internal/logs", "internal/metrics", "internal/owner", "internal/peers",
 		"internal/rpc", "corosync", "dlm", "dlm/controld",
@@ -78,6 +78,7 @@ var rooms = []room{
 	{place: "internal/owner", ours: []string{"internal/locking"}, theirs: []string{xsys}},
 	{place: "internal/journal", ours: []string{"internal/locking", "internal/failpoint"}, theirs: []string{bbolt, xsys}},
 	{place: "internal/holder", ours: []string{"internal/failpoint"}, theirs: []string{xsys}},
+	{place: "internal/closer", ours: []string{"dlm"}, theirs: []string{xsys}},
 	{place: "internal/peers", ours: []string{"corosync"}},
 	{place: "internal/identity", theirs: []string{xsys}},
 	{place: "internal/config", theirs: []string{toml}},

@@ -37,11 +37,11 @@ func become(lockspace string) error {
 			return fmt.Errorf("descriptor %d is not open: only vmlockd itself starts this", fd)
 		}
 	}
-	_ = os.WriteFile("/proc/self/comm", []byte("vmlockd-closer"), 0)
-	// Its death in a moment like the daemon's is what it is to prevent. Needs CAP_SYS_RESOURCE.
-	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0)
 	// What is meant for the daemon. When that has ended, this ends by itself.
 	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGPIPE, unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM, unix.SIGTERM)
+	// Its death in a moment like the daemon's is what it is to prevent. Needs CAP_SYS_RESOURCE.
+	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0)
+	_ = os.WriteFile("/proc/self/comm", []byte("vmlockd-closer"), 0)
 	mem, err := mapCount(countFD, unix.PROT_READ)
 	if err != nil {
 		return err

@@ -15,6 +15,7 @@ import (
 
 	"github.com/vmlockd/vmlockd/internal/backend/cluster"
 	"github.com/vmlockd/vmlockd/internal/backend/local"
+	"github.com/vmlockd/vmlockd/internal/closer"
 	"github.com/vmlockd/vmlockd/internal/config"
 	"github.com/vmlockd/vmlockd/internal/holder"
 	"github.com/vmlockd/vmlockd/internal/journal"
@@ -129,7 +130,11 @@ func start(c config.Config, log *slog.Logger, from *state) (i *instance, err err
 
 func newBackend(c config.Config, log *slog.Logger, holders func() []locking.Holder) (backend, error) {
 	if c.Backend == config.BackendCluster {
-		b, err := cluster.New(cluster.Options{Lockspace: c.Cluster.Lockspace, Log: log, Holders: holders})
+		last, err := closer.NewGuard(c.RunDir, c.Cluster.Lockspace, 0)
+		if err != nil {
+			return nil, err
+		}
+		b, err := cluster.New(cluster.Options{Lockspace: c.Cluster.Lockspace, Log: log, Holders: holders, LastClose: last})
 		if err != nil {
 			return nil, fmt.Errorf("backend \"cluster\" cannot be used on this host: %w", err)
 		}

@@ -258,13 +258,23 @@ func (b *Backend) Close(ctx context.Context, leave bool) error {
 		return err
 	}
 	if !leave || unfinished > 0 || space.Stats().Unsettled > 0 {
-		return space.Close(ctx)
+		return b.closeSpace(ctx, space)
 	}
 	b.letGo()
 	err = space.Leave(ctx, false)
 	if errors.Is(err, dlm.ErrLockspaceUse) {
 		// This node keeps books about locks of others. With force they move there.
 		err = dlm.Remove(ctx, b.kernel, b.name, true)
+	}
+	return err
+}
+
+// closeSpace makes orphans of the locks. If requests have no answer the device
+// stays open until they have: then it is closed after this process's end.
+func (b *Backend) closeSpace(ctx context.Context, space *dlm.Lockspace) error {
+	err := space.Close(ctx)
+	if err == nil {
+		b.letGo()
 	}
 	return err
 }

@@ -35,7 +35,7 @@ func (b *Backend) Handover(ctx context.Context) (*dlm.Handover, error) {
 		return h, nil
 	}
 	b.log.Warn("the DLM lockspace is closed and opened again, and each lock adopted", "dlm", b.name, "reason", why)
-	return nil, space.Close(ctx)
+	return nil, b.closeSpace(ctx, space)
 }
 
 // goOn goes on with a lockspace that was handed over, and reports false if it has
