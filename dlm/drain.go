@@ -21,7 +21,7 @@ const (
 	// the result of a cancel may have been among them.
 	drainEnough = 50 * time.Millisecond
 	// drainQuiet is how long nothing may come otherwise: the count is of a moment, and may have been too high.
-	drainQuiet = 2 * time.Second
+	drainQuiet = time.Second
 )
 
 // Duplicate returns a descriptor of the lockspace's open device. Locks live for as long as any descriptor of it is open,

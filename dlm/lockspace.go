@@ -25,8 +25,7 @@ type Options struct {
 	// context ends. 0 is DefaultInFlight. Adoptions have a place of their own, because they alone do not wait for a
 	// stopped lockspace.
 	InFlight int
-	// UnderWay, if it is not nil, is kept at how many requests the kernel may be working on, or a few more; it is never
-	// too low. In memory that another process shares, it tells that process what is left when this one is killed: see
+	// UnderWay, if it is not nil, is kept at how many locks have a request that the kernel may be working on. In memory that another process shares, it tells that process what is left when this one is killed: see
 	// DrainFile.
 	UnderWay *atomic.Int64
 }

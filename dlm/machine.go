@@ -76,6 +76,7 @@ func (r *request) endLocked(err error) {
 // stepLocked does what is to be done next for l, after anything has happened to it.
 func (l *Lock) stepLocked() {
 	ls := l.ls
+	l.accountLocked() // what is written below counts before the kernel sees it
 	if l.write == nil && l.retry == nil && !l.dead && !ls.gone {
 		switch cur := l.cur; {
 		case l.unlock != nil && !l.unlock.written && (cur == nil || cur.written):
@@ -127,7 +128,9 @@ func (l *Lock) accountLocked() {
 		} else {
 			ls.busy--
 		}
-		ls.tellUnderWayLocked()
+		if ls.underWay != nil {
+			ls.underWay.Store(int64(ls.busy))
+		}
 	}
 	open := l.cur != nil && l.cur.givenUp || l.unlock != nil && l.unlock.givenUp
 	switch {

@@ -36,15 +36,6 @@ func (ls *Lockspace) writeLocked(w *write) {
 func (ls *Lockspace) takeLocked(w *write) {
 	w.place, w.since = nil, time.Now()
 	ls.writing[w] = struct{}{}
-	ls.tellUnderWayLocked()
-}
-
-// tellUnderWayLocked keeps Options.UnderWay. A write that is about to begin counts, and so does a lock with a request
-// that has no result yet.
-func (ls *Lockspace) tellUnderWayLocked() {
-	if ls.underWay != nil {
-		ls.underWay.Store(int64(ls.busy + len(ls.writing)))
-	}
 }
 
 // withdrawLocked takes w out of its line. It reports false if w has gone to the kernel, from where nothing comes back early.
@@ -65,7 +56,6 @@ func (ls *Lockspace) writer(w *write) {
 		delete(ls.writing, w)
 		w.done(n, err)
 		w = ls.nextLocked()
-		ls.tellUnderWayLocked()
 		ls.checkIdleLocked()
 		ls.mu.Unlock()
 	}
