@@ -104,7 +104,7 @@ func run(f flags) int {
 		fmt.Printf("%s: no mistakes found\n", f.config)
 		return 0
 	case f.takeOver != 0:
-		if f.takeOver != daemon.StateVersion {
+		if !daemon.CanTakeOver(f.takeOver) {
 			fmt.Fprintf(os.Stderr, "vmlockd %s cannot go on from a state of version %d: stop the running one and start this one; locks stay held meanwhile\n", version, f.takeOver)
 			return exitFailed
 		}

@@ -76,8 +76,8 @@ func Run(ctx context.Context, p Program, c config.Config, log *slog.Logger) erro
 		}
 		log.Info("vmlockd is ready", "backend", c.Backend, "socket", c.Socket, "pid", os.Getpid(), "restarted", from != nil)
 		notify(log, sd.SdNotifyReady)
-		again, err := i.serveUntil(ctx, p, restart)
-		if !again {
+		version, err := i.serveUntil(ctx, p, restart)
+		if version == 0 {
 			notify(log, sd.SdNotifyStopping)
 			log.Info("vmlockd is stopping")
 			stopped := i.endOnSignal(p.StopAgain)
@@ -87,7 +87,7 @@ func Run(ctx context.Context, p Program, c config.Config, log *slog.Logger) erro
 			return err
 		}
 		notify(log, "RELOADING=1\nMONOTONIC_USEC="+strconv.FormatInt(monotonic().Microseconds(), 10))
-		if from, err = i.handOver(); err != nil {
+		if from, err = i.handOver(version); err != nil {
 			return fmt.Errorf("hand over to a new program: %w", err)
 		}
 		err = from.execute(p.Path, p.Args)
@@ -96,14 +96,16 @@ func Run(ctx context.Context, p Program, c config.Config, log *slog.Logger) erro
 	}
 }
 
-// serveUntil serves until the program is to end, or another one takes over.
-func (i *instance) serveUntil(ctx context.Context, p Program, restart <-chan os.Signal) (again bool, err error) {
+// serveUntil serves until the program is to end, or another one takes over: then
+// it returns the version of the state which that one wants, and otherwise 0.
+func (i *instance) serveUntil(ctx context.Context, p Program, restart <-chan os.Signal) (version int, err error) {
 	for {
-		again, err = i.serve(ctx, restart)
+		again, err := i.serve(ctx, restart)
 		if !again {
-			return again, err
+			return 0, err
 		}
-		if err := p.check(ctx); err != nil {
+		version, err := p.check(ctx)
+		if err != nil {
 			i.log.Error("restart refused: the program would not start, this one goes on", "reason", err)
 			continue
 		}
@@ -111,18 +113,28 @@ func (i *instance) serveUntil(ctx context.Context, p Program, restart <-chan os.
 			i.log.Error("restart refused, try again later: until the kernel has answered this process cannot be replaced", "reason", err)
 			continue
 		}
-		return true, nil
+		return version, nil
 	}
 }
 
-// check asks the program whether it would start.
-func (p Program) check(ctx context.Context) error {
+// check asks the program whether it would start, and returns the version of the
+// state that it knows.
+func (p Program) check(ctx context.Context) (version int, err error) {
 	if _, err := p.Config(); err != nil {
-		return err
+		return 0, err
 	}
+	for _, version := range []int{stateLocks, stateConnections} { // an older program knows only the second
+		if err = p.canTakeOver(ctx, version); err == nil {
+			return version, nil
+		}
+	}
+	return 0, err
+}
+
+func (p Program) canTakeOver(ctx context.Context, version int) error {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	args := append(append([]string{}, p.Args[1:]...), "--"+TakeOverFlag, strconv.Itoa(StateVersion))
+	args := append(append([]string{}, p.Args[1:]...), "--"+TakeOverFlag, strconv.Itoa(version))
 	cmd := exec.CommandContext(ctx, p.Path, args...)
 	cmd.WaitDelay = time.Second
 	if out, err := cmd.CombinedOutput(); err != nil {

@@ -1,8 +1,8 @@
 package daemon
 
 import (
+	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -21,9 +21,17 @@ import (
 // earlier program, executed in the same process, has left.
 const stateEnv = "VMLOCKD_STATE_FD"
 
-// StateVersion is what this program can go on from. A newer one may go on from
-// older versions too.
-const StateVersion = 1
+// The versions of the state. This program goes on from all of them.
+const (
+	// stateConnections has the listener and the connections; the locks have to be
+	// taken back.
+	stateConnections = 1
+	// stateLocks has what the kernel ties the locks to as well.
+	stateLocks = 2
+)
+
+// CanTakeOver reports whether this program can go on from a state of that version.
+func CanTakeOver(version int) bool { return version == stateConnections || version == stateLocks }
 
 // RestartSignals are those that ask for a restart in place.
 var RestartSignals = []os.Signal{syscall.SIGUSR1, syscall.SIGHUP}
@@ -31,16 +39,23 @@ var RestartSignals = []os.Signal{syscall.SIGUSR1, syscall.SIGHUP}
 // maxState bounds what is read: names of owners are all that clients put in it.
 const maxState = 1 << 30
 
-// state is what a new program needs to go on with the connections of the old
-// one. The locks are in the journal. A nil state is that of a first start.
+// state is what a new program needs to go on with the connections of the old one,
+// and with its locks, of which the journal has the rest. A nil state is that of a
+// first start.
+//
+// It goes from program to program as JSON in a file in memory; from stateLocks on
+// a newline follows, and the bytes of the locks that are kept.
 type state struct {
 	Version     int
 	Socket      string // where the listener listens
 	Listener    int    // descriptor
 	Connections []connection
+	Backend     string `json:",omitempty"` // of what is kept; empty if nothing is
+	Closer      int    `json:",omitempty"` // pid of the process that closes the DLM device last (internal/closer); 0 if there is none
 
 	listener  *os.File
 	handovers []*rpc.Handover
+	kept      keptLocks
 }
 
 type connection struct {
@@ -78,50 +93,70 @@ func (s *state) connections() []*rpc.Handover {
 	return s.handovers
 }
 
+// keptLocks is what was kept of the earlier program, for who takes it.
+func (s *state) keptLocks() *keptLocks {
+	if s == nil {
+		return &keptLocks{}
+	}
+	return &s.kept
+}
+
+// closer is the process that the earlier program left to close the DLM device.
+func (s *state) closer() int {
+	if s == nil {
+		return 0
+	}
+	return s.Closer
+}
+
 // execute replaces this program by the one at path. It returns only if that
 // fails, with s unchanged.
 func (s *state) execute(path string, args []string) error {
-	s.Version, s.Listener, s.Connections = StateVersion, int(s.listener.Fd()), nil
-	keep := []*os.File{s.listener}
+	s.Listener, s.Connections = int(s.listener.Fd()), nil
+	keep := append(s.kept.fds(), s.Listener)
 	for _, h := range s.handovers {
 		s.Connections = append(s.Connections, connection{FD: int(h.File.Fd()), Peer: h.Peer, Pending: h.Pending, Sessions: h.Sessions})
-		keep = append(keep, h.File)
+		keep = append(keep, int(h.File.Fd()))
 	}
-	text, err := json.Marshal(s)
+	memory, err := s.write()
 	if err != nil {
 		return err
 	}
-	fd, err := unix.MemfdCreate("vmlockd-state", 0)
-	if err != nil {
-		return fmt.Errorf("memfd_create: %w", err)
-	}
-	memory := os.NewFile(uintptr(fd), "vmlockd-state")
 	defer memory.Close()
-	if _, err := memory.Write(text); err != nil {
-		return err
-	}
-	for _, f := range keep {
-		if err := cloexec(int(f.Fd()), false); err != nil {
-			return err
-		}
-	}
+	keep = append(keep, int(memory.Fd()))
 	// Until the new program waits for them these signals would end it. What is
 	// ignored stays ignored across the exec (execve(2)).
 	signal.Ignore(RestartSignals...)
-	err = syscall.Exec(path, args, append(os.Environ(), stateEnv+"="+strconv.Itoa(fd)))
-	for _, f := range keep {
-		err = errors.Join(err, cloexec(int(f.Fd()), true))
-	}
+	env := append(os.Environ(), stateEnv+"="+strconv.Itoa(int(memory.Fd())))
+	keepBefore.Pass()
+	err = inheritable(keep, func() error { return syscall.Exec(path, args, env) })
 	return fmt.Errorf("execute %s: %w", path, err)
 }
 
-func cloexec(fd int, on bool) error {
-	flags := 0
-	if on {
-		flags = unix.FD_CLOEXEC
+// write makes the file for the next program.
+func (s *state) write() (*os.File, error) {
+	backend, locks, err := s.kept.marshal()
+	if err != nil {
+		return nil, err
 	}
-	_, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, flags)
-	return err
+	s.Backend = backend
+	text, err := json.Marshal(s)
+	if err != nil {
+		return nil, err
+	}
+	if s.Version >= stateLocks {
+		text = append(append(text, '\n'), locks...)
+	}
+	fd, err := unix.MemfdCreate("vmlockd-state", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("memfd_create: %w", err)
+	}
+	memory := os.NewFile(uintptr(fd), "vmlockd-state")
+	if _, err := memory.Write(text); err != nil {
+		memory.Close()
+		return nil, err
+	}
+	return memory, nil
 }
 
 // inherit reads the state that an earlier program has left; nil if there was
@@ -138,20 +173,30 @@ func inherit() (*state, error) {
 	}
 	memory := os.NewFile(uintptr(fd), "vmlockd-state")
 	defer memory.Close()
-	text, err := io.ReadAll(io.NewSectionReader(memory, 0, maxState))
+	data, err := io.ReadAll(io.NewSectionReader(memory, 0, maxState))
 	if err != nil {
 		return nil, fmt.Errorf("read the state of the earlier program: %w", err)
 	}
 	s := &state{}
+	text, locks, _ := bytes.Cut(data, []byte("\n"))
 	if err := json.Unmarshal(text, s); err != nil {
 		return nil, fmt.Errorf("read the state of the earlier program: %w", err)
 	}
-	if s.Version != StateVersion {
-		return nil, fmt.Errorf("the state of the earlier program has version %d, and this one knows %d", s.Version, StateVersion)
+	if !CanTakeOver(s.Version) {
+		return nil, fmt.Errorf("the state of the earlier program has version %d, and this one knows %d and %d", s.Version, stateConnections, stateLocks)
 	}
+	if err := s.kept.unmarshal(s.Backend, locks); err != nil {
+		return nil, err
+	}
+	for _, fd := range s.kept.fds() {
+		if err := cloexec(fd, true); err != nil {
+			return nil, fmt.Errorf("a lock of the earlier program: %w", err)
+		}
+	}
+	keepAfter.Pass()
 	adopt := func(fd int, name string) (*os.File, error) {
 		if err := cloexec(fd, true); err != nil {
-			return nil, fmt.Errorf("descriptor %d of the earlier program: %w", fd, err)
+			return nil, fmt.Errorf("%s of the earlier program: %w", name, err)
 		}
 		return os.NewFile(uintptr(fd), name), nil
 	}

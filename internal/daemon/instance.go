@@ -62,6 +62,9 @@ type backend interface {
 	// Close lets go of the backend; it returns when ctx ends at the latest. Locks
 	// stay held. With leave this host holds none, and means to take no more.
 	Close(ctx context.Context, leave bool) error
+	// Keep is Close for a process in which another program goes on with what it
+	// returns, which is nothing if the locks have to be taken back.
+	Keep(ctx context.Context) (keptLocks, error)
 }
 
 // instance is all parts of one daemon, from start to stop or handover.
@@ -92,8 +95,11 @@ func start(c config.Config, log *slog.Logger, from *state) (i *instance, err err
 	if err := os.MkdirAll(c.RunDir, 0o700); err != nil {
 		return i, fmt.Errorf("make run_dir: %w", err)
 	}
-	if i.backend, err = newBackend(c, log, i.holders); err != nil {
+	if i.backend, err = newBackend(c, log, i.holders, from.keptLocks(), from.closer()); err != nil {
 		return i, err
+	}
+	if err := from.keptLocks().discard(); err != nil {
+		log.Warn("the locks of the earlier program's backend were not closed in time", "reason", err)
 	}
 	found, err := i.openJournal()
 	if err != nil {
@@ -128,31 +134,63 @@ func start(c config.Config, log *slog.Logger, from *state) (i *instance, err err
 	return i, nil
 }
 
-func newBackend(c config.Config, log *slog.Logger, holders func() []locking.Holder) (backend, error) {
+func newBackend(c config.Config, log *slog.Logger, holders func() []locking.Holder, kept *keptLocks, earlier int) (backend, error) {
 	if c.Backend == config.BackendCluster {
-		last, err := closer.NewGuard(c.RunDir, c.Cluster.Lockspace, 0)
+		last, err := closer.NewGuard(c.RunDir, c.Cluster.Lockspace, earlier)
 		if err != nil {
 			return nil, err
 		}
-		b, err := cluster.New(cluster.Options{Lockspace: c.Cluster.Lockspace, Log: log, Holders: holders, LastClose: last})
+		b, err := cluster.New(cluster.Options{
+			Lockspace: c.Cluster.Lockspace, Log: log, Holders: holders, Earlier: kept.takeCluster(), LastClose: last,
+		})
 		if err != nil {
 			return nil, fmt.Errorf("backend \"cluster\" cannot be used on this host: %w", err)
 		}
-		return b, nil
+		return dlmLocks{b, last}, nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
-	defer cancel()
-	keeper, err := holder.Connect(ctx, holder.Options{Socket: filepath.Join(c.RunDir, "holder.sock"), Log: log})
+	closer.Earlier(earlier).End() // the configuration names another backend now
+	b, err := newKeptFiles(c, log, kept.takeLocal())
 	if err != nil {
 		return nil, fmt.Errorf("backend \"local\" cannot be used on this host: the process that keeps locks across restarts: %w", err)
 	}
-	return keptFiles{local.NewKept(keeper, log), keeper}, nil
+	return b, nil
+}
+
+// dlmLocks is the cluster backend.
+type dlmLocks struct {
+	*cluster.Backend
+	last *closer.Guard
+}
+
+func (d dlmLocks) Keep(ctx context.Context) (keptLocks, error) {
+	h, err := d.Handover(ctx)
+	d.last.Close()
+	return keptLocks{cluster: h}, err
 }
 
 // keptFiles is the local backend with the process that keeps its files open.
 type keptFiles struct {
 	*local.Backend
 	keeper *holder.Client
+	log    *slog.Logger
+}
+
+func newKeptFiles(c config.Config, log *slog.Logger, kept *holder.Handover) (keptFiles, error) {
+	o := holder.Options{Socket: filepath.Join(c.RunDir, "holder.sock"), Log: log}
+	if kept != nil {
+		keeper, err := holder.Resume(o, kept)
+		if err == nil {
+			return keptFiles{local.NewSame(keeper, log), keeper, log}, nil
+		}
+		log.Warn("the earlier program's descriptors are of no use, the process that keeps them is asked for others", "reason", err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	defer cancel()
+	keeper, err := holder.Connect(ctx, o)
+	if err != nil {
+		return keptFiles{}, err
+	}
+	return keptFiles{local.NewKept(keeper, log), keeper, log}, nil
 }
 
 func (k keptFiles) Replaceable() error {
@@ -163,6 +201,19 @@ func (k keptFiles) Replaceable() error {
 }
 
 func (k keptFiles) Close(context.Context, bool) error { return k.keeper.Close() }
+
+func (k keptFiles) Keep(context.Context) (keptLocks, error) {
+	err := k.Settled()
+	var h *holder.Handover
+	if err == nil {
+		h, err = k.keeper.Handover()
+	}
+	if err != nil {
+		k.log.Warn("each file's lock is looked at again after this restart", "reason", err)
+		return keptLocks{}, k.keeper.Close()
+	}
+	return keptLocks{local: h}, nil
+}
 
 // holders is for parts that are made before the lock table.
 func (i *instance) holders() []locking.Holder {
@@ -194,6 +245,9 @@ func (i *instance) openJournal() (journal.Recovered, error) {
 	}
 	i.journal = j
 	if d := found.Damage; d != nil {
+		if b, ok := i.backend.(keptFiles); ok {
+			b.Distrust()
+		}
 		i.log.Error("the journal was damaged; what it may have said stays locked until the virtual machine that has it ends, or until this host is rebooted", "damage", d)
 	}
 	return found, nil
@@ -244,13 +298,17 @@ func (i *instance) stop() {
 
 // close lets go of everything below the server.
 func (i *instance) close(leave bool) {
-	if i.locks != nil {
-		i.within("the lock table", i.locks.Close)
-	}
-	closed := true
-	if i.backend != nil {
-		closed = i.within("the backend", func(ctx context.Context) error { return i.backend.Close(ctx, leave) })
-	}
+	i.closeLocks()
+	i.closeBackend(func(ctx context.Context) error { return i.backend.Close(ctx, leave) })
+}
+
+// closeLocks reports whether nothing is under way any more.
+func (i *instance) closeLocks() (quiet bool) {
+	return i.locks == nil || i.within("the lock table", i.locks.Close)
+}
+
+func (i *instance) closeBackend(f func(context.Context) error) {
+	closed := i.backend == nil || i.within("the backend", f)
 	// While the kernel still works for this process the next one must not begin,
 	// and it is the journal that makes it wait.
 	if i.journal != nil && closed {
@@ -272,8 +330,9 @@ func (i *instance) within(what string, f func(context.Context) error) (done bool
 }
 
 // handOver stops the instance between two calls of each connection, and returns
-// what the next one needs to go on with them. Locks stay held.
-func (i *instance) handOver() (*state, error) {
+// what the next one, which knows that version of it, needs to go on with them.
+// Locks stay held.
+func (i *instance) handOver(version int) (*state, error) {
 	file, err := i.listener.File()
 	if err != nil {
 		return nil, err
@@ -286,8 +345,20 @@ func (i *instance) handOver() (*state, error) {
 		i.log.Warn("not every connection can be kept across the restart", "reason", err)
 	}
 	i.serving.Wait()
-	i.close(false)
-	return &state{Socket: i.cfg.Socket, listener: file, handovers: list}, nil
+	s := &state{Version: version, Socket: i.cfg.Socket, listener: file, handovers: list}
+	// A call that has not ended may yet change what is held.
+	keep := i.closeLocks() && err == nil && version >= stateLocks
+	i.closeBackend(func(ctx context.Context) (err error) {
+		if !keep {
+			return i.backend.Close(ctx, false)
+		}
+		s.kept, err = i.backend.Keep(ctx)
+		return err
+	})
+	if b, ok := i.backend.(dlmLocks); ok {
+		s.Closer = b.last.PID()
+	}
+	return s, nil
 }
 
 // serve returns when ctx ends or serving does.

@@ -71,8 +71,7 @@ func TestFailPoints(t *testing.T) {
 		}
 		for _, pass := range []int{1, 4} {
 			t.Run(fmt.Sprintf("%s:%d", name, pass), func(t *testing.T) {
-				atRestart := strings.Contains(name, ".adopt.")
-				if w.round(t, fmt.Sprintf("%s=%s:%d", failpoint.Variable, name, pass), 0, atRestart) {
+				if w.round(t, fmt.Sprintf("%s=%s:%d", failpoint.Variable, name, pass), 0, whenPassed(name)) {
 					reached[name] = true
 				}
 			})
@@ -84,6 +83,17 @@ func TestFailPoints(t *testing.T) {
 	if len(reached) < 8 {
 		t.Errorf("only %d fail points were passed: %v", len(reached), reached)
 	}
+}
+
+// whenPassed says what has to be done to a daemon for it to pass a point.
+func whenPassed(name string) when {
+	switch {
+	case strings.Contains(name, ".adopt."):
+		return atRestart
+	case strings.Contains(name, ".handover."), strings.Contains(name, ".resume."), strings.HasPrefix(name, "daemon.keep."):
+		return inPlace
+	}
+	return inWork
 }
 
 // TestKilledAtRandom ends the daemon in the middle of anything.
@@ -98,7 +108,18 @@ func TestKilledAtRandom(t *testing.T) {
 		if inside() {
 			delay *= 10
 		}
-		t.Run(fmt.Sprintf("%d after %v", i, delay), func(t *testing.T) { w.round(t, "", delay, false) })
+		t.Run(fmt.Sprintf("%d after %v", i, delay), func(t *testing.T) { w.round(t, "", delay, inWork) })
+	}
+}
+
+// TestKilledAfterRestartInPlace is about locks that were never taken back, but stayed
+// open while the program was replaced.
+func TestKilledAfterRestartInPlace(t *testing.T) {
+	w := newWorld(t, binary(t))
+	for range 3 {
+		if !w.round(t, "", 0, inPlace) {
+			t.Error("it was not killed")
+		}
 	}
 }
 
@@ -118,7 +139,7 @@ func TestInTheLab(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
 	defer cancel()
 	res, err := l.Node(1).Run(ctx, lab.Cmd{
-		Args: []string{"crash.test", "-test.run", "TestFailPoints|TestKilledAtRandom", "-test.v", "-test.timeout", "7m"},
+		Args: []string{"crash.test", "-test.run", "TestFailPoints|TestKilled", "-test.v", "-test.timeout", "7m"},
 		Env:  []string{insideEnv + "=1", lab.Env + "=", "HOME=/root"},
 	})
 	if err != nil {

@@ -33,6 +33,31 @@ func (d *daemon) restart(t *testing.T, w *world, words string) {
 	}
 }
 
+// replace restarts it in place and waits until that is over, or it has ended.
+func (d *daemon) replace(t *testing.T) {
+	t.Helper()
+	const words = "vmlockd is ready"
+	before := strings.Count(d.log(t), words)
+	if err := d.cmd.Process.Signal(syscall.SIGUSR1); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	err := lab.WaitFor(ctx, "the restart in place", func(context.Context) (bool, error) {
+		if d.ended() {
+			return true, nil
+		}
+		text, err := os.ReadFile(d.logPath)
+		return strings.Count(string(text), words) > before, err
+	})
+	if d.ended() {
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 func (d *daemon) log(t *testing.T) string {
 	t.Helper()
 	b, err := os.ReadFile(d.logPath)

@@ -36,18 +36,28 @@ var workload = []step{
 	{vm: 1, name: 0, release: true}, {vm: 2, name: 0, shared: true}, {vm: 2, name: 3},
 }
 
+// when is the time of a round at which the daemon is to be killed.
+type when int
+
+const (
+	inWork when = iota
+	atRestart
+	inPlace
+)
+
 // round runs the daemon with an environment that kills it, or kills it after a
 // delay, during the workload; starts it again; and checks everything. It reports
 // whether the daemon was killed. With atRestart it is killed anyway, and the
-// environment is that of the next one, which finds its locks.
-func (w *world) round(t *testing.T, env string, delay time.Duration, atRestart bool) (killed bool) {
+// environment is that of the next one, which finds its locks; inPlace restarts it in
+// place after the workload, and kills it after that if the environment does not.
+func (w *world) round(t *testing.T, env string, delay time.Duration, at when) (killed bool) {
 	vms := []*vm{newVM(t, 0), newVM(t, 1), newVM(t, 2)}
 	state := map[string]*told{}
 	for _, name := range w.names {
 		state[name] = &told{owners: map[*vm]int{}}
 	}
 	first := env
-	if atRestart {
+	if at == atRestart {
 		first = ""
 	}
 	d := w.start(t, first)
@@ -56,7 +66,16 @@ func (w *world) round(t *testing.T, env string, delay time.Duration, atRestart b
 		defer timer.Stop()
 	}
 	completed := w.work(vms, state, d)
-	if delay > 0 || atRestart {
+	if at == inPlace && completed {
+		// Several times, also from one that was restarted so before.
+		for range 2 {
+			if !d.ended() {
+				d.replace(t)
+			}
+		}
+		completed = !d.ended()
+	}
+	if delay > 0 || at == atRestart || at == inPlace && env == "" {
 		d.cmd.Process.Signal(syscall.SIGKILL)
 	} else if completed {
 		// An owner ends, which has fail points of its own.
@@ -85,7 +104,7 @@ func (w *world) round(t *testing.T, env string, delay time.Duration, atRestart b
 		t.Fatalf("the daemon ended by itself: %v\n%s", d.err, d.out.String())
 	}
 
-	if atRestart {
+	if at == atRestart {
 		next := w.start(t, env)
 		if !next.ended() {
 			next.stop(t)

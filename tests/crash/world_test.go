@@ -79,7 +79,6 @@ func (w *world) start(t *testing.T, env string) *daemon {
 		text, _ := os.ReadFile(log.Name())
 		d.out.Write(text)
 		log.Close()
-		os.Remove(log.Name())
 		close(d.done)
 	}()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)

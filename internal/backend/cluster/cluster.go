@@ -102,6 +102,7 @@ func New(o Options) (*Backend, error) {
 		close(b.joined)
 		return b, nil
 	}
+	b.letGo() // of what an earlier program of this process has not handed over
 	fatal := make(chan error, 1)
 	go func() {
 		defer close(b.joined)

@@ -57,7 +57,6 @@ func (b *Backend) goOn(h *dlm.Handover) bool {
 		err = errors.Join(err, e)
 	}
 	if err != nil {
-		b.letGo() // the earlier program's, as this is its process
 		b.log.Warn("the earlier program's DLM lockspace is of no use, each lock is adopted", "dlm", b.name, "earlier", h.Lockspace, "reason", err)
 		return false
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -50,6 +52,25 @@ func (h *handle) ID() string {
 		return fmt.Sprintf("device %d", h.file.dev)
 	}
 	return fmt.Sprintf("file %d %d", h.file.dev, h.file.ino)
+}
+
+// parseID is the opposite of ID.
+func parseID(id string) (f file, ok bool) {
+	kind, rest, _ := strings.Cut(id, " ")
+	dev, ino, _ := strings.Cut(rest, " ")
+	var err error
+	if f.dev, err = strconv.ParseUint(dev, 10, 64); err != nil {
+		return file{}, false
+	}
+	switch kind {
+	case "device":
+		f.device = true
+	case "file":
+		if f.ino, err = strconv.ParseUint(ino, 10, 64); err != nil {
+			return file{}, false
+		}
+	}
+	return f, (&handle{file: f}).ID() == id
 }
 
 func (h *handle) Lock(ctx context.Context, mode locking.Mode) error {

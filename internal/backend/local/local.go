@@ -70,6 +70,9 @@ type Backend struct {
 	log    *slog.Logger
 	slots  chan struct{}
 	fresh  bool // the keeper had nothing
+	// same says that this process has locked the earlier descriptors itself, and has
+	// had them since: there is nothing to find out about them.
+	same bool
 	// unsettled counts what goes on after an Unlock that was given up, and after a Close.
 	unsettled atomic.Int64
 
@@ -102,6 +105,33 @@ func NewKept(k keeper, log *slog.Logger) *Backend {
 		b.fresh = len(b.earlier) == 0
 	}
 	return b
+}
+
+// NewSame is NewKept in a process in which an earlier Backend has worked, with the
+// descriptors that it had; its Settled must have been nil at the end. Restore then
+// asks no file system.
+func NewSame(k keeper, log *slog.Logger) *Backend {
+	b := NewKept(k, log)
+	b.same = true
+	return b
+}
+
+// Settled is nil if every descriptor that the keeper has is of a lock that this
+// Backend has given out, and nothing that was given up goes on by itself.
+func (b *Backend) Settled() error {
+	if n := b.Unsettled(); n > 0 {
+		return fmt.Errorf("%d file accesses hang in the kernel", n)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	unknown := 0
+	for _, fds := range b.earlier {
+		unknown += len(fds)
+	}
+	if unknown > 0 {
+		return fmt.Errorf("%d files are kept locked, and it is not known for whom", unknown)
+	}
+	return nil
 }
 
 // call runs f on a goroutine of its own and returns when it has returned or ctx

@@ -15,9 +15,13 @@ import (
 // that hangs does not keep those on others.
 const restorers = 256
 
+// Distrust makes Restore look at each descriptor also after NewSame: what the journal
+// says of them may be wrong.
+func (b *Backend) Distrust() { b.same = false }
+
 // Restore takes back locks with the descriptors that the keeper had. Each is locked
 // once more, which shows that it is still locked, or locks what its last process
-// had just unlocked.
+// had just unlocked; if that was this process (NewSame), there is no doubt.
 //
 // What the keeper does not have is not locked: its last process ended before it was
 // granted or after it was released, or the keeper ended with that process. In case of the
@@ -25,9 +29,17 @@ const restorers = 256
 // not possible the error wraps locking.ErrNotHeld.
 func (b *Backend) Restore(ctx context.Context, held []locking.Held) []locking.Restored {
 	results := make([]locking.Restored, len(held))
+	var rest []int
+	for i := range held {
+		if h := b.goOn(held[i]); h != nil {
+			results[i].Handle = h
+			continue
+		}
+		rest = append(rest, i)
+	}
 	next := make(chan int)
 	var workers sync.WaitGroup
-	for range min(restorers, len(held)) {
+	for range min(restorers, len(rest)) {
 		workers.Go(func() {
 			for i := range next {
 				h, err := b.restore(ctx, held[i])
@@ -39,12 +51,37 @@ func (b *Backend) Restore(ctx context.Context, held []locking.Held) []locking.Re
 			}
 		})
 	}
-	for i := range held {
+	for _, i := range rest {
 		next <- i
 	}
 	close(next)
 	workers.Wait()
 	return results
+}
+
+// goOn goes on with a lock of this process; nil if there is none.
+func (b *Backend) goOn(held locking.Held) *handle {
+	if !b.same {
+		return nil
+	}
+	path, err := pathOf("take back", held.Ref)
+	f, ok := parseID(held.ID)
+	if err != nil || !ok {
+		return nil
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	fds := b.earlier[held.ID]
+	if len(fds) == 0 {
+		return nil
+	}
+	if len(fds) == 1 {
+		delete(b.earlier, held.ID)
+	} else {
+		b.earlier[held.ID] = fds[1:]
+	}
+	b.restored[held.ID] = true
+	return &handle{b: b, path: path, autocreate: held.Autocreate, file: f, fd: fds[0], locked: true}
 }
 
 func (b *Backend) restore(ctx context.Context, held locking.Held) (*handle, error) {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"os"
 	"sync/atomic"
+
+	"golang.org/x/sys/unix"
 )
 
 // Guard is the closer of a daemon's lockspace, one after the other. Its methods
@@ -41,6 +43,12 @@ func (g *Guard) Keep(device *os.File) error {
 
 // Release ends the closer.
 func (g *Guard) Release() { g.now.End() }
+
+// Close forgets the number, which nobody changes any more. The closer goes on.
+func (g *Guard) Close() {
+	_ = unix.Munmap(g.count.mem)
+	_ = g.count.file.Close()
+}
 
 // UnderWay is the number that the closer reads.
 func (g *Guard) UnderWay() *atomic.Int64 { return g.count.Value() }
