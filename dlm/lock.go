@@ -336,7 +336,7 @@ func (l *Lock) Unlock(ctx context.Context) error {
 
 // UnlockLVB is Unlock, and writes the lock value block with it. Only the release of a PW or EX lock does, and only if
 // that lock has had to do with the LVB before: asked for it, or written it, in this process or in one that it was
-// adopted from. Otherwise nobody has written the LVB by this lock, and it stays as it is.
+// adopted from. Otherwise the LVB stays as it is, or becomes all zero where another node keeps the resource's books.
 func (l *Lock) UnlockLVB(ctx context.Context, lvb LVB) error {
 	r := newRequest(reqUnlock, 0, abi.FlagValBlk)
 	r.lvb = lvb

@@ -11,4 +11,7 @@ var (
 	afterUnlock  = failpoint.New("cluster.unlock.after")
 	beforeAdopt  = failpoint.New("cluster.adopt.before")
 	afterAdopt   = failpoint.New("cluster.adopt.after")
+
+	beforePublish = failpoint.New("cluster.publish.before")
+	afterPublish  = failpoint.New("cluster.publish.after")
 )

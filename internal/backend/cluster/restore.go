@@ -51,7 +51,8 @@ func (b *Backend) Restore(ctx context.Context, held []locking.Held) []locking.Re
 			results[i].Err = a.Err
 			continue
 		}
-		results[i].Handle = &handle{b: b, ref: held[i].Ref, name: held[i].ID, lock: a.Lock}
+		results[i].Handle = &handle{b: b, ref: held[i].Ref, name: held[i].ID, mode: held[i].Mode, lock: a.Lock,
+			written: held[i].Mode == locking.Exclusive}
 	}
 	return results
 }
