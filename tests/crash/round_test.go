@@ -39,8 +39,9 @@ var workload = []step{
 // round runs the daemon with an environment that kills it, or kills it after a
 // delay, during the workload; starts it again; and checks everything. It reports
 // whether the daemon was killed. With atRestart it is killed anyway, and the
-// environment is that of the next one, which finds its locks.
-func (w *world) round(t *testing.T, env string, delay time.Duration, atRestart bool) (killed bool) {
+// environment is that of the next one, which finds its locks. With later it gets
+// the time to come to what it does about locks that are held for a while.
+func (w *world) round(t *testing.T, env string, delay time.Duration, atRestart, later bool) (killed bool) {
 	vms := []*vm{newVM(t, 0), newVM(t, 1), newVM(t, 2)}
 	state := map[string]*told{}
 	for _, name := range w.names {
@@ -56,6 +57,11 @@ func (w *world) round(t *testing.T, env string, delay time.Duration, atRestart b
 		defer timer.Stop()
 	}
 	completed := w.work(vms, state, d)
+	if completed && later {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		_ = lab.WaitFor(ctx, "the daemon to be killed", func(context.Context) (bool, error) { return d.ended(), nil })
+	}
 	if delay > 0 || atRestart {
 		d.cmd.Process.Signal(syscall.SIGKILL)
 	} else if completed {

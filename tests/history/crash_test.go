@@ -79,6 +79,9 @@ func killedDuringRestore(rt *rapid.T, base, name string, seen map[string]int) {
 		disarm := p.Arm(1+try/4, func() { n.in.dieHere(p) })
 		n.start()
 		synctest.Wait()
+		if published(p) {
+			pass(publishedLater)
+		}
 		disarm()
 		if in := n.in; in != nil && in.dead.Load() {
 			in.bury()

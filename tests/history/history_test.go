@@ -245,8 +245,11 @@ func (w *world) killAt(n *node) {
 	switch {
 	case n.in != nil:
 		what = draw(w, []string{"acquire", "release", "owner ends", "stop", "restart"}, "what")
-		if strings.HasPrefix(p.Name(), "cluster.adopt") {
+		switch {
+		case strings.HasPrefix(p.Name(), "cluster.adopt"):
 			what = "restart" // nobody else passes these
+		case published(p):
+			what = draw(w, []string{"acquire", "restart"}, "what is published")
 		}
 	case !n.startable():
 		return
@@ -272,9 +275,29 @@ func (w *world) killAt(n *node) {
 		n.in.stop()
 	}
 	synctest.Wait()
+	if published(p) {
+		w.publish(n, nth)
+	}
 	if in := n.in; in != nil && in.dead.Load() {
 		in.bury()
 	}
+}
+
+// publishedLater is how long it takes at most until a lock is published.
+const publishedLater = 2 * time.Second
+
+// published says that a point is passed only by locks that are held for a while.
+func published(p *failpoint.Point) bool { return strings.HasPrefix(p.Name(), "cluster.publish.") }
+
+// publish lets time pass until locks that the node has are published, and now and
+// then gives one back in that moment.
+func (w *world) publish(n *node, nth int) {
+	if rapid.Bool().Draw(w.t, "released meanwhile") && n.in != nil && !n.in.dead.Load() {
+		pass(70 * time.Millisecond)
+		w.release(n)
+		pass(time.Duration(nth) * 10 * time.Millisecond)
+	}
+	pass(publishedLater)
 }
 
 // finish brings everything to its end; then nothing is left.

@@ -56,6 +56,7 @@ func TestRefusalNamesHolder(t *testing.T) {
 		pass(soon)
 		hs.says(1, ex, unknown)
 		hs.release(h)
+		synctest.Wait() // for what read the block
 		if names := hs.nodes.Names(space); len(names) > 0 {
 			t.Errorf("locks are left on %v", names)
 		}
@@ -265,7 +266,7 @@ func TestPublishedAcrossRestart(t *testing.T) {
 		hs.kill(1)
 		hs.says(2, ex, unknown)
 		hs.start(1)
-		handles = hs.restore(1, map[string]locking.Owner{"/a": vm(2)}, since)
+		hs.restore(1, map[string]locking.Owner{"/a": vm(2)}, since)
 		pass(later)
 		hs.says(2, ex, saysVM(2, since, "host kvm1 (node 1)"))
 
