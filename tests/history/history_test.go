@@ -156,7 +156,7 @@ func (w *world) step() {
 		{"a second", 3, true, func() { pass(time.Second) }},
 		{"longer than requests take", 2, true, func() { pass(requestTimeout + time.Second) }},
 		{"kill", 3, serves, func() { n.in.die(); n.in.bury() }},
-		{"kill at a point", 9, w.quiet() && n.on, func() { w.killAt(n) }},
+		{"kill at a point", 11, w.quiet() && n.on, func() { w.killAt(n) }},
 		{"stop", 2, serves, func() { n.in.stop() }},
 		{"start", 12, n.startable(), func() { n.start() }},
 		{"power off", 1, n.on && w.others(n), n.powerOff},

@@ -5,6 +5,11 @@
 // else. Lockspaces of libvirt are part of the resource's name and need no
 // directory; all hosts use one lockspace of the DLM.
 //
+// The holder of an exclusive lock publishes its node, the owner's uuid and pid and
+// the time of the grant in the lock's value block, and a refusal on another host
+// says what it finds there. That is for people; no decision depends on it, and
+// nobody waits for it but who was refused, for 300 ms at most.
+//
 // A Backend joins that lockspace in the background and keeps trying: until it
 // has joined, and whenever it cannot be sure, it refuses. It may be used from
 // many goroutines.

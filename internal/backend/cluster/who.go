@@ -46,17 +46,17 @@ func (e *elsewhere) FindHolders(ctx context.Context) []locking.RemoteHolder {
 	ctx, cancel := context.WithTimeout(ctx, lookUpTimeout)
 	defer cancel()
 	defer context.AfterFunc(b.ctx, cancel)()
-	hint := make(chan *locking.RemoteHolder, 1)
-	if !b.work.start(func() { hint <- b.published(ctx, e.name) }) {
-		return nil
-	}
 	var list []locking.RemoteHolder
-	var answered []uint32
-	if b.peers != nil {
-		list, answered = b.peers.Holders(ctx, e.name)
+	if b.peers == nil {
+		list = combine(e.mode, b.published(ctx, e.name), nil, nil)
+	} else {
+		hint := make(chan *locking.RemoteHolder, 1)
+		if !b.work.start(func() { hint <- b.published(ctx, e.name) }) {
+			return nil
+		}
+		said, answered := b.peers.Holders(ctx, e.name)
+		list = combine(e.mode, <-hint, said, answered) // the read ends with ctx too
 	}
-	// The read ends with ctx too.
-	list = combine(e.mode, <-hint, list, answered)
 	for i := range list {
 		if b.nodeName != nil && list[i].Host == "" && list[i].Node != 0 {
 			list[i].Host = b.nodeName(list[i].Node)
