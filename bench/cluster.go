@@ -55,8 +55,16 @@ func cluster(ctx context.Context, o *options, r *report, work string) (err error
 			return err
 		}
 	}
-	if !o.wants(partHeld) {
+	if !o.wants(partHeld) && !o.wants(partRecords) {
 		return nil
+	}
+	_, other, err := sleeper(ctx, l.Node(2), "other")
+	if err != nil {
+		return err
+	}
+	defer other.Close()
+	if err := other.Acquire(ctx, locking.Ref{Name: refusedName}, 0); err != nil {
+		return err
 	}
 	// The other node stays in the lockspace, as in a real cluster.
 	if err := l.Node(1).Service(lab.ServiceLock).Stop(ctx); err != nil {
@@ -64,7 +72,7 @@ func cluster(ctx context.Context, o *options, r *report, work string) (err error
 	}
 	ctx, cancel := context.WithTimeout(ctx, insideTimeout)
 	defer cancel()
-	res, err := l.Node(1).Run(ctx, lab.Cmd{Args: []string{"bench", "-inside", "-vmlockd", "vmlockd", "-locks", o.counts, "-rounds", fmt.Sprint(o.rounds)}, Env: []string{"HOME=/root"}})
+	res, err := l.Node(1).Run(ctx, lab.Cmd{Args: []string{"bench", "-inside", "-vmlockd", "vmlockd", "-locks", o.counts, "-rounds", fmt.Sprint(o.rounds), "-only", o.only, "-window", o.window.String()}, Env: []string{"HOME=/root"}})
 	if err != nil {
 		return err
 	}
@@ -86,6 +94,15 @@ func inside(ctx context.Context, o *options) (err error) {
 	if err != nil {
 		return err
 	}
+	s := &series{backend: "cluster"}
+	if o.wants(partRecords) {
+		if err := records(ctx, s, o.rounds, o.window); err != nil {
+			return err
+		}
+	}
+	if !o.wants(partHeld) {
+		return json.NewEncoder(os.Stdout).Encode(s.results())
+	}
 	bare, err := newBareAdoption(ctx)
 	if err != nil {
 		return err
@@ -96,7 +113,6 @@ func inside(ctx context.Context, o *options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.close()) }()
-	s := &series{backend: "cluster"}
 	if err := held(ctx, s, d, nil, bare, counts, o.rounds); err != nil {
 		return err
 	}

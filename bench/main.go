@@ -46,9 +46,10 @@ func (o *options) wants(part string) bool {
 
 // The parts, for --only.
 const (
-	partHeld  = "held"
-	partDeath = "death"
-	partPairs = "pairs"
+	partHeld    = "held"
+	partDeath   = "death"
+	partPairs   = "pairs"
+	partRecords = "records"
 )
 
 func (o *options) countList() (list []int, err error) {
@@ -72,7 +73,7 @@ func main() {
 	}
 	var o options
 	flag.StringVar(&o.backend, "backend", "all", "local, cluster (needs root) or all")
-	flag.StringVar(&o.only, "only", "", "parts, with commas: held (restart, re-exec, memory), death, pairs; all if empty")
+	flag.StringVar(&o.only, "only", "", "parts, with commas: held (restart, re-exec, memory), death, pairs, records (who holds a lock); all if empty")
 	flag.StringVar(&o.json, "json", "", "`file` for the results")
 	flag.StringVar(&o.vmlockd, "vmlockd", "", "the vmlockd `program` to measure, linked statically; built if empty")
 	flag.StringVar(&o.profile, "profile", "", "`file` for a profile of the processor time of vmlockd while pairs are measured; slows it down")

@@ -39,7 +39,7 @@
 //     as if nobody had ever written it: all zero, and valid. So an all-zero LVB must mean "unknown".
 //   - A conversion replaces the lock's flags, Persistent included; this package repeats it.
 //   - The release of a PW or EX lock writes the LVB if the last request about the lock had to do with the LVB; this package
-//     sees to it that this changes nothing. (A Lock with LVB in PW or EX that is given up in the very moment of its
+//     sees to it that this changes nothing, unless UnlockLVB asks for it. (A Lock with LVB in PW or EX that is given up in the very moment of its
 //     grant may make the LVB invalid.)
 //   - The number of a lock is used again at once after its last result is read; this package never names a lock by number
 //     when it may have ended by itself.

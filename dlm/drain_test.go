@@ -111,24 +111,24 @@ func TestDrainEnds(t *testing.T) {
 // UnderWay is never lower than what the kernel works on.
 func TestUnderWay(t *testing.T) {
 	var count atomic.Int64
-	device := &scripted{results: make(chan []byte, 16)}
+	device := &scripted{results: make(chan []byte, 2)}
+	statuses := []int32{0, abi.StatusUnlock}
 	device.check = func() {
 		if count.Load() < 1 {
 			t.Error("a write began that does not count")
 		}
+		device.results <- result(1, castAddr, statuses[0])
+		statuses = statuses[1:]
 	}
 	ls := start(device, "space", device, Options{UnderWay: &count})
-	done := make(chan error, 1)
-	go func() {
-		l, err := ls.Lock(t.Context(), "a", EX, LockOptions{})
-		if err == nil {
-			device.results <- result(1, castAddr, abi.StatusUnlock)
-			err = l.Unlock(t.Context())
-		}
-		done <- err
-	}()
-	device.results <- result(1, castAddr, 0)
-	if err := <-done; err != nil {
+	l, err := ls.Lock(t.Context(), "a", EX, LockOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := count.Load(); n != 0 {
+		t.Errorf("%d requests are under way after the grant", n)
+	}
+	if err := l.Unlock(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if err := ls.Close(t.Context()); err != nil {

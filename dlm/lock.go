@@ -331,6 +331,20 @@ func (l *Lock) Cancel(ctx context.Context) error {
 // When ctx ends first, the error is ctx's and the release goes on; calling Unlock again waits for it. Any other error
 // but ErrUnlocked means that the lock is still held and the caller's.
 func (l *Lock) Unlock(ctx context.Context) error {
+	return l.release(ctx, newRequest(reqUnlock, 0, 0))
+}
+
+// UnlockLVB is Unlock, and writes the lock value block with it. Only the release of a PW or EX lock does, and only if
+// that lock has had to do with the LVB before: asked for it, or written it, in this process or in one that it was
+// adopted from. Otherwise the LVB stays as it is, or becomes all zero where another node keeps the resource's books.
+func (l *Lock) UnlockLVB(ctx context.Context, lvb LVB) error {
+	r := newRequest(reqUnlock, 0, abi.FlagValBlk)
+	r.lvb = lvb
+	return l.release(ctx, r)
+}
+
+// release makes the request r to release the lock, unless there is one already.
+func (l *Lock) release(ctx context.Context, first *request) error {
 	const op = "unlock"
 	ls := l.ls
 	ls.mu.Lock()
@@ -343,7 +357,7 @@ func (l *Lock) Unlock(ctx context.Context) error {
 		if cur := l.cur; cur != nil && !cur.written {
 			l.withdrawLocked(cur, ErrUnlocked)
 		}
-		r = newRequest(reqUnlock, 0, 0)
+		r = first
 		l.unlock = r
 		l.stepLocked()
 	}

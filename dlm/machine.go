@@ -207,9 +207,12 @@ func (l *Lock) writeUnlockLocked() {
 	if l.cur != nil { // it is queued in the kernel, which a plain release does not end
 		r.flags |= abi.FlagForceUnlock
 	}
-	lvb, keep := l.releasedLVBLocked()
-	if !keep {
-		r.flags |= abi.FlagIvValBlk
+	lvb := r.lvb
+	if r.flags&abi.FlagValBlk == 0 {
+		var keep bool
+		if lvb, keep = l.releasedLVBLocked(); !keep {
+			r.flags |= abi.FlagIvValBlk
+		}
 	}
 	buf := abi.EncodeLock(abi.CmdUnlock, l.paramsLocked(0, r.flags, &lvb), "")
 	l.sendLocked(r, lineRelease, buf, func(_ int, err error) {
@@ -235,7 +238,7 @@ func (l *Lock) writeUnlockLocked() {
 	})
 }
 
-// releasedLVBLocked is the LVB to send with a release. If the last request had VALBLK, the kernel still knows, and takes
+// releasedLVBLocked is the LVB to send with a release that is to leave it alone. If the last request had VALBLK, the kernel still knows, and takes
 // what comes with the release of a PW or EX lock for the new LVB. So that must be the one there is; and if that is not
 // valid, or not known because the grant has not been read yet, it must not become valid that way (keep is false).
 func (l *Lock) releasedLVBLocked() (lvb LVB, keep bool) {

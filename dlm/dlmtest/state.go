@@ -8,7 +8,10 @@ import (
 	"github.com/vmlockd/vmlockd/dlm"
 )
 
-var _ dlm.StateKernel = (*Process)(nil)
+var (
+	_ dlm.StateKernel = (*Process)(nil)
+	_ dlm.NodeKernel  = (*Process)(nil)
+)
 
 // RecoverStatus opens what the node's kernel says about the recovery of a lockspace: "0" while it is stopped, and
 // otherwise what Linux shows once a recovery is over, "ff" on the member with the lowest number and "55" on others.
@@ -22,6 +25,9 @@ func (p *Process) RecoverStatus(lockspace string) (dlm.StateFile, error) {
 	}
 	return &stateFile{m: m}, nil
 }
+
+// NodeID is the node's number.
+func (p *Process) NodeID() (uint32, error) { return p.node.id, nil }
 
 type stateFile struct {
 	m      *member

@@ -32,6 +32,7 @@ func (g *Registration) Acquire(ctx context.Context, ref Ref, mode Mode, autocrea
 			Err: fmt.Errorf("the name led to another file in each of %d tries", maxTries)}
 	}
 	if err != nil {
+		findHolders(ctx, err)
 		m.observe(Event{Kind: Refused, Ref: ref, Owner: g.info, Mode: mode, Err: err, Took: time.Since(start)})
 	}
 	return err
@@ -136,6 +137,7 @@ func (m *Manager) acquireInTurn(ctx context.Context, g *Registration, ref Ref, m
 	if err := m.lock(ctx, r, h, granted, mode, autocreate); err != nil {
 		return nil, err
 	}
+	describe(h, granted.info, granted.since)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	r.mode, r.handle = mode, h

@@ -33,7 +33,10 @@ type Error struct {
 	Ref     Ref      // what it was tried on
 	PID     int32    // for KindNotOwner and KindOwnerGone
 	Holders []Holder // for KindBusy: who holds it on this host, oldest first
-	Err     error    // the cause, if there is one
+	// Remote is who holds it on other hosts, as far as that could be found out, for
+	// KindBusy without Holders.
+	Remote []RemoteHolder
+	Err    error // the cause, if there is one
 }
 
 // maxHoldersShown bounds how many holders a refusal names: libvirt passes the
@@ -74,17 +77,23 @@ func (e *Error) subject() string {
 }
 
 func (e *Error) heldBy() string {
-	if len(e.Holders) == 0 {
-		if e.Err != nil {
-			return ": " + e.Err.Error()
-		}
-		return ""
+	switch {
+	case len(e.Holders) > 0:
+		return " by " + someHolders(e.Holders) + " on this host"
+	case len(e.Remote) > 0:
+		return " by " + someHolders(e.Remote)
+	case e.Err != nil:
+		return ": " + e.Err.Error()
 	}
+	return ""
+}
+
+// someHolders names the first few.
+func someHolders[H fmt.Stringer](list []H) string {
 	var b strings.Builder
-	b.WriteString(" by ")
-	for i, h := range e.Holders {
+	for i, h := range list {
 		if i == maxHoldersShown {
-			fmt.Fprintf(&b, " and %d more", len(e.Holders)-i)
+			fmt.Fprintf(&b, " and %d more", len(list)-i)
 			break
 		}
 		if i > 0 {
@@ -92,7 +101,6 @@ func (e *Error) heldBy() string {
 		}
 		b.WriteString(h.String())
 	}
-	b.WriteString(" on this host")
 	return b.String()
 }
 
@@ -103,8 +111,12 @@ func (h Holder) String() string {
 	if h.Owner.Name == "" {
 		name = "an owner without a name"
 	}
-	return fmt.Sprintf("%s (uuid %s, pid %d, %s since %s)",
-		name, FormatUUID(h.Owner.UUID), h.Owner.PID, h.Mode, h.Since.UTC().Format(time.RFC3339))
+	return name + " " + h.details()
+}
+
+func (h Holder) details() string {
+	return fmt.Sprintf("(uuid %s, pid %d, %s since %s)",
+		FormatUUID(h.Owner.UUID), h.Owner.PID, h.Mode, h.Since.UTC().Format(time.RFC3339))
 }
 
 // FormatUUID writes a UUID the way libvirt does (RFC 9562, lower case).

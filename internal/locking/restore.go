@@ -139,6 +139,7 @@ func (m *Manager) takeBack(ctx context.Context, b Restorer, entries []Entry) {
 		c.results, results = results[:len(c.held)], results[len(c.held):]
 		r, kept := c.resource(b)
 		m.resources[r.id] = r
+		describe(r.handle, kept[0].Owner, kept[0].Since)
 		for _, e := range kept {
 			o, err := m.lockedRestoreOwner(owners, e)
 			if err != nil {

@@ -50,7 +50,8 @@ type Holder struct {
 }
 
 // ErrBusy is what Handle.Lock returns, wrapped or not, when somebody outside
-// this Manager holds the resource. The text of the wrapping error says who.
+// this Manager holds the resource. The text of the wrapping error says who, or
+// it is a HolderFinder.
 var ErrBusy = errors.New("held by another host or program")
 
 // ErrStale is what Handle.Lock returns when the name no longer leads to what
@@ -85,7 +86,7 @@ type Backend interface {
 }
 
 // Handle is a resource that was opened. Its methods are never called at the
-// same time.
+// same time. It may be a Describer too.
 type Handle interface {
 	// ID is equal for two names of the same resource and different for
 	// different ones. It does not change.

@@ -127,8 +127,8 @@ func (s *suite) must(t *testing.T, what string, f func() (lab.Result, error)) {
 }
 
 // refused runs something that the lock daemon has to refuse, for the path, and
-// checks that virsh says so in the daemon's words.
-func (s *suite) refused(t *testing.T, what, path string, f func() (lab.Result, error)) {
+// checks that virsh says so in the daemon's words. It returns what virsh says.
+func (s *suite) refused(t *testing.T, what, path string, f func() (lab.Result, error)) string {
 	t.Helper()
 	res, err := f()
 	if err != nil {
@@ -142,11 +142,12 @@ func (s *suite) refused(t *testing.T, what, path string, f func() (lab.Result, e
 		t.Fatalf("%s failed, but virsh does not say %q:\n%v", what, want, res)
 	}
 	s.step(t, "%s: %s", what, strings.TrimSpace(res.Stderr))
+	return res.Stderr
 }
 
-func (s *suite) createRefused(t *testing.T, node int, d lab.Domain, path string) {
+func (s *suite) createRefused(t *testing.T, node int, d lab.Domain, path string) string {
 	t.Helper()
-	s.refused(t, fmt.Sprintf("start %s on node %d", d.Name, node), path, func() (lab.Result, error) { return s.Node(node).Create(s.ctx, d) })
+	return s.refused(t, fmt.Sprintf("start %s on node %d", d.Name, node), path, func() (lab.Result, error) { return s.Node(node).Create(s.ctx, d) })
 }
 
 func (s *suite) destroy(t *testing.T, node int, name string) {

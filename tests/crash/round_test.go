@@ -43,6 +43,7 @@ const (
 	inWork when = iota
 	atRestart
 	inPlace
+	later
 )
 
 // round runs the daemon with an environment that kills it, or kills it after a
@@ -50,6 +51,8 @@ const (
 // whether the daemon was killed. With atRestart it is killed anyway, and the
 // environment is that of the next one, which finds its locks; inPlace restarts it in
 // place after the workload, and kills it after that if the environment does not.
+// With later it gets the time to come to what it does about locks that are held
+// for a while.
 func (w *world) round(t *testing.T, env string, delay time.Duration, at when) (killed bool) {
 	vms := []*vm{newVM(t, 0), newVM(t, 1), newVM(t, 2)}
 	state := map[string]*told{}
@@ -66,6 +69,11 @@ func (w *world) round(t *testing.T, env string, delay time.Duration, at when) (k
 		defer timer.Stop()
 	}
 	completed := w.work(vms, state, d)
+	if completed && at == later {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		_ = lab.WaitFor(ctx, "the daemon to be killed", func(context.Context) (bool, error) { return d.ended(), nil })
+	}
 	if at == inPlace && completed {
 		// Several times, also from one that was restarted so before.
 		for range 2 {

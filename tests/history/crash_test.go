@@ -89,6 +89,9 @@ func killedDuringRestore(rt *rapid.T, base, name string, seen map[string]int) {
 		disarm := p.Arm(1+try/4, func() { n.in.dieHere(p) })
 		again()
 		synctest.Wait()
+		if published(p) {
+			pass(publishedLater)
+		}
 		disarm()
 		if in := n.in; in != nil && in.dead.Load() {
 			in.bury()

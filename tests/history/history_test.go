@@ -161,7 +161,7 @@ func (w *world) step() {
 		{"a second", 3, true, func() { pass(time.Second) }},
 		{"longer than requests take", 2, true, func() { pass(requestTimeout + time.Second) }},
 		{"kill", 3, serves, func() { n.in.die(); n.in.bury() }},
-		{"kill at a point", 14, w.quiet() && n.on, func() { w.killAt(n) }},
+		{"kill at a point", 16, w.quiet() && n.on, func() { w.killAt(n) }},
 		{"stop", 2, serves, func() { n.in.stop() }},
 		{"restart in place", 4, serves, func() { n.in.replace() }},
 		{"start", 12, n.startable(), func() { n.start() }},
@@ -256,6 +256,8 @@ func (w *world) killAt(n *node) {
 			what = "restart"
 		case inPlace(p.Name()):
 			what = "restart in place"
+		case published(p):
+			what = draw(w, []string{"acquire", "restart"}, "what is published")
 		}
 	case !n.startable():
 		return
@@ -283,9 +285,29 @@ func (w *world) killAt(n *node) {
 		n.in.replace()
 	}
 	synctest.Wait()
+	if published(p) {
+		w.publish(n, nth)
+	}
 	if in := n.in; in != nil && in.dead.Load() {
 		in.bury()
 	}
+}
+
+// publishedLater is how long it takes at most until a lock is published.
+const publishedLater = 2 * time.Second
+
+// published says that a point is passed only by locks that are held for a while.
+func published(p *failpoint.Point) bool { return strings.HasPrefix(p.Name(), "cluster.publish.") }
+
+// publish lets time pass until locks that the node has are published, and now and
+// then gives one back in that moment.
+func (w *world) publish(n *node, nth int) {
+	if rapid.Bool().Draw(w.t, "released meanwhile") && n.in != nil && !n.in.dead.Load() {
+		pass(70 * time.Millisecond)
+		w.release(n)
+		pass(time.Duration(nth) * 10 * time.Millisecond)
+	}
+	pass(publishedLater)
 }
 
 // finish brings everything to its end; then nothing is left.

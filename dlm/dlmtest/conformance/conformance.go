@@ -95,6 +95,8 @@ func Run(t *testing.T, site Site) {
 		{"LVB", 1, testLVB},
 		{"LVBOfTheDead", 1, testLVBOfTheDead},
 		{"LVBEndsWithTheLastLock", 1, testLVBEndsWithTheLastLock},
+		{"UnlockLVB", 1, testUnlockLVB},
+		{"AdoptedWritesLVB", 1, testAdoptedWritesLVB},
 		{"DeathReleases", 1, testDeathReleases},
 		{"Orphans", 1, testOrphans},
 		{"OrphansOldestFirst", 1, testOrphansOldestFirst},

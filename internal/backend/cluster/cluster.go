@@ -5,6 +5,11 @@
 // else. Lockspaces of libvirt are part of the resource's name and need no
 // directory; all hosts use one lockspace of the DLM.
 //
+// The holder of an exclusive lock publishes its node, the owner's uuid and pid and
+// the time of the grant in the lock's value block, and a refusal on another host
+// says what it finds there. That is for people; no decision depends on it, and
+// nobody waits for it but who was refused, for 300 ms at most.
+//
 // A Backend joins that lockspace in the background and keeps trying: until it
 // has joined, and whenever it cannot be sure, it refuses. It may be used from
 // many goroutines.
@@ -49,6 +54,12 @@ type Options struct {
 	// Holders lists what is held on this host, to be named when only a reboot
 	// helps; nil means that nobody knows. It is called with nothing locked here.
 	Holders func() []locking.Holder
+	// Peers are asked who holds what was refused; nil means that there is nobody to
+	// ask, and refusals say what the holder has published.
+	Peers Peers
+	// NodeName is the name of a host by its number in the cluster, "" if it is not
+	// known; it returns at once. It may be nil.
+	NodeName func(node uint32) string
 }
 
 // Backend holds locks in one DLM lockspace.
@@ -65,6 +76,11 @@ type Backend struct {
 	last   LastClose // may be nil
 	asker  *asker
 	watch  *watch
+
+	publisher *publisher
+	peers     Peers // may be nil
+	nodeName  func(uint32) string
+	lookUps   chan struct{} // has a token for each look-up under way
 
 	mu        sync.Mutex // guards what follows
 	space     *dlm.Lockspace
@@ -98,6 +114,8 @@ func New(o Options) (*Backend, error) {
 	b.ctx, b.cancel = ctx, cancel
 	b.asker = &asker{client: b.controld, ctx: ctx, work: &b.work}
 	b.watch = newWatch(b.name, b.look, b.asker, o.Holders, b.log)
+	b.publisher = newPublisher(b)
+	b.peers, b.nodeName, b.lookUps = o.Peers, o.NodeName, make(chan struct{}, lookUps)
 	if b.goOn(o.Earlier) {
 		close(b.joined)
 		return b, nil
@@ -217,11 +235,17 @@ func (b *Backend) enter(space *dlm.Lockspace) {
 		b.log.Warn("the kernel does not say whether the DLM lockspace runs; when it does not, refusals take longer and name no reason", "dlm", b.name, "reason", err)
 	}
 	b.keepOpen(space)
+	node, err := dlm.NodeID(b.kernel)
+	if err != nil {
+		b.log.Warn("refusals on other hosts will not say that the lock is held on this one", "dlm", b.name, "reason", err)
+	}
+	b.publisher.enter(node)
 	b.asker.joined(b.name)
 	b.mu.Lock()
 	b.space, b.state, b.why = space, state, nil
 	b.mu.Unlock()
 	b.work.start(func() { b.watch.run(b.ctx) })
+	b.work.start(func() { b.publisher.run(b.ctx) })
 }
 
 // look asks the kernel whether it takes requests.
@@ -324,23 +348,19 @@ func ResourceName(ref locking.Ref) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// heldElsewhere is a refusal by the DLM. On this host the rules of package
-// locking refuse, so whoever has the lock is on another one.
-var heldElsewhere error = elsewhere{}
-
-type elsewhere struct{}
-
-func (elsewhere) Error() string        { return "held on another host of the cluster" }
-func (elsewhere) Is(target error) bool { return target == locking.ErrBusy }
-
 type handle struct {
 	b    *Backend
 	ref  locking.Ref
 	name string
-	lock *dlm.Lock // nil unless locked
+	mode locking.Mode // of lock
+	lock *dlm.Lock    // nil unless locked
 	// late is the lock that an earlier process asked for, if it is not known yet
 	// whether it got it.
 	late *dlm.Adoption
+
+	// Guarded by publisher.mu.
+	publication *publication // nil unless it is to be published
+	written     bool         // the lock's value block may have a record
 }
 
 func (h *handle) ID() string { return h.name }
@@ -351,14 +371,14 @@ func (h *handle) Lock(ctx context.Context, mode locking.Mode) error {
 	l, err := h.request(r, mode)
 	switch {
 	case errors.Is(err, dlm.ErrBusy):
-		return heldElsewhere
+		return &elsewhere{b: h.b, name: h.name, mode: mode}
 	case err != nil && r.ctx.Err() != nil && errors.As(r.why(), new(*stopped)):
 		// Whatever the request was doing, this is why it got no further.
 		return h.unavailable(r.why())
 	case err != nil:
 		return err
 	}
-	h.lock = l
+	h.lock, h.mode = l, mode
 	return nil
 }
 

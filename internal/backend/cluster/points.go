@@ -16,4 +16,6 @@ var (
 	afterHandover  = failpoint.New("cluster.handover.after")
 	beforeResume   = failpoint.New("cluster.resume.before")
 	afterResume    = failpoint.New("cluster.resume.after")
+	beforePublish  = failpoint.New("cluster.publish.before")
+	afterPublish   = failpoint.New("cluster.publish.after")
 )

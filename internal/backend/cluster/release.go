@@ -34,7 +34,7 @@ func (b *Backend) tryRelease(ctx context.Context, h *handle) error {
 	r := b.watch.begin(ctx, false)
 	defer r.end()
 	if running, _ := b.watch.runs(); running {
-		err := unlock(r.ctx, h.lock)
+		err := b.unlock(r.ctx, h)
 		if err == nil || r.ctx.Err() == nil {
 			return err
 		}
@@ -53,10 +53,23 @@ func (b *Backend) tryRelease(ctx context.Context, h *handle) error {
 		Err: fmt.Errorf("%w: %w", locking.ErrUnderway, why)}
 }
 
-func unlock(ctx context.Context, l *dlm.Lock) error {
+// unlock gives the lock to the kernel, once its publication has ended that is
+// under way. Whoever is granted the lock next finds no name of an earlier holder.
+func (b *Backend) unlock(ctx context.Context, h *handle) error {
+	written := b.publisher.withdraw(h)
+	if written {
+		if _, err := h.lock.Settle(ctx); err != nil && !errors.Is(err, dlm.ErrUnlocked) {
+			return err
+		}
+	}
 	beforeUnlock.Pass()
 	defer afterUnlock.Pass()
-	err := l.Unlock(ctx)
+	var err error
+	if written {
+		err = h.lock.UnlockLVB(ctx, dlm.LVB{})
+	} else {
+		err = h.lock.Unlock(ctx)
+	}
 	if errors.Is(err, dlm.ErrUnlocked) {
 		return nil
 	}
@@ -104,7 +117,7 @@ func (b *Backend) finishNow(h *handle) error {
 	for {
 		running, changed := b.watch.runs()
 		if running {
-			return unlock(b.ctx, h.lock)
+			return b.unlock(b.ctx, h)
 		}
 		select {
 		case <-changed:

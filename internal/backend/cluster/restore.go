@@ -34,7 +34,7 @@ func (b *Backend) Restore(ctx context.Context, held []locking.Held) []locking.Re
 	places := make([]int, 0, len(held))
 	for i, h := range held {
 		if l := b.takeHanded(h.ID, modeOf(h.Mode)); l != nil {
-			results[i].Handle = &handle{b: b, ref: h.Ref, name: h.ID, lock: l}
+			results[i].Handle = b.restored(h, l)
 			continue
 		}
 		adoptions = append(adoptions, dlm.Adoption{Name: h.ID, Mode: modeOf(h.Mode), Options: dlm.LockOptions{Persistent: true}})
@@ -64,9 +64,15 @@ func (b *Backend) Restore(ctx context.Context, held []locking.Held) []locking.Re
 			results[i].Err = a.Err
 			continue
 		}
-		results[i].Handle = &handle{b: b, ref: held[i].Ref, name: held[i].ID, lock: a.Lock}
+		results[i].Handle = b.restored(held[i], a.Lock)
 	}
 	return results
+}
+
+// restored is a handle of a lock that an earlier process took. It may have
+// published an exclusive one.
+func (b *Backend) restored(h locking.Held, l *dlm.Lock) *handle {
+	return &handle{b: b, ref: h.Ref, name: h.ID, mode: h.Mode, lock: l, written: h.Mode == locking.Exclusive}
 }
 
 // earlier is the lockspace that this host was a member of. Opening it needs
@@ -181,7 +187,7 @@ func (b *Backend) tryGiveBackLate(ctx context.Context, h *handle) error {
 			h.lock = a.Lock
 		}
 	}
-	return unlock(ctx, h.lock)
+	return b.unlock(ctx, h)
 }
 
 // awaitAnswers waits until all earlier requests for a resource have been answered.

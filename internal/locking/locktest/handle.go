@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
@@ -31,8 +32,40 @@ type handle struct {
 	busy atomic.Bool // a method is running
 
 	// Guarded by Backend.mu.
-	state state
-	mode  locking.Mode
+	state     state
+	mode      locking.Mode
+	described *Description
+}
+
+// Description is what a handle was told about whom it holds the lock for.
+type Description struct {
+	Owner locking.Owner
+	Since time.Time
+}
+
+// Describe implements locking.Describer.
+func (h *handle) Describe(o locking.Owner, since time.Time) {
+	defer h.enter("Describe")()
+	h.expect("Describe", stateLocked)
+	h.b.mu.Lock()
+	defer h.b.mu.Unlock()
+	if h.described != nil {
+		h.b.t.Errorf("a handle of %s is described twice", h.file.id)
+	}
+	h.described = &Description{o, since}
+}
+
+// Described is what the handles that hold locks were told, by ID.
+func (b *Backend) Described() map[string]Description {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	all := map[string]Description{}
+	for h := range b.handles {
+		if h.state == stateLocked && h.described != nil {
+			all[h.file.id] = *h.described
+		}
+	}
+	return all
 }
 
 // enter is the check that methods are not called at the same time.

@@ -1,0 +1,143 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	backend "github.com/vmlockd/vmlockd/internal/backend/cluster"
+	"github.com/vmlockd/vmlockd/internal/locking"
+)
+
+// What is measured of the records that say who holds a lock: what they cost those
+// who take locks, and what it costs to be told. This is the backend alone, in a
+// node, without the journal and the socket, which would hide a part of it.
+
+// refusedName is held on the other node.
+const refusedName = "/bench/refused"
+
+// beside is how many locks are taken, and so published, while pairs are measured.
+const beside = 100
+
+const (
+	whoPlain     = "backend, no records"
+	whoPublishes = "backend, records"
+)
+
+func records(ctx context.Context, s *series, rounds int, window time.Duration) (err error) {
+	b, err := backend.New(backend.Options{Lockspace: "vmlockd"})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.Close(ctx, false)) }()
+	r := &recordBench{b: b}
+	for _, clients := range []int{1, 8, 64} {
+		for _, others := range []int{0, beside} {
+			what := fmt.Sprintf("pairs/s of the backend alone, %d at a time", clients)
+			if others > 0 {
+				what += fmt.Sprintf(", while %d other locks are new", others)
+			}
+			progress("%s: %s", s.backend, what)
+			for range rounds {
+				for _, who := range []string{whoPlain, whoPublishes} {
+					perSecond, err := r.pairs(ctx, clients, others, who == whoPublishes, window)
+					if err != nil {
+						return err
+					}
+					row := s.add(what, who, "", perSecond)
+					if who == whoPublishes {
+						row.Goal = "0.9 x without"
+					}
+				}
+			}
+		}
+	}
+	progress("%s: refusals", s.backend)
+	for range rounds {
+		for _, told := range []bool{false, true} {
+			took, err := r.refusals(ctx, told, window)
+			if err != nil {
+				return err
+			}
+			who := "backend, not told who"
+			if told {
+				who = "backend, told who"
+			}
+			s.add("a refusal of what the other node has, median", who, "us", float64(took.Microseconds()))
+		}
+	}
+	return nil
+}
+
+type recordBench struct {
+	b     *backend.Backend
+	taken atomic.Int64
+}
+
+// take takes a lock that nobody has.
+func (r *recordBench) take(ctx context.Context, name string, described bool) (locking.Handle, error) {
+	h, err := r.b.Open(ctx, locking.Ref{Name: name}, false)
+	if err != nil {
+		return nil, err
+	}
+	if err := h.Lock(ctx, locking.Exclusive); err != nil {
+		h.Close()
+		return nil, err
+	}
+	if d, ok := h.(locking.Describer); ok && described {
+		d.Describe(ownerOf(1, 0), time.Now())
+	}
+	return h, nil
+}
+
+// pairs is how many locks a second are taken and given back.
+func (r *recordBench) pairs(ctx context.Context, clients, others int, described bool, window time.Duration) (float64, error) {
+	for range others {
+		h, err := r.take(ctx, fmt.Sprint("/bench/other", r.taken.Add(1)), described)
+		if err != nil {
+			return 0, err
+		}
+		defer func() { _ = h.Unlock(ctx) }()
+	}
+	var done atomic.Int64
+	errs := make([]error, clients)
+	begin := time.Now()
+	until := begin.Add(window)
+	var wg sync.WaitGroup
+	for i := range clients {
+		wg.Go(func() {
+			name := fmt.Sprint("/bench/pair", i)
+			for time.Now().Before(until) && errs[i] == nil {
+				h, err := r.take(ctx, name, described)
+				if err == nil {
+					err = h.Unlock(ctx)
+				}
+				errs[i] = err
+				done.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	return float64(done.Load()) / time.Since(begin).Seconds(), errors.Join(errs...)
+}
+
+// refusals is the median time of a refusal.
+func (r *recordBench) refusals(ctx context.Context, told bool, window time.Duration) (time.Duration, error) {
+	var list []float64
+	for until := time.Now().Add(window); time.Now().Before(until); {
+		begin := time.Now()
+		_, err := r.take(ctx, refusedName, false)
+		var f locking.HolderFinder
+		if !errors.Is(err, locking.ErrBusy) || !errors.As(err, &f) {
+			return 0, fmt.Errorf("what the other node holds: %w", err)
+		}
+		if told && len(f.FindHolders(ctx)) != 1 {
+			return 0, errors.New("the holder on the other node is not named")
+		}
+		list = append(list, float64(time.Since(begin)))
+	}
+	return time.Duration(median(list)), nil
+}
