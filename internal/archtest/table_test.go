@@ -57,7 +57,7 @@ var rooms = []room{
 
 	// The one place that knows all parts.
 	{place: "internal/daemon", ours: []string{
-		"internal/adminprogram", "internal/backend/cluster", "internal/backend/local", "internal/config",
+		"internal/adminprogram", "internal/audit", "internal/backend/cluster", "internal/backend/local", "internal/config",
 		"internal/control", "internal/failpoint", "internal/guard", "internal/holder", "internal/identity", "internal/journal", "internal/locking",
 		"internal/lockprogram", "internal/logs", "internal/metrics", "internal/owner", "internal/peers",
 		"internal/rpc", "corosync", "dlm", "dlm/controld",
@@ -80,6 +80,7 @@ var rooms = []room{
 	{place: "internal/holder", ours: []string{"internal/failpoint"}, theirs: []string{xsys}},
 	{place: "internal/peers", ours: []string{"corosync"}},
 	{place: "internal/identity", theirs: []string{xsys}},
+	{place: "internal/audit"},
 	{place: "internal/config", theirs: []string{toml}},
 	{place: "internal/logs", theirs: []string{systemd}},
 
