@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -41,8 +42,8 @@ func Main() {
 func becomeHolder() error {
 	// systemd passes listeners without close-on-exec, and so does a daemon that
 	// is just about to execute its new version.
-	if err := unix.CloseRange(listenerFD+1, ^uint(0), 0); err != nil {
-		return fmt.Errorf("close_range: %w", err)
+	if err := closeInherited(listenerFD + 1); err != nil {
+		return fmt.Errorf("close what was inherited: %w", err)
 	}
 	listening, err := unix.GetsockoptInt(listenerFD, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
 	if err != nil || listening != 1 {
@@ -64,6 +65,39 @@ func becomeHolder() error {
 	handleSignals(s)
 	debug.FreeOSMemory() // what the start of the program needed and the holder does not
 	return s.serve()
+}
+
+// closeInherited closes all descriptors from a number on that came through
+// execve, which are those that are not close-on-exec. What has the flag is the Go
+// runtime's: its poller, if a package has opened a file before main.
+func closeInherited(from int) error {
+	dir, err := unix.Open("/proc/self/fd", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dir)
+	var names []string
+	buf := make([]byte, 8192)
+	for {
+		n, err := unix.Getdents(dir, buf)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			break
+		}
+		_, _, names = unix.ParseDirent(buf[:n], -1, names)
+	}
+	for _, name := range names {
+		fd, err := strconv.Atoi(name)
+		if err != nil || fd < from {
+			continue
+		}
+		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil && flags&unix.FD_CLOEXEC == 0 {
+			_ = unix.Close(fd)
+		}
+	}
+	return nil
 }
 
 // writeProc writes without package os, which would start the runtime's poller.
