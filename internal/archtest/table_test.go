@@ -82,6 +82,7 @@ var rooms = []room{
 	{place: "internal/identity", theirs: []string{xsys}},
 	{place: "internal/audit"},
 	{place: "internal/config", theirs: []string{toml}},
+	{place: "internal/logs/logstest", forTests: true},
 	{place: "internal/logs", theirs: []string{systemd}},
 
 	// The rules: pure, no system calls.

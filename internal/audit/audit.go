@@ -147,16 +147,10 @@ func (l *Log) Record(ctx context.Context, a Action) error {
 	return l.explained(err)
 }
 
-// Check says why a record could not be written now, or nil. It makes the file
-// and its directory.
+// Check says why a record could not be written now, as far as that can be known
+// without writing one, or nil. It makes and changes nothing.
 func (l *Log) Check(ctx context.Context) error {
-	return l.explained(l.do(ctx, func() error {
-		f, err := l.open()
-		if err == nil {
-			err = f.Close()
-		}
-		return err
-	}))
+	return l.explained(l.do(ctx, l.check))
 }
 
 func (l *Log) explained(err error) error {

@@ -267,12 +267,21 @@ func TestPlaces(t *testing.T) {
 			t.Errorf("%s, checked: %v", name, err)
 		}
 	}
-	l := New(filepath.Join(dir, "new", "audit.log"))
+	l := New(filepath.Join(dir, "new", "deep", "audit.log"))
 	if err := l.Check(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if list := lines(t, l.Path()); len(list) != 0 {
-		t.Errorf("a check has written %v", list)
+	if _, err := os.Stat(filepath.Join(dir, "new")); err == nil {
+		t.Error("a check has made a directory")
+	}
+	if err := l.Record(t.Context(), sample()); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Check(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if list := lines(t, l.Path()); len(list) != 1 {
+		t.Errorf("a check has written: %v", list)
 	}
 }
 

@@ -76,10 +76,11 @@ func (l *Log) open() (*os.File, error) {
 	return nil, errors.New("the file was renamed again and again while it was opened")
 }
 
+// Without O_NOFOLLOW a link could make this overwrite something else; without
+// O_NONBLOCK a FIFO would hang.
+const flags = os.O_RDWR | os.O_APPEND | syscall.O_NOFOLLOW | syscall.O_NONBLOCK
+
 func (l *Log) openOnce() (*os.File, error) {
-	// Without O_NOFOLLOW a link could make this overwrite something else; without
-	// O_NONBLOCK a FIFO would hang.
-	const flags = os.O_RDWR | os.O_APPEND | syscall.O_NOFOLLOW | syscall.O_NONBLOCK
 	f, err := os.OpenFile(l.path, flags, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err := os.MkdirAll(filepath.Dir(l.path), 0o700); err != nil {
@@ -93,6 +94,11 @@ func (l *Log) openOnce() (*os.File, error) {
 			}
 		}
 	}
+	return regular(f, err)
+}
+
+// regular gives back what was opened if it can be an audit log.
+func regular(f *os.File, err error) (*os.File, error) {
 	if errors.Is(err, syscall.ELOOP) || errors.Is(err, syscall.EISDIR) || errors.Is(err, syscall.ENXIO) {
 		return nil, fmt.Errorf("%w (%w)", ErrPlace, err)
 	}
@@ -108,6 +114,36 @@ func (l *Log) openOnce() (*os.File, error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+// check opens the file if it exists, and otherwise looks whether it could be made.
+func (l *Log) check() error {
+	f, err := os.OpenFile(l.path, flags, 0)
+	if !errors.Is(err, fs.ErrNotExist) {
+		if f, err = regular(f, err); err == nil {
+			err = f.Close()
+		}
+		return err
+	}
+	dir := filepath.Dir(l.path)
+	for {
+		st, err := os.Stat(dir)
+		if err == nil && !st.IsDir() {
+			return &fs.PathError{Op: "mkdir", Path: dir, Err: syscall.ENOTDIR}
+		}
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		dir = filepath.Dir(dir)
+	}
+	const writable = 2 // W_OK of access(2)
+	if err := syscall.Access(dir, writable); err != nil {
+		return &fs.PathError{Op: "access", Path: dir, Err: err}
+	}
+	return nil
 }
 
 // syncDir makes the name of a new file outlive a crash.

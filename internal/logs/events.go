@@ -42,6 +42,8 @@ var Events = []Event{
 	{"locks-restored", "9a2b8ab391325e25c0d70ac76d13360f"},
 	{"journal-damaged", "10615b5df4e5767276f02d1b924b5470"},
 	{"restart-refused", "97bff9d062fd0df3623241f6aed902de"},
+	{"audit-unwritable", "80c6f5d67a78394fe8a6029d9711d751"},
+	{"metrics-unreachable", "bba414c77cf06fc6fe443e675b112046"},
 }
 
 var idOf = func() map[string]string {
