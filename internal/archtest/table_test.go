@@ -57,7 +57,7 @@ var rooms = []room{
 
 	// The one place that knows all parts.
 	{place: "internal/daemon", ours: []string{
-		"internal/adminprogram", "internal/backend/cluster", "internal/backend/local", "internal/closer", "internal/config",
+		"internal/adminprogram", "internal/audit", "internal/backend/cluster", "internal/backend/local", "internal/closer", "internal/config",
 		"internal/control", "internal/failpoint", "internal/guard", "internal/holder", "internal/identity", "internal/journal", "internal/locking",
 		"internal/lockprogram", "internal/logs", "internal/metrics", "internal/owner", "internal/peers",
 		"internal/rpc", "corosync", "dlm", "dlm/controld",
@@ -77,11 +77,13 @@ var rooms = []room{
 	{place: "internal/guard", ours: []string{"internal/owner", "internal/locking"}, theirs: []string{xsys}},
 	{place: "internal/owner", ours: []string{"internal/locking"}, theirs: []string{xsys}},
 	{place: "internal/journal", ours: []string{"internal/locking", "internal/failpoint"}, theirs: []string{bbolt, xsys}},
-	{place: "internal/holder", ours: []string{"internal/failpoint"}, theirs: []string{xsys}},
-	{place: "internal/closer", ours: []string{"dlm"}, theirs: []string{xsys}},
+	{place: "internal/holder", ours: []string{"internal/failpoint", "internal/inherited"}, theirs: []string{xsys}},
+	{place: "internal/closer", ours: []string{"internal/inherited", "dlm"}, theirs: []string{xsys}},
 	{place: "internal/peers", ours: []string{"corosync"}},
 	{place: "internal/identity", theirs: []string{xsys}},
+	{place: "internal/audit"},
 	{place: "internal/config", theirs: []string{toml}},
+	{place: "internal/logs/logstest", forTests: true},
 	{place: "internal/logs", theirs: []string{systemd}},
 
 	// The rules: pure, no system calls.
@@ -89,6 +91,7 @@ var rooms = []room{
 	{place: "internal/locking"},
 
 	// Libraries for everybody.
+	{place: "internal/inherited", theirs: []string{xsys}},
 	{place: "internal/failpoint", theirs: []string{xsys}},
 	{place: "dlm/dlmtest/...", ours: []string{"dlm", "dlm/internal/abi", "dlm/dlmtest/..."}, forTests: true},
 	{place: "dlm", ours: []string{"dlm/internal/abi"}, theirs: []string{xsys}},

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmlockd/vmlockd/dlm"
+	"github.com/vmlockd/vmlockd/internal/inherited"
 )
 
 // argument makes this binary a closer.
@@ -29,8 +30,8 @@ func Main() {
 }
 
 func become(lockspace string) error {
-	if err := unix.CloseRange(afterLast, ^uint(0), 0); err != nil {
-		return fmt.Errorf("close_range: %w", err)
+	if err := inherited.Close(afterLast); err != nil {
+		return fmt.Errorf("close what was inherited: %w", err)
 	}
 	for fd := lockFD; fd < afterLast; fd++ {
 		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, unix.FD_CLOEXEC); err != nil {

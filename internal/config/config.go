@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -31,8 +32,10 @@ type Config struct {
 	RunDir         string   `toml:"run_dir"`         // absolute path of the directory for what must survive the daemon, on a tmpfs
 	RequestTimeout Duration `toml:"request_timeout"` // 100 ms to 5 min: longest time until a request is answered
 	MaxClients     int      `toml:"max_clients"`     // 1 to 1,000,000 open connections
+	AuditLog       string   `toml:"audit_log"`       // absolute path of the file with what operators forced
 	Cluster        Cluster  `toml:"cluster"`
 	Log            Log      `toml:"log"`
+	Metrics        Metrics  `toml:"metrics"`
 }
 
 // Cluster is the table [cluster].
@@ -44,6 +47,13 @@ type Cluster struct {
 type Log struct {
 	Level  string `toml:"level"`  // debug, info, warning or error
 	Format string `toml:"format"` // auto, text, json or journal
+}
+
+// Metrics is the table [metrics].
+type Metrics struct {
+	// Listen is a loopback address and port at which everybody on this host may
+	// read the metrics; empty for none.
+	Listen string `toml:"listen"`
 }
 
 // Duration is a time span, written like "10s" or "1m30s".
@@ -71,6 +81,7 @@ func Default() Config {
 		RunDir:         filepath.Join(runtimeDir(os.Geteuid(), os.Getenv), "vmlockd"),
 		RequestTimeout: Duration(10 * time.Second),
 		MaxClients:     4096,
+		AuditLog:       filepath.Join(logDir(os.Geteuid(), os.Getenv), "vmlockd", "audit.log"),
 		Cluster:        Cluster{Lockspace: "vmlockd"},
 		Log:            Log{Level: "info", Format: "auto"},
 	}
@@ -84,6 +95,18 @@ func runtimeDir(uid int, getenv func(string) string) string {
 		return run
 	}
 	return filepath.Join(getenv("HOME"), ".cache")
+}
+
+// logDir is where logs go that must outlive the boot: for a user who is not
+// root, where the XDG Base Directory Specification has them.
+func logDir(euid int, getenv func(string) string) string {
+	if euid == 0 {
+		return "/var/log"
+	}
+	if dir := getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
+		return dir
+	}
+	return filepath.Join(getenv("HOME"), ".local", "state")
 }
 
 // Load reads path. With optional, a file that does not exist is an empty one.
@@ -145,6 +168,12 @@ func (c *Config) problems() (list []problem) {
 	if !filepath.IsAbs(c.RunDir) || strings.ContainsRune(c.RunDir, 0) {
 		add("run_dir", "%q is not an absolute path: begin it with /", c.RunDir)
 	}
+	if !filepath.IsAbs(c.AuditLog) || strings.ContainsRune(c.AuditLog, 0) {
+		add("audit_log", "%q is not an absolute path: begin it with /", c.AuditLog)
+	}
+	if what := listenProblem(c.Metrics.Listen); what != "" {
+		add("metrics.listen", "%q %s", c.Metrics.Listen, what)
+	}
 	if d := time.Duration(c.RequestTimeout); d < minTimeout || d > maxTimeout {
 		add("request_timeout", "%v is out of range: use %v to %v", d, minTimeout, maxTimeout)
 	}
@@ -167,6 +196,24 @@ const (
 	// The name becomes part of device and sysfs names.
 	lockspaceChars = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_"
 )
+
+// listenProblem is what is wrong with an address for metrics, or "".
+func listenProblem(listen string) string {
+	if listen == "" {
+		return ""
+	}
+	const example = `write "127.0.0.1:9185" or "[::1]:9185"`
+	at, err := netip.ParseAddrPort(listen)
+	switch {
+	case err != nil:
+		return "is no address with a port: " + example
+	case !at.Addr().Unmap().IsLoopback():
+		return "can be reached from other hosts, where nobody would be asked who he is: " + example + ", and let an agent on this host pass the metrics on"
+	case at.Port() == 0:
+		return "has no port that others could know: " + example
+	}
+	return ""
+}
 
 func quoted(list []string) string {
 	q := make([]string, len(list))

@@ -30,6 +30,13 @@ func TestMistakes(t *testing.T) {
 		{"run_dir", "run_dir = \"run\"\n", []string{"f.toml:1: run_dir", "absolute path"}},
 		{"lockspace", "[cluster]\nlockspace = \"a b\"\n", []string{"f.toml:2: cluster.lockspace"}},
 		{"level", "[log]\nlevel = \"loud\"\n", []string{"f.toml:2: log.level"}},
+		{"audit_log", "audit_log = \"audit.log\"\n", []string{"f.toml:1: audit_log", "absolute path"}},
+		{"metrics for everybody", "[metrics]\nlisten = \"0.0.0.0:9185\"\n", []string{"f.toml:2: metrics.listen", "other hosts", "127.0.0.1:9185"}},
+		{"metrics on a network", "metrics.listen = \"192.0.2.1:9185\"\n", []string{"f.toml:1: metrics.listen", "other hosts"}},
+		{"metrics on a name", "metrics.listen = \"localhost:9185\"\n", []string{"f.toml:1: metrics.listen", "no address", "127.0.0.1:9185"}},
+		{"metrics without a port", "metrics.listen = \"127.0.0.1\"\n", []string{"f.toml:1: metrics.listen", "no address"}},
+		{"metrics on any port", "metrics.listen = \"[::1]:0\"\n", []string{"f.toml:1: metrics.listen", "no port"}},
+		{"metrics on every address", "metrics.listen = \":9185\"\n", []string{"f.toml:1: metrics.listen", "no address"}},
 		{"syntax", "backend = \n", []string{"f.toml:1"}},
 		{"twice", "backend = \"local\"\nbackend = \"local\"\n", []string{"f.toml:2", "backend"}},
 		{"two mistakes", "max_clients = 0\nsockets = 1\n", []string{"f.toml:1: max_clients", "f.toml:2: sockets"}},
@@ -60,6 +67,9 @@ socket = "/run/x"
 run_dir = "/run/y"
 request_timeout = "3s"
 max_clients = 1024
+audit_log = "/a"
+[metrics]
+listen = "[::1]:9185"
 [cluster]
 lockspace = "vms"
 [log]
@@ -70,6 +80,7 @@ format = "json"
 		t.Fatal(err)
 	}
 	want := Config{Backend: BackendCluster, Socket: "/run/x", RunDir: "/run/y", RequestTimeout: Duration(3 * time.Second), MaxClients: 1024,
+		AuditLog: "/a", Metrics: Metrics{Listen: "[::1]:9185"},
 		Cluster: Cluster{Lockspace: "vms"}, Log: Log{Level: "debug", Format: "json"}}
 	if c != want {
 		t.Fatalf("got %+v\nwant %+v", c, want)
@@ -101,6 +112,21 @@ func TestRuntimeDir(t *testing.T) {
 	}
 	env["XDG_RUNTIME_DIR"] = "/run/user/1000"
 	if s := runtimeDir(1000, get); s != "/run/user/1000" {
+		t.Error(s)
+	}
+}
+
+func TestLogDir(t *testing.T) {
+	env := map[string]string{"HOME": "/home/a"}
+	get := func(k string) string { return env[k] }
+	if s := logDir(0, get); s != "/var/log" {
+		t.Error(s)
+	}
+	if s := logDir(1000, get); s != "/home/a/.local/state" {
+		t.Error(s)
+	}
+	env["XDG_STATE_HOME"] = "/s"
+	if s := logDir(1000, get); s != "/s" {
 		t.Error(s)
 	}
 }

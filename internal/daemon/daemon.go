@@ -29,8 +29,9 @@ const TakeOverFlag = "can-take-over"
 
 // Program is how this process was started, for a restart in place.
 type Program struct {
-	Path string   // of the executable file, where an upgrade puts the new one
-	Args []string // os.Args
+	Path    string   // of the executable file, where an upgrade puts the new one
+	Args    []string // os.Args
+	Version string
 	// Config reads the configuration again.
 	Config func() (config.Config, error)
 	// StopAgain delivers signals that come after the context of Run has ended: the
@@ -70,11 +71,11 @@ func Run(ctx context.Context, p Program, c config.Config, log *slog.Logger) erro
 		return err
 	}
 	for {
-		i, err := start(c, log, from)
+		i, err := start(c, p.Version, log, from)
 		if err != nil {
 			return err
 		}
-		log.Info("vmlockd is ready", "backend", c.Backend, "socket", c.Socket, "pid", os.Getpid(), "restarted", from != nil)
+		log.Info("vmlockd is ready", "event", "daemon-ready", "backend", c.Backend, "socket", c.Socket, "pid", os.Getpid(), "restarted", from != nil)
 		notify(log, sd.SdNotifyReady)
 		version, err := i.serveUntil(ctx, p, restart)
 		if version == 0 {
@@ -83,7 +84,7 @@ func Run(ctx context.Context, p Program, c config.Config, log *slog.Logger) erro
 			stopped := i.endOnSignal(p.StopAgain)
 			i.stop()
 			stopped()
-			log.Info("vmlockd has stopped")
+			log.Info("vmlockd has stopped", "event", "daemon-stopped")
 			return err
 		}
 		notify(log, "RELOADING=1\nMONOTONIC_USEC="+strconv.FormatInt(monotonic().Microseconds(), 10))
@@ -106,11 +107,11 @@ func (i *instance) serveUntil(ctx context.Context, p Program, restart <-chan os.
 		}
 		version, err := p.check(ctx)
 		if err != nil {
-			i.log.Error("restart refused: the program would not start, this one goes on", "reason", err)
+			i.log.Error("restart refused: the program would not start, this one goes on", "event", "restart-refused", "reason", err)
 			continue
 		}
 		if err := i.backend.Replaceable(); err != nil {
-			i.log.Error("restart refused, try again later: until the kernel has answered this process cannot be replaced", "reason", err)
+			i.log.Error("restart refused, try again later: until the kernel has answered this process cannot be replaced", "event", "restart-refused", "reason", err)
 			continue
 		}
 		return version, nil

@@ -5,17 +5,19 @@ import (
 	"log/slog"
 
 	"github.com/vmlockd/vmlockd/internal/locking"
+	"github.com/vmlockd/vmlockd/internal/logs"
 )
 
 // logEvents writes one line for each thing that happens to a lock.
 func logEvents(log *slog.Logger) func(locking.Event) {
 	return func(e locking.Event) {
-		level, message := describe(e.Kind)
+		level, event, message := describe(e.Kind)
 		ctx := context.Background()
 		if !log.Enabled(ctx, level) {
 			return
 		}
-		attrs := make([]slog.Attr, 0, 10)
+		attrs := make([]slog.Attr, 0, 12)
+		attrs = append(attrs, slog.String(logs.EventKey, event))
 		if e.Ref != (locking.Ref{}) {
 			attrs = append(attrs,
 				slog.String("lockspace", e.Ref.Lockspace),
@@ -28,6 +30,12 @@ func logEvents(log *slog.Logger) func(locking.Event) {
 			slog.Int("pid", int(e.Owner.PID)))
 		if e.Err != nil {
 			attrs = append(attrs, slog.String("reason", e.Err.Error()))
+			if cause := locking.Cause(e.Err); cause != "" {
+				attrs = append(attrs, slog.String("cause", cause))
+			}
+		}
+		if e.Locks > 0 {
+			attrs = append(attrs, slog.Int("locks", e.Locks))
 		}
 		if e.Held > 0 {
 			attrs = append(attrs, slog.Duration("held", e.Held))
@@ -39,33 +47,38 @@ func logEvents(log *slog.Logger) func(locking.Event) {
 	}
 }
 
-func describe(k locking.EventKind) (slog.Level, string) {
+// describe gives the event of logs.Events and a sentence for a kind.
+func describe(k locking.EventKind) (level slog.Level, event, message string) {
 	switch k {
 	case locking.Granted:
-		return slog.LevelInfo, "lock granted"
+		return slog.LevelInfo, "lock-granted", "lock granted"
 	case locking.Refused:
-		return slog.LevelWarn, "lock refused"
+		return slog.LevelWarn, "lock-refused", "lock refused"
 	case locking.Released:
-		return slog.LevelInfo, "lock released"
+		return slog.LevelInfo, "lock-released", "lock released"
 	case locking.ReleasedGone:
-		return slog.LevelInfo, "lock released, its owner has ended"
+		return slog.LevelInfo, "lock-released-gone", "lock released, its owner has ended"
 	case locking.ReleaseFailed:
-		return slog.LevelError, "lock could not be released and stays held"
+		return slog.LevelError, "lock-release-failed", "lock could not be released and stays held"
 	case locking.OwnerEnding:
-		return slog.LevelWarn, "owner closed its connection while it holds locks: ending it"
+		return slog.LevelWarn, "owner-ending", "owner closed its connection while it holds locks: ending it"
 	case locking.OwnerEndFailed:
-		return slog.LevelError, "owner could not be ended: it keeps its locks"
+		return slog.LevelError, "owner-end-failed", "owner could not be ended: it keeps its locks"
 	case locking.OwnerUnverified:
-		return slog.LevelWarn, "owner registered with a pid that no process has: only a release ends its locks"
+		return slog.LevelWarn, "owner-unverified", "owner registered with a pid that no process has: only a release ends its locks"
+	case locking.OwnerGone:
+		return slog.LevelInfo, "owner-gone", "owner has ended: its locks are released"
+	case locking.Forced:
+		return slog.LevelWarn, "lock-forced", "lock released by force"
 	case locking.TakenBack:
 		// One line says how many there were: a line for each would delay the first
 		// answer, and use up what the journal takes of a service in a while
 		// (RateLimitBurst= of journald.conf, 10,000 lines).
-		return slog.LevelDebug, "lock taken back after a restart"
+		return slog.LevelDebug, "lock-taken-back", "lock taken back after a restart"
 	case locking.ReleasedUntold:
-		return slog.LevelInfo, "lock released that was being taken or given back when the daemon ended"
+		return slog.LevelInfo, "lock-released-untold", "lock released that was being taken or given back when the daemon ended"
 	case locking.Lost:
-		return slog.LevelError, "lock could not be taken back after a restart: end this virtual machine; nobody gets the disk before"
+		return slog.LevelError, "lock-lost", "lock could not be taken back after a restart: end this virtual machine; nobody gets the disk before"
 	}
-	return slog.LevelError, "unknown event"
+	return slog.LevelError, "", "unknown event"
 }

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/vmlockd/vmlockd/internal/audit"
 	"github.com/vmlockd/vmlockd/internal/backend/cluster"
 	"github.com/vmlockd/vmlockd/internal/backend/local"
 	"github.com/vmlockd/vmlockd/internal/closer"
@@ -21,6 +22,7 @@ import (
 	"github.com/vmlockd/vmlockd/internal/journal"
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/lockprogram"
+	"github.com/vmlockd/vmlockd/internal/metrics"
 	"github.com/vmlockd/vmlockd/internal/owner"
 	"github.com/vmlockd/vmlockd/internal/rpc"
 )
@@ -74,6 +76,11 @@ type instance struct {
 	backend  backend
 	journal  *journal.Journal
 	locks    *locking.Manager
+	version  string
+	metrics  *metrics.Metrics
+	starts   metrics.Starts
+	hide     context.CancelFunc // ends showing metrics on loopback
+	audit    *audit.Log
 	table    atomic.Pointer[locking.Manager] // locks, for parts that were made before it
 	server   *rpc.Server
 	listener *net.UnixListener
@@ -85,8 +92,8 @@ type instance struct {
 
 // start brings up everything, with the connections of an earlier instance if
 // there was one. When it returns requests are served.
-func start(c config.Config, log *slog.Logger, from *state) (i *instance, err error) {
-	i = &instance{log: log, cfg: c, failed: make(chan error, 1)}
+func start(c config.Config, version string, log *slog.Logger, from *state) (i *instance, err error) {
+	i = &instance{log: log, cfg: c, version: version, failed: make(chan error, 1)}
 	defer func() {
 		if err != nil {
 			i.abandon()
@@ -105,10 +112,11 @@ func start(c config.Config, log *slog.Logger, from *state) (i *instance, err err
 	if err != nil {
 		return i, err
 	}
+	i.makeMetrics()
 	i.locks = locking.New(locking.Options{
 		Backend:        i.backend,
 		Processes:      owner.Processes{},
-		Observe:        logEvents(log),
+		Observe:        i.counted(logEvents(log)),
 		RequestTimeout: time.Duration(c.RequestTimeout),
 		AnyLockspace:   c.Backend == config.BackendCluster,
 		Journal:        i.journal,
@@ -128,6 +136,8 @@ func start(c config.Config, log *slog.Logger, from *state) (i *instance, err err
 		log.Warn("not every connection could be kept across the restart", "reason", err)
 	}
 	i.serving.Go(func() { i.failed <- i.server.Serve(context.Background(), i.listener) })
+	i.showMetrics(from != nil)
+	i.openAudit()
 	entries := len(found.Entries)
 	found = journal.Recovered{} // which is then garbage
 	i.serving.Go(func() { tidy(entries) })
@@ -248,7 +258,7 @@ func (i *instance) openJournal() (journal.Recovered, error) {
 		if b, ok := i.backend.(keptFiles); ok {
 			b.Distrust()
 		}
-		i.log.Error("the journal was damaged; what it may have said stays locked until the virtual machine that has it ends, or until this host is rebooted", "damage", d)
+		i.log.Error("the journal was damaged; what it may have said stays locked until the virtual machine that has it ends, or until this host is rebooted", "event", "journal-damaged", "damage", d)
 	}
 	return found, nil
 }
@@ -264,7 +274,7 @@ func (i *instance) takeBack(found journal.Recovered) {
 	defer debug.SetGCPercent(debug.SetGCPercent(restoreGC))
 	i.locks.Restore(ctx, i.backend, found.Entries, found.Lockspaces, doubt)
 	if n := len(found.Entries); n > 0 {
-		i.log.Info("locks from before the restart were taken back", "entries", n, "took", time.Since(begin))
+		i.log.Info("locks from before the restart were taken back", "event", "locks-restored", "entries", n, "took", time.Since(begin))
 	}
 	// What a damaged journal may have explained stays locked.
 	if b, ok := i.backend.(keptFiles); ok && !doubt {
@@ -285,11 +295,13 @@ func (i *instance) abandon() {
 
 // stop ends the instance for good. Locks that are held stay held.
 func (i *instance) stop() {
+	i.hide()
 	i.within("the connections", i.server.Shutdown)
 	i.serving.Wait()
+	i.noteStop()
 	held := i.locks.Holders()
 	if len(held) > 0 {
-		i.log.Warn("stopping while locks are held: they stay held, nobody else can use these disks, and vmlockd takes the locks back when it is started again", "locks", len(held))
+		i.log.Warn("stopping while locks are held: they stay held, nobody else can use these disks, and vmlockd takes the locks back when it is started again", "event", "stopped-holding", "locks", len(held))
 	}
 	// With a damaged journal there may be locks that nobody here knows of, and
 	// leaving the lockspace would end them.
@@ -337,6 +349,7 @@ func (i *instance) handOver(version int) (*state, error) {
 	if err != nil {
 		return nil, err
 	}
+	i.hide()
 	i.listener.SetUnlinkOnClose(false)
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()

@@ -33,7 +33,7 @@ func TestHolderAtItsLimit(t *testing.T) {
 		t.Errorf("the holder did not raise its limit: %+v", l)
 	}
 	const room = 40
-	l.Cur = uint64(count(t, pid) + room)
+	l.Cur = uint64(len(descriptors(t, pid)) + room)
 	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &l, nil); err != nil {
 		t.Fatal(err)
 	}

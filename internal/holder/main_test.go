@@ -133,11 +133,29 @@ func temp(t testing.TB) int {
 // count is how many descriptors a process has.
 func count(t testing.TB, pid int) int {
 	t.Helper()
+	return len(descriptors(t, pid)) - ofRuntime(t, pid)
+}
+
+func descriptors(t testing.TB, pid int) []os.DirEntry {
+	t.Helper()
 	list, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return len(list)
+	return list
+}
+
+// ofRuntime counts the descriptors that the Go runtime has opened for itself: its
+// poller, and the CPU limits of its control group.
+func ofRuntime(t testing.TB, pid int) (n int) {
+	t.Helper()
+	for _, d := range descriptors(t, pid) {
+		to, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, d.Name()))
+		if strings.HasPrefix(to, "/sys/fs/cgroup/") || to == "anon_inode:[eventpoll]" || to == "anon_inode:[eventfd]" {
+			n++
+		}
+	}
+	return n
 }
 
 // refers counts the descriptors of a process that lead to the file of fd.

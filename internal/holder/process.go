@@ -8,6 +8,8 @@ import (
 	"runtime/debug"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vmlockd/vmlockd/internal/inherited"
 )
 
 // argument makes this binary a holder.
@@ -41,8 +43,8 @@ func Main() {
 func becomeHolder() error {
 	// systemd passes listeners without close-on-exec, and so does a daemon that
 	// is just about to execute its new version.
-	if err := unix.CloseRange(listenerFD+1, ^uint(0), 0); err != nil {
-		return fmt.Errorf("close_range: %w", err)
+	if err := inherited.Close(listenerFD + 1); err != nil {
+		return fmt.Errorf("close what was inherited: %w", err)
 	}
 	listening, err := unix.GetsockoptInt(listenerFD, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
 	if err != nil || listening != 1 {

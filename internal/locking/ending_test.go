@@ -25,7 +25,7 @@ func TestDisconnectedEndsTheOwnerAndThenReleases(t *testing.T) {
 		p.Kill()
 		settle()
 		w.acquire(other, disk("a"), locking.Exclusive)
-		w.toldIs(locking.OwnerEnding, locking.Granted, locking.Refused, locking.ReleasedGone, locking.Granted)
+		w.toldIs(locking.OwnerEnding, locking.Granted, locking.Refused, locking.OwnerGone, locking.ReleasedGone, locking.Granted)
 	})
 }
 
@@ -64,7 +64,7 @@ func TestDisconnectedTwiceEndsOnce(t *testing.T) {
 		settle()
 		two.Disconnected()
 		settle()
-		w.toldIs(locking.ReleasedGone)
+		w.toldIs(locking.OwnerGone, locking.ReleasedGone)
 	})
 }
 
@@ -85,7 +85,7 @@ func TestOwnerThatDoesNotEnd(t *testing.T) {
 		w.toldIs(locking.OwnerEnding)
 		p.Kill()
 		settle()
-		w.toldIs(locking.ReleasedGone)
+		w.toldIs(locking.OwnerGone, locking.ReleasedGone)
 		g.Close()
 		settle()
 		w.empty()
@@ -133,7 +133,7 @@ func TestNoFalseAlarmWhenTheOwnerEnds(t *testing.T) {
 		g.Disconnected()
 		g.Close()
 		settle()
-		w.toldIs(locking.Granted, locking.OwnerEnding, locking.ReleasedGone)
+		w.toldIs(locking.Granted, locking.OwnerEnding, locking.OwnerGone, locking.ReleasedGone)
 		w.empty()
 	})
 }

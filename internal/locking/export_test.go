@@ -34,6 +34,7 @@ func (m *Manager) AddLockspaces(n int) {
 	for i := range n {
 		m.lockspaces[fmt.Sprint("/filler/", i)] = struct{}{}
 	}
+	m.counts.lockspaces.Store(int64(len(m.lockspaces)))
 }
 
 // Departed counts the pids that are remembered.
@@ -48,6 +49,7 @@ func (m *Manager) Check() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	names := map[Ref]*resource{}
+	count, holders := Counts{Lockspaces: len(m.lockspaces)}, map[*owner]bool{}
 	for id, r := range m.resources {
 		if r.id != id {
 			return fmt.Errorf("resource %q is filed under %q", r.id, id)
@@ -63,10 +65,23 @@ func (m *Manager) Check() error {
 		}
 		for _, h := range r.holds {
 			names[h.ref] = r
+			holders[h.owner] = true
+			if r.mode == Shared {
+				count.Shared++
+			} else {
+				count.Exclusive++
+			}
+			if r.lost != nil {
+				count.Lost++
+			}
 			if h.owner.holds[h] != r {
 				return fmt.Errorf("an owner of %q, pid %d, does not know of it", id, h.owner.pid)
 			}
 		}
+	}
+	count.Owners = len(holders)
+	if got := m.Counts(); got != count {
+		return fmt.Errorf("counted %+v, and there are %+v", got, count)
 	}
 	for ref, r := range m.byRef {
 		if names[ref] != r {

@@ -63,10 +63,12 @@ func entryOf(state EntryState, id string, h *hold, mode Mode, autocreate bool) E
 	return e
 }
 
+var errJournal = withCause("journal", "the lock daemon's journal cannot be written")
+
 // noted makes the error of a grant that the journal did not take: what the next
 // process would not know of must not be granted.
 func noted(ref Ref, err error) error {
-	return &Error{Kind: KindUnavailable, Op: "acquire", Ref: ref, Err: errors.Join(errors.New("the lock daemon's journal cannot be written"), err)}
+	return &Error{Kind: KindUnavailable, Op: "acquire", Ref: ref, Err: errors.Join(errJournal, err)}
 }
 
 // forget removes an entry once the backend is certain about it. A failure is the

@@ -60,6 +60,8 @@ type Manager struct {
 	departed   tombstones
 	uncertain  []uint64   // journal entries of requests that were given up
 	unsettled  func() int // Restorer.Unsettled; nil until Restore
+
+	counts counts // written with mu held, read without
 }
 
 // New makes a Manager that holds nothing and knows only the default lockspace.
@@ -81,6 +83,7 @@ func New(o Options) *Manager {
 	if m.observe == nil {
 		m.observe = func(Event) {}
 	}
+	m.counts.lockspaces.Store(int64(len(m.lockspaces)))
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	m.releases, m.abandon = context.WithCancel(context.Background())
 	return m
@@ -168,6 +171,7 @@ func (m *Manager) addLockspace(ctx context.Context, path string, mustBeNew bool)
 		return nil
 	}
 	m.lockspaces[path] = struct{}{}
+	m.counts.lockspaces.Store(int64(len(m.lockspaces)))
 	return nil
 }
 
@@ -259,7 +263,7 @@ func (m *Manager) lockedCheck(op string, ref Ref) error {
 }
 
 func (m *Manager) closedError(op string, ref Ref) error {
-	return &Error{Kind: KindUnavailable, Op: op, Ref: ref, Err: errors.New("the lock daemon is stopping")}
+	return &Error{Kind: KindUnavailable, Op: op, Ref: ref, Err: errStopping}
 }
 
 func (m *Manager) deadline(ctx context.Context) (context.Context, context.CancelFunc) {

@@ -299,7 +299,7 @@ func TestDeathDuringAcquire(t *testing.T) {
 			gate.Open()
 			w.refused(<-done, locking.KindOwnerGone)
 			w.b.CheckQuiet(nil)
-			w.toldIs(locking.ReleasedGone, locking.Granted, locking.ReleasedGone, locking.Refused)
+			w.toldIs(locking.OwnerGone, locking.ReleasedGone, locking.Granted, locking.ReleasedGone, locking.Refused)
 			other, _ := w.vm(2)
 			w.acquire(other, disk("a"), locking.Exclusive)
 			w.release(other, disk("a"))
@@ -344,7 +344,7 @@ func TestDeathDuringRelease(t *testing.T) {
 			t.Fatal(err)
 		}
 		settle()
-		w.toldIs(locking.Granted, locking.Released)
+		w.toldIs(locking.Granted, locking.OwnerGone, locking.Released)
 		g.Close()
 		w.empty()
 	})

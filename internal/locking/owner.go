@@ -259,14 +259,32 @@ func (m *Manager) lockedOwnerGone(o *owner) {
 		jobs <- job{r, h}
 	}
 	close(jobs)
-	for range min(maxReleases, len(jobs)) {
-		m.work.Go(func() {
-			for j := range jobs {
-				m.releaseGone(j.r, j.h)
-				m.leave(j.r)
-			}
-		})
+	event := Event{Kind: OwnerGone, Owner: o.lockedInfo(), Locks: len(jobs)}
+	m.work.Go(func() {
+		m.observe(event) // here, as m.mu is held there
+		for range min(maxReleases, event.Locks) {
+			m.work.Go(func() {
+				for j := range jobs {
+					m.releaseGone(j.r, j.h)
+					m.leave(j.r)
+				}
+			})
+		}
+	})
+}
+
+// lockedInfo is what the session that acquired the oldest of o's locks said of it.
+func (o *owner) lockedInfo() Owner {
+	var oldest *hold
+	for h := range o.holds {
+		if oldest == nil || h.since.Before(oldest.since) {
+			oldest = h
+		}
 	}
+	if oldest == nil {
+		return Owner{PID: o.pid}
+	}
+	return oldest.info
 }
 
 func (m *Manager) releaseGone(r *resource, h *hold) {

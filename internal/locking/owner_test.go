@@ -26,7 +26,10 @@ func TestDeathReleasesEverything(t *testing.T) {
 		w.holders(disk("a"))
 		w.holders(disk("b"), 2)
 		w.b.CheckQuiet(map[string]locking.Mode{"id-b": locking.Shared})
-		w.toldIs(locking.ReleasedGone, locking.ReleasedGone, locking.ReleasedGone)
+		if e := w.first(); e.Kind != locking.OwnerGone || e.Owner.PID != 1 || e.Locks != 3 {
+			t.Errorf("observed first: %+v", e)
+		}
+		w.toldIs(locking.OwnerGone, locking.ReleasedGone, locking.ReleasedGone, locking.ReleasedGone)
 		w.release(stays, disk("b"))
 		stays.Close()
 		settle()

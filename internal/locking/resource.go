@@ -111,6 +111,7 @@ func (m *Manager) lockedAddHold(r *resource, h *hold) {
 		h.owner.holds = map[*hold]*resource{}
 	}
 	h.owner.holds[h] = r
+	m.counts.changed(r, h, 1)
 }
 
 func (m *Manager) lockedRemoveHold(r *resource, h *hold) {
@@ -119,6 +120,7 @@ func (m *Manager) lockedRemoveHold(r *resource, h *hold) {
 	if !slices.ContainsFunc(r.holds, func(o *hold) bool { return o.ref == h.ref }) {
 		delete(m.byRef, h.ref)
 	}
+	m.counts.changed(r, h, -1)
 	delete(h.owner.holds, h)
 	if len(r.holds) == 0 {
 		r.handle, r.lost = nil, nil

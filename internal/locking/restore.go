@@ -39,7 +39,7 @@ type Restorer interface {
 
 // errLost is why a resource cannot be had after a lock of it could not be taken
 // back.
-var errLost = errors.New("a lock on it from before the lock daemon's restart could not be taken back, " +
+var errLost = withCause("lost", "a lock on it from before the lock daemon's restart could not be taken back, "+
 	"so it is not known whether its owner is safe: end that virtual machine, then it can be used again")
 
 // Restore takes back what earlier processes of this host held. It must be called
@@ -58,6 +58,7 @@ func (m *Manager) Restore(ctx context.Context, b Restorer, entries []Entry, lock
 	for _, path := range lockspaces {
 		m.lockspaces[path] = struct{}{}
 	}
+	m.counts.lockspaces.Store(int64(len(m.lockspaces)))
 	m.mu.Unlock()
 	var granted, open []Entry
 	for _, e := range entries {

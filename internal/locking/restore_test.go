@@ -187,7 +187,7 @@ func TestRestoreFailsForAWhile(t *testing.T) {
 		w.toldIs(locking.Lost, locking.ReleaseFailed)
 		p.Kill()
 		settle()
-		w.toldIs(locking.ReleaseFailed)
+		w.toldIs(locking.OwnerGone, locking.ReleaseFailed)
 		g, q := w.vm(2)
 		for _, name := range []string{"a", "b"} {
 			w.refused(g.Acquire(context.Background(), disk(name), ex, false), locking.KindUnavailable)

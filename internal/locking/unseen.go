@@ -36,6 +36,9 @@ func (m *Manager) lockedSeen(pid int32, now *owner) {
 		}
 		// It is the same. Nobody has registered as o: that would have opened the
 		// process.
+		if len(o.holds) > 0 && len(now.holds) > 0 {
+			m.counts.owners.Add(-1)
+		}
 		for h, r := range o.holds {
 			if now.holds == nil {
 				now.holds = map[*hold]*resource{}

@@ -143,6 +143,16 @@ func (w *world) told() []locking.EventKind {
 	return kinds
 }
 
+// first is the first event since told was called.
+func (w *world) first() locking.Event {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.events) == 0 {
+		return locking.Event{}
+	}
+	return w.events[0]
+}
+
 func (w *world) toldIs(want ...locking.EventKind) {
 	w.t.Helper()
 	if got := w.told(); !slices.Equal(got, want) {

@@ -16,7 +16,8 @@ const fieldPrefix = "VMLOCKD_"
 
 // journalHandler sends each record to journald with its attributes as fields:
 // lockspace becomes VMLOCKD_LOCKSPACE. The message carries them as well, since
-// that is all that journalctl shows by default.
+// that is all that journalctl shows by default. A record of one of Events has its
+// MESSAGE_ID.
 type journalHandler struct {
 	level    slog.Level
 	send     sendFunc
@@ -88,6 +89,12 @@ func add(fields map[string]string, text *strings.Builder, prefix string, a slog.
 	}
 	value := v.String()
 	fields[fieldName(prefix+a.Key)] = value
+	if prefix+a.Key == EventKey {
+		if id, ok := idOf[value]; ok {
+			fields["MESSAGE_ID"] = id
+		}
+		return // the message says it in words
+	}
 	text.WriteString(" " + prefix + a.Key + "=")
 	if strings.ContainsAny(value, " \"=\n") || value == "" {
 		text.WriteString(`"` + strings.ReplaceAll(value, `"`, `\"`) + `"`)

@@ -60,6 +60,7 @@ type Server struct {
 	failing     occasionally
 	full        occasionally
 	scarce      occasionally
+	counts      counts
 
 	calls       context.Context // ends when calls under way shall give up
 	cancelCalls context.CancelFunc
@@ -235,6 +236,7 @@ func (s *Server) acceptAgain(ctx context.Context, err error) bool {
 	case syscall.ECONNABORTED, syscall.EINTR:
 		pause = 0
 	}
+	s.counts.failures.Add(1)
 	s.failing.do(func(since int) {
 		s.log.Error("a connection cannot be accepted", "err", err, "times", since)
 	})
@@ -253,6 +255,7 @@ func (s *Server) acceptAgain(ctx context.Context, err error) bool {
 func (s *Server) accepted(c *net.UnixConn, slot chan struct{}) {
 	peer, err := PeerOf(c)
 	if err != nil || !s.allow(peer) {
+		s.counts.refused.Add(1)
 		c.Close()
 		s.leaveSlot(slot)
 		s.refused.do(func(since int) {

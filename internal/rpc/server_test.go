@@ -121,6 +121,9 @@ func TestRefusedUser(t *testing.T) {
 	if n := strings.Count(s.log.String(), "refused"); n != 1 {
 		t.Errorf("%d lines in the log:\n%s", n, s.log)
 	}
+	if st := s.Stats(); st.Refused != 20 || st.MaxClients != DefaultMaxClients || st.Clients != 0 {
+		t.Errorf("%+v", st)
+	}
 	if SameUserOrRoot(Peer{UID: 12345}) || !SameUserOrRoot(Peer{UID: 0}) {
 		t.Error("SameUserOrRoot")
 	}

@@ -92,7 +92,7 @@ type Backend struct {
 
 var errStopping = errors.New("the lock daemon is stopping")
 
-var errJoining = errors.New("this host is still joining the DLM lockspace; does the cluster have quorum? (corosync-quorumtool -s, dlm_tool status)")
+var errJoining error = &stopped{reason{causeJoining, "this host is still joining the DLM lockspace; does the cluster have quorum? (corosync-quorumtool -s, dlm_tool status)"}}
 
 // New joins the lockspace. It returns an error, and nothing goes on in the
 // background, if this host lacks a part that nobody but its administrator can
@@ -141,7 +141,7 @@ func New(o Options) (*Backend, error) {
 		}
 	case <-patience.C:
 		_, err := b.lockspace()
-		b.log.Warn("waiting to join the DLM lockspace; locks are refused until then", "dlm", b.name, "reason", err)
+		b.log.Warn("waiting to join the DLM lockspace; locks are refused until then", "event", "lockspace-not-joined", "dlm", b.name, "cause", locking.Cause(err), "reason", err)
 	}
 	return b, nil
 }
@@ -153,7 +153,7 @@ func (b *Backend) join(ctx context.Context, fatal chan<- error) {
 		space, err := b.tryJoin(ctx)
 		if err == nil {
 			b.enter(space)
-			b.log.Info("joined the DLM lockspace", "dlm", b.name)
+			b.log.Info("joined the DLM lockspace", "event", "lockspace-joined", "dlm", b.name)
 			return
 		}
 		if ctx.Err() != nil {
@@ -164,7 +164,7 @@ func (b *Backend) join(ctx context.Context, fatal chan<- error) {
 			return
 		}
 		if b.setWhy(err) {
-			b.log.Warn("could not join the DLM lockspace yet, trying again", "dlm", b.name, "reason", err)
+			b.log.Warn("could not join the DLM lockspace yet, trying again", "event", "lockspace-not-joined", "dlm", b.name, "cause", locking.Cause(err), "reason", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -221,9 +221,9 @@ func (b *Backend) ready(ctx context.Context) error {
 	case err != nil:
 		return err
 	case !st.Quorate:
-		return errors.New("the cluster has no quorum, so this host cannot join the DLM lockspace; see corosync-quorumtool -s")
+		return &stopped{reason{causeQuorum, "the cluster has no quorum, so this host cannot join the DLM lockspace; see corosync-quorumtool -s"}}
 	case st.DaemonRing != st.ClusterRing || st.FencingUnknown:
-		return errors.New("the cluster's membership is changing, this host joins the DLM lockspace when that is over")
+		return &stopped{reason{causeRecovering, "the cluster's membership is changing, this host joins the DLM lockspace when that is over"}}
 	}
 	return nil
 }
@@ -414,7 +414,7 @@ func (b *Backend) notJoined(ctx context.Context, why error) error {
 	if r.cause == causeRecovering {
 		return why
 	}
-	return fmt.Errorf("this host is still joining the DLM lockspace: %s", r.text)
+	return &stopped{reason{r.cause, "this host is still joining the DLM lockspace: " + r.text}}
 }
 
 // Unlock answers in a second or so also when the lockspace is stopped: the

@@ -22,7 +22,27 @@ const (
 	causeMerge  // the cluster was split and has met again
 	causeSilent // dlm_controld does not answer
 	causeGone   // dlm_controld is not there: nothing goes on until this host is rebooted
+	causeJoining
 )
+
+// String is the word for a cause in metrics and in fields of the log.
+func (c cause) String() string {
+	switch c {
+	case causeQuorum:
+		return "quorum"
+	case causeFencing:
+		return "fencing"
+	case causeMerge:
+		return "merge"
+	case causeSilent:
+		return "controld_silent"
+	case causeGone:
+		return "controld_gone"
+	case causeJoining:
+		return "joining"
+	}
+	return "recovering"
+}
 
 // reason is a cause in words.
 type reason struct {
@@ -35,6 +55,9 @@ type reason struct {
 type stopped struct{ reason reason }
 
 func (e *stopped) Error() string { return e.reason.text }
+
+// Cause is for locking.Cause.
+func (e *stopped) Cause() string { return e.reason.cause.String() }
 
 // mostShown bounds lists of hosts and locks in a text that libvirt shows.
 const mostShown = 4

@@ -100,7 +100,7 @@ func (b *Backend) finish(h *handle) <-chan error {
 		b.mu.Unlock()
 		close(ended)
 		if err != nil && b.ctx.Err() == nil {
-			b.log.Error("a lock could not be given back", "resource", h.ref.Name, "lockspace", h.ref.Lockspace, "dlm_resource", h.name, "reason", err)
+			b.log.Error("a lock could not be given back", "event", "lock-not-given-back", "resource", h.ref.Name, "lockspace", h.ref.Lockspace, "dlm_resource", h.name, "reason", err)
 		}
 		done <- err
 	}

@@ -91,6 +91,9 @@ func (w *world) refused(name, text string) {
 	if took := time.Since(start); took > time.Second {
 		w.t.Errorf("refused after %v: %v", took, err)
 	}
+	if locking.Cause(err) == "" {
+		w.t.Errorf("no word says why: %v", err)
+	}
 }
 
 func TestRefusedWithReason(t *testing.T) {
@@ -299,6 +302,11 @@ func TestLogsStopOnce(t *testing.T) {
 		}
 		w.nodes.Resume(space)
 		time.Sleep(time.Minute)
+		for _, text := range []string{"event=lockspace-joined", "event=lockspace-stopped dlm=disks cause=fencing", "event=quorum-lost", "event=lockspace-running dlm=disks cause=quorum"} {
+			if count(text) != 1 {
+				t.Errorf("%d times %q:\n%s", count(text), text, w.logged())
+			}
+		}
 		if count("lockspace runs again") != 1 || count("level=ERROR") != 0 {
 			t.Errorf("logged:\n%s", w.logged())
 		}

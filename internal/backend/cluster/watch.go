@@ -110,7 +110,7 @@ func (w *watch) turn(ctx context.Context) time.Duration {
 		close(w.changed)
 		w.changed = make(chan struct{})
 		if w.isTold {
-			w.log.Info("the DLM lockspace runs again", "dlm", w.name, "after", now.Sub(w.since).Round(time.Millisecond))
+			w.log.Info("the DLM lockspace runs again", "event", "lockspace-running", "dlm", w.name, "cause", w.told.String(), "after", now.Sub(w.since).Round(time.Millisecond))
 		}
 		w.reason = recovering // of the next stop, until more is known
 	}
@@ -242,13 +242,19 @@ func (w *watch) lockedTell(now time.Time) func() {
 		return nil
 	}
 	w.isTold, w.told = true, w.reason.cause
-	text, since := w.reason.text, w.since
-	if w.reason.cause == causeGone {
+	text, cause, since := w.reason.text, w.reason.cause, w.since.UTC().Format(time.RFC3339)
+	switch cause {
+	case causeGone:
 		return func() { w.tellGone(text) }
+	case causeQuorum:
+		return func() {
+			w.log.Warn("the DLM lockspace is stopped as quorum is lost; locks are refused until it runs again", "event", "quorum-lost", "dlm", w.name,
+				"reason", text, "since", since)
+		}
 	}
 	return func() {
-		w.log.Warn("the DLM lockspace is stopped; locks are refused until it runs again", "dlm", w.name,
-			"reason", text, "since", since.UTC().Format(time.RFC3339))
+		w.log.Warn("the DLM lockspace is stopped; locks are refused until it runs again", "event", "lockspace-stopped", "dlm", w.name,
+			"cause", cause.String(), "reason", text, "since", since)
 	}
 }
 
@@ -259,17 +265,17 @@ func (w *watch) tellGone(text string) {
 	w.toldHeld = len(held) > 0
 	w.mu.Unlock()
 	if len(held) == 0 {
-		w.log.Error("this host must be rebooted before it can use the DLM again", "dlm", w.name, "reason", text)
+		w.log.Error("this host must be rebooted before it can use the DLM again", "event", "reboot-needed", "dlm", w.name, "reason", text)
 		return
 	}
 	w.log.Error("this host must be rebooted: it can neither get nor give back locks, and no other host can have those it holds",
-		"dlm", w.name, "reason", text, "locks", len(held))
+		"event", "reboot-needed", "dlm", w.name, "reason", text, "locks", len(held))
 	for i, h := range held {
 		if i == mostLogged {
 			w.log.Error(fmt.Sprintf("and %d locks more", len(held)-i), "dlm", w.name)
 			break
 		}
-		w.log.Error("held until this host is rebooted", "holder", h.String(), "lockspace", h.Ref.Lockspace, "resource", h.Ref.Name)
+		w.log.Error("held until this host is rebooted", "event", "held-until-reboot", "holder", h.String(), "lockspace", h.Ref.Lockspace, "resource", h.Ref.Name)
 	}
 }
 

@@ -30,6 +30,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -87,7 +88,7 @@ type Backend struct {
 	restored map[string]bool
 	// hanging counts calls whose callers have gone away, by path. A path that
 	// hung once hangs again, and is refused until the first call has returned.
-	hanging map[string]int
+	hanging map[string]hangs
 }
 
 // New makes a Backend whose locks end with this process.
@@ -96,7 +97,7 @@ func New() *Backend { return NewKept(nil, slog.New(slog.DiscardHandler)) }
 // NewKept makes a Backend whose locks outlive this process, by means of k. Before
 // it is used otherwise, Restore and DropOthers settle what an earlier process held.
 func NewKept(k keeper, log *slog.Logger) *Backend {
-	b := &Backend{sys: kernel{}, keeper: k, log: log, slots: make(chan struct{}, maxCalls), hanging: map[string]int{},
+	b := &Backend{sys: kernel{}, keeper: k, log: log, slots: make(chan struct{}, maxCalls), hanging: map[string]hangs{},
 		earlier: map[string][]int{}, doubtful: map[string]bool{}, restored: map[string]bool{}}
 	if k != nil {
 		for id, fd := range k.Taken() {
@@ -141,7 +142,7 @@ func (b *Backend) call(ctx context.Context, path string, f func() error, late fu
 		return err
 	}
 	b.mu.Lock()
-	stuck := b.hanging[path] > 0
+	stuck := b.hanging[path].calls > 0
 	b.mu.Unlock()
 	if stuck {
 		return fmt.Errorf("an earlier access to it still hangs in the kernel: is its file system's server reachable? (%w)", unix.EAGAIN)
@@ -157,6 +158,7 @@ func (b *Backend) call(ctx context.Context, path string, f func() error, late fu
 		abandoned bool
 	)
 	done := make(chan error, 1)
+	begun := time.Now()
 	go func() {
 		err := f()
 		mu.Lock()
@@ -166,9 +168,7 @@ func (b *Backend) call(ctx context.Context, path string, f func() error, late fu
 		if left {
 			late()
 			b.mu.Lock()
-			if b.hanging[path]--; b.hanging[path] == 0 {
-				delete(b.hanging, path)
-			}
+			b.lockedReturned(path)
 			b.mu.Unlock()
 		}
 		<-b.slots
@@ -186,7 +186,7 @@ func (b *Backend) call(ctx context.Context, path string, f func() error, late fu
 	}
 	abandoned = true
 	b.mu.Lock()
-	b.hanging[path]++
+	b.lockedHangs(path, begun)
 	b.mu.Unlock()
 	mu.Unlock()
 	return ctx.Err()

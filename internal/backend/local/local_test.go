@@ -304,6 +304,9 @@ func TestHungFileDelaysOnlyItself(t *testing.T) {
 	if err := <-failed; !errors.Is(err, context.Canceled) {
 		t.Fatalf("open that was given up: %v", err)
 	}
+	if f := b.Figures(); f.InFlight != 1 || f.Unsettled != 1 || f.Oldest <= 0 {
+		t.Errorf("while it hangs: %+v", f)
+	}
 	// The next one does not take a second thread.
 	if _, err := b.Open(context.Background(), locking.Ref{Name: slow}, false); !errors.Is(err, unix.EAGAIN) {
 		t.Fatalf("open of what hangs: %v", err)
@@ -314,6 +317,7 @@ func TestHungFileDelaysOnlyItself(t *testing.T) {
 		defer b.mu.Unlock()
 		return len(b.hanging) == 0
 	})
+	waitFor(t, func() bool { return b.Figures() == Figures{} })
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if len(k.opened) != 0 {

@@ -214,7 +214,7 @@ func (b *Backend) Unsettled() int {
 	defer b.mu.Unlock()
 	n := int(b.unsettled.Load())
 	for _, hanging := range b.hanging {
-		n += hanging
+		n += hanging.calls
 	}
 	return n
 }

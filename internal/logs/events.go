@@ -1,0 +1,55 @@
+package logs
+
+// EventKey is the attribute by which a record says which of Events it tells of.
+// Its value is a name of that table. In the journal it becomes MESSAGE_ID and
+// VMLOCKD_EVENT; in other formats it is an attribute like any other.
+const EventKey = "event"
+
+// Event is a kind of record that programs may look for.
+type Event struct {
+	Name string
+	// ID is the journal's MESSAGE_ID (systemd.journal-fields(7)): a random 128-bit
+	// number, which stays the same as long as the event means the same.
+	ID string
+}
+
+// Events are all there are. docs/events.md explains them; a test compares the two.
+var Events = []Event{
+	{"lock-granted", "64b5e12d46eb9d7571c40f3d706d428d"},
+	{"lock-refused", "0907e6dbfe436915792601338456478d"},
+	{"lock-released", "8ea7a706083d11ceb72bfadf9cefea6c"},
+	{"lock-released-gone", "6c778f1e74fdf2777fc34c4380faf474"},
+	{"lock-released-untold", "1d202b2f58c9b8ff27c4a7bae7e309ca"},
+	{"lock-forced", "692d75cd59b732d3c5aebec06eebab04"},
+	{"lock-release-failed", "2e1d163f2ce748784159b6d810f92165"},
+	{"lock-taken-back", "63116cd1ae09f1e5ce160bae7603c4bc"},
+	{"lock-lost", "6d5e17aae4544d6a5bd686a88ce2fed4"},
+	{"owner-gone", "5fb919e72645c8647957bb03ea31a9cd"},
+	{"owner-ending", "318eccefd204e48a7521f1526c33a67a"},
+	{"owner-end-failed", "e3e2ca9865c0a03d30b2af88b1c255f9"},
+	{"owner-unverified", "b306c88c3ae33f6d90ad3adc642e4dc8"},
+	{"lockspace-joined", "40bfadeef8f3a7567637a669dfc845e8"},
+	{"lockspace-not-joined", "3308cd7240bffe8d222c4a0c4ac41fbd"},
+	{"lockspace-stopped", "0ddb9ab29f45d595437984984d358320"},
+	{"lockspace-running", "0a2824518c7d8d97c5c326e11d232897"},
+	{"quorum-lost", "584128e2a96539606d27459d20f7faf4"},
+	{"reboot-needed", "5e2f6bb77e06b8148fea08de0e2e90f0"},
+	{"held-until-reboot", "b297a508b704c5ef97a38f4f53f9755a"},
+	{"lock-not-given-back", "92a9451846d0ec41d6a3a675f67ca174"},
+	{"daemon-ready", "ddf3443e6e913a587b2783f0d32e463f"},
+	{"daemon-stopped", "42d2e56f194fa408955cf4e2064f4d34"},
+	{"stopped-holding", "73f412ed33d0eeb137898196a8ab3bdd"},
+	{"locks-restored", "9a2b8ab391325e25c0d70ac76d13360f"},
+	{"journal-damaged", "10615b5df4e5767276f02d1b924b5470"},
+	{"restart-refused", "97bff9d062fd0df3623241f6aed902de"},
+	{"audit-unwritable", "80c6f5d67a78394fe8a6029d9711d751"},
+	{"metrics-unreachable", "bba414c77cf06fc6fe443e675b112046"},
+}
+
+var idOf = func() map[string]string {
+	ids := make(map[string]string, len(Events))
+	for _, e := range Events {
+		ids[e.Name] = e.ID
+	}
+	return ids
+}()
