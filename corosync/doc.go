@@ -44,11 +44,11 @@
 //     memberships in the same order. A message that was accepted is delivered unless the sender's corosync ends first.
 //   - Leaving is ReasonLeave; the end of a process, whether by exit or signal, is ReasonProcDown; the loss of a node or
 //     the end of its corosync is ReasonNodeDown. When separated nodes meet again, the others' members are joined, with
-//     ReasonNodeUp.
+//     ReasonNodeUp. So is a process on a node whose corosync has just started, if it joined before that met the others.
 //   - Lists of members hold at most 128 of them in one group.
 //   - While corosync is just starting, calls may be refused with "try again"; this package does.
-//   - Corosync that was ended in good order has its socket gone; killed, it leaves nothing behind either. Both are
-//     ErrNotRunning.
+//   - Corosync that was ended in good order or killed is ErrNotRunning, at once. Stopped (SIGSTOP), it still takes some
+//     messages into its queue: Send may succeed, and only the next call that needs an answer hangs.
 //
 // # Why it is made this way
 //

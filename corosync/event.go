@@ -79,6 +79,8 @@ type Change struct {
 	Reason Reason
 }
 
+func (c Change) String() string { return fmt.Sprintf("%v (%v)", c.Member, c.Reason) }
+
 // RingID names a configuration of the ring: no two of them in a cluster's life have the same.
 type RingID struct {
 	Node uint32 // the node that formed it
