@@ -34,7 +34,7 @@ func (h *handle) lockedBreak(err error) {
 }
 
 func (h *handle) lockedWake() {
-	if h.p.frozen || h.p.node.stopped != nil || len(h.queue) == 0 && h.broken == nil {
+	if h.p.frozen != nil || h.p.node.stopped != nil || len(h.queue) == 0 && h.broken == nil {
 		return
 	}
 	select {
@@ -62,7 +62,7 @@ func (h *handle) Dispatch() error {
 	c := h.p.node.c
 	for range 64 {
 		c.mu.Lock()
-		if h.p.frozen || h.p.node.stopped != nil {
+		if h.p.frozen != nil || h.p.node.stopped != nil {
 			c.mu.Unlock()
 			return nil
 		}
@@ -87,7 +87,7 @@ func (h *handle) Send(data []byte) error {
 	n := h.p.node
 	n.c.mu.Lock()
 	defer n.c.mu.Unlock()
-	if err := n.lockedEnter(); err != nil {
+	if err := h.p.lockedEnter(); err != nil {
 		return err
 	}
 	if h.broken != nil {
@@ -127,7 +127,7 @@ func (h *handle) Close() error {
 	if h.broken != nil {
 		return h.broken
 	}
-	if err := n.lockedEnter(); err != nil {
+	if err := h.p.lockedEnter(); err != nil {
 		return err
 	}
 	h.broken = corosync.ErrNotRunning

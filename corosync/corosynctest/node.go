@@ -117,17 +117,3 @@ func (c *Cluster) lockedConfigure(n *Node) {
 		n.cmap[place+"ring0_addr"] = corosync.TextValue(fmt.Sprintf("192.0.2.%d", o.id))
 	}
 }
-
-// lockedEnter waits until the node's corosync answers, and says whether it runs. It unlocks while it waits.
-func (n *Node) lockedEnter() error {
-	for n.stopped != nil {
-		stopped := n.stopped
-		n.c.mu.Unlock()
-		<-stopped
-		n.c.mu.Lock()
-	}
-	if !n.running {
-		return corosync.ErrNotRunning
-	}
-	return nil
-}

@@ -13,7 +13,7 @@ type Process struct {
 	pid  uint32
 
 	killed bool
-	frozen bool
+	frozen chan struct{} // not nil while it is frozen; closed when it goes on
 }
 
 // Node is the node it runs on, and PID its number.
@@ -28,6 +28,7 @@ func (p *Process) Kill() {
 	n.c.mu.Lock()
 	defer n.c.mu.Unlock()
 	p.killed = true
+	p.lockedThaw()
 	for _, h := range append(slices.Clone(n.handles), n.quorums...) {
 		if h.p == p {
 			h.lockedBreak(corosync.ErrNotRunning)
@@ -36,18 +37,30 @@ func (p *Process) Kill() {
 	}
 }
 
-// Freeze keeps all events from the process until Thaw, as if it did not run. Nobody else notices.
-func (p *Process) Freeze() { p.setFrozen(true) }
+// Freeze stops the process, as far as it has to do with corosync: it gets no events, and its calls hang until Thaw.
+// Nobody else notices.
+func (p *Process) Freeze() {
+	p.node.c.mu.Lock()
+	defer p.node.c.mu.Unlock()
+	if p.frozen == nil && !p.killed {
+		p.frozen = make(chan struct{})
+	}
+}
 
 // Thaw ends Freeze.
-func (p *Process) Thaw() { p.setFrozen(false) }
+func (p *Process) Thaw() {
+	p.node.c.mu.Lock()
+	defer p.node.c.mu.Unlock()
+	p.lockedThaw()
+}
 
-func (p *Process) setFrozen(frozen bool) {
-	n := p.node
-	n.c.mu.Lock()
-	defer n.c.mu.Unlock()
-	p.frozen = frozen
-	for _, h := range append(slices.Clone(n.handles), n.quorums...) {
+func (p *Process) lockedThaw() {
+	if p.frozen == nil {
+		return
+	}
+	close(p.frozen)
+	p.frozen = nil
+	for _, h := range append(slices.Clone(p.node.handles), p.node.quorums...) {
 		h.lockedWake()
 	}
 }
@@ -70,7 +83,7 @@ func (p *Process) OpenCPG(group string, deliver func(corosync.Event)) (corosync.
 	n := p.node
 	n.c.mu.Lock()
 	defer n.c.mu.Unlock()
-	if err := p.lockedEnter(); err != nil {
+	if err := p.lockedOpen(); err != nil {
 		return nil, err
 	}
 	for _, h := range n.handles {
@@ -89,7 +102,7 @@ func (p *Process) OpenQuorum(deliver func(corosync.Event)) (corosync.Conn, error
 	n := p.node
 	n.c.mu.Lock()
 	defer n.c.mu.Unlock()
-	if err := p.lockedEnter(); err != nil {
+	if err := p.lockedOpen(); err != nil {
 		return nil, err
 	}
 	h := newHandle(p, "", deliver)
@@ -100,12 +113,29 @@ func (p *Process) OpenQuorum(deliver func(corosync.Event)) (corosync.Conn, error
 	return h, nil
 }
 
+// lockedEnter waits until the process runs and its node's corosync answers, and says whether that can be used. It unlocks
+// while it waits.
 func (p *Process) lockedEnter() error {
-	if err := p.node.lockedEnter(); err != nil {
-		return err
+	n := p.node
+	for n.stopped != nil || p.frozen != nil {
+		wait := n.stopped
+		if p.frozen != nil {
+			wait = p.frozen
+		}
+		n.c.mu.Unlock()
+		<-wait
+		n.c.mu.Lock()
 	}
-	if p.killed {
+	if !n.running || p.killed {
 		return corosync.ErrNotRunning
+	}
+	return nil
+}
+
+// lockedOpen is lockedEnter for a new connection.
+func (p *Process) lockedOpen() error {
+	if err := p.lockedEnter(); err != nil {
+		return err
 	}
 	if p.node.busy {
 		return corosync.ErrTryAgain
@@ -117,7 +147,7 @@ func (p *Process) lockedEnter() error {
 func (p *Process) OpenCmap() (corosync.Map, error) {
 	p.node.c.mu.Lock()
 	defer p.node.c.mu.Unlock()
-	if err := p.lockedEnter(); err != nil {
+	if err := p.lockedOpen(); err != nil {
 		return nil, err
 	}
 	return cmapHandle{p}, nil
@@ -129,7 +159,7 @@ func (h cmapHandle) Get(key string) (corosync.Value, error) {
 	n := h.p.node
 	n.c.mu.Lock()
 	defer n.c.mu.Unlock()
-	if err := n.lockedEnter(); err != nil {
+	if err := h.p.lockedEnter(); err != nil {
 		return corosync.Value{}, err
 	}
 	v, ok := n.cmap[key]
@@ -143,7 +173,7 @@ func (h cmapHandle) Keys(prefix string, limit int) ([]string, error) {
 	n := h.p.node
 	n.c.mu.Lock()
 	defer n.c.mu.Unlock()
-	if err := n.lockedEnter(); err != nil {
+	if err := h.p.lockedEnter(); err != nil {
 		return nil, err
 	}
 	var keys []string
