@@ -66,7 +66,6 @@ func (l *link) run() {
 		go s.run()
 		select {
 		case <-s.up:
-			l.set(s)
 			l.report(nil)
 			select {
 			case <-s.done:
@@ -77,8 +76,7 @@ func (l *link) run() {
 		case <-s.hung:
 		case <-l.stop:
 		}
-		l.set(nil)
-		close(s.dead)
+		l.giveUp(s)
 		err := ErrNoAnswer
 		select {
 		case <-s.done:
@@ -116,10 +114,23 @@ func (l *link) report(err error) {
 	}
 }
 
-func (l *link) set(s *session) {
+// take makes a session the current one, unless it has been given up. The session calls it before it says Up, so that who
+// hears that can send.
+func (l *link) take(s *session) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if s.given() {
+		return false
+	}
 	l.cur = s
+	return true
+}
+
+func (l *link) giveUp(s *session) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.cur = nil
+	close(s.dead)
 }
 
 // current is the session that is up, or nil.

@@ -12,7 +12,8 @@ type Quorum struct {
 	ring *Ring      // nil while it is not known
 }
 
-// Track follows the quorum for as long as the Quorum is open. Events must be taken from then on. Errors as of Join.
+// Track follows the quorum for as long as the Quorum is open. Who needs Ring alone need not take Events: what waits is
+// bounded. Errors as of Join.
 func Track(ctx context.Context, sys System, opts Options) (*Quorum, error) {
 	if err := loadable(sys); err != nil {
 		return nil, fault("track", "", err)

@@ -88,14 +88,14 @@ func (s *session) work() error {
 		return err
 	}
 	defer func() { _ = s.call(conn.Close) }()
-	if s.given() {
-		return ErrDown
-	}
 	s.self = conn.Self()
 	s.maxMessage = s.l.opts.MaxMessage
 	cpg, _ := conn.(CPG)
 	if cpg != nil {
 		s.maxMessage = min(s.maxMessage, cpg.MaxMessage())
+	}
+	if !s.l.take(s) {
+		return ErrDown
 	}
 	if !s.l.q.push(s.term, Up{Self: s.self}) {
 		return ErrSlow

@@ -292,22 +292,28 @@ func TestQuestionsAreBounded(t *testing.T) {
 		defer w.end()
 		w.nodes[2].process.Freeze()
 		results := make(chan error)
-		for range 5 {
-			go func() {
-				_, err := w.nodes[1].ask()
-				results <- err
-			}()
+		ask := func(patience time.Duration) {
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			_, err := w.nodes[1].Holdings(ctx)
+			results <- err
 		}
-		busy := 0
-		for range 5 {
-			if err := <-results; errors.Is(err, ErrBusy) {
-				busy++
-			} else if err != nil {
-				t.Error(err)
+		for range maxLists {
+			go ask(2 * time.Second)
+		}
+		synctest.Wait()
+		for range 3 {
+			go ask(time.Second)
+		}
+		for range 3 {
+			if err := <-results; !errors.Is(err, ErrBusy) {
+				t.Errorf("one too many got %v", err)
 			}
 		}
-		if busy != 5-maxLists {
-			t.Errorf("%d of 5 were refused", busy)
+		for range maxLists {
+			if err := <-results; err != nil {
+				t.Error(err)
+			}
 		}
 	})
 }
