@@ -2,7 +2,6 @@ package peers
 
 import (
 	"context"
-	"encoding/json"
 	"time"
 
 	"github.com/vmlockd/vmlockd/corosync"
@@ -84,14 +83,11 @@ func (p *Peers) answerOne(ctx context.Context, r request) {
 	ctx, cancel := context.WithTimeout(ctx, answerPatience)
 	defer cancel()
 	h := header{kind: kindAnswer, query: r.id, asker: r.from}
-	err := pages(list, cut, func(body answerBody, last bool) error {
+	err := pages(list, cut, func(body []byte, last bool) error {
 		if last {
 			h.flags |= flagLast
 		}
-		b, err := encode(h, body)
-		if err != nil {
-			return err
-		}
+		b := append(appendHeader(make([]byte, 0, headerSize+len(body)), h), body...)
 		h.page++
 		return p.opts.Group.Send(ctx, b)
 	})
@@ -118,30 +114,37 @@ func (p *Peers) held(resource string) []Holding {
 	return list
 }
 
-// pages cuts a list into pages that fit into messages, and ends at what an asker takes. There is always a last one.
-func pages(list []Holding, cut bool, emit func(body answerBody, last bool) error) error {
-	var body answerBody
-	room, total := MaxMessage-headerSize-pageRoom, maxAnswer
-	used := 0
+// pages cuts a list into pages that fit into messages, and ends at what an asker takes. There is always a last one. Each is
+// the text of an answerBody.
+func pages(list []Holding, cut bool, emit func(body []byte, last bool) error) error {
+	const start = `{"holdings":[`
+	body := []byte(start)
+	room, total, n := MaxMessage-headerSize-pageRoom, maxAnswer, 0
 	for _, h := range list {
 		raw, err := encodeHolding(h)
 		if err != nil {
 			return err
 		}
-		if used+len(raw)+1 > room || len(body.Holdings) == maxPerPage {
+		if len(body)+len(raw)+1 > room || n == maxPerPage {
 			total -= MaxMessage // as the asker counts, at most
 			if total < MaxMessage {
 				cut = true
 				break
 			}
-			if err := emit(body, false); err != nil {
+			if err := emit(append(body, "]}"...), false); err != nil {
 				return err
 			}
-			body, used = answerBody{Holdings: make([]json.RawMessage, 0, len(body.Holdings))}, 0
+			body, n = body[:len(start)], 0
 		}
-		body.Holdings = append(body.Holdings, raw)
-		used += len(raw) + 1
+		if n > 0 {
+			body = append(body, ',')
+		}
+		body = append(body, raw...)
+		n++
 	}
-	body.Cut = cut
-	return emit(body, true)
+	body = append(body, ']')
+	if cut {
+		body = append(body, `,"cut":true`...)
+	}
+	return emit(append(body, '}'), true)
 }

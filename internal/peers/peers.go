@@ -47,6 +47,7 @@ type Peers struct {
 	self    Info
 	me      corosync.Member
 	up      bool
+	told    bool // that there is no connection
 	members map[corosync.Member]*peer
 	queries map[uint64]*query
 	stats   Stats
@@ -164,12 +165,18 @@ func (p *Peers) greet(ctx context.Context) {
 func (p *Peers) handle(ev corosync.Event) {
 	switch ev := ev.(type) {
 	case corosync.Up:
+		p.log.Info("peers: connected to corosync", "node", ev.Self.Node)
 		p.mu.Lock()
-		p.me, p.up = ev.Self, true
+		p.me, p.up, p.told = ev.Self, true, false
 		p.mu.Unlock()
 	case corosync.Down:
-		p.log.Warn("peers: the other hosts cannot be asked", "error", ev.Err)
 		p.down()
+		p.mu.Lock()
+		if !p.told { // it comes again with every attempt
+			p.told = true
+			p.log.Warn("peers: the other hosts cannot be asked", "error", ev.Err)
+		}
+		p.mu.Unlock()
 	case corosync.Membership:
 		p.membership(ev)
 	case corosync.Message:

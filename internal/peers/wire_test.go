@@ -121,11 +121,8 @@ func TestPagesRoundTrip(t *testing.T) {
 		}
 		var got []Holding
 		lasts, n := 0, 0
-		err := pages(list, false, func(body answerBody, last bool) error {
-			b, err := encode(header{kind: kindAnswer, page: uint32(n)}, body)
-			if err != nil {
-				return err
-			}
+		err := pages(list, false, func(body []byte, last bool) error {
+			b := append(appendHeader(nil, header{kind: kindAnswer, page: uint32(n)}), body...)
 			n++
 			_, rest, err := decodeHeader(b)
 			if err != nil {
@@ -157,11 +154,11 @@ func TestPagesCut(t *testing.T) {
 		list[i] = Holding{Resource: fmt.Sprint(i), Name: strings.Repeat("n", maxPath)}
 	}
 	total, cut, n := 0, false, 0
-	err := pages(list, false, func(body answerBody, last bool) error {
-		b, err := encode(header{}, body)
-		total += len(b)
-		n += len(body.Holdings)
-		cut = body.Cut
+	err := pages(list, false, func(body []byte, last bool) (err error) {
+		var page []Holding
+		page, cut, err = decodeAnswer(1, body)
+		total += headerSize + len(body)
+		n += len(page)
 		if cut != last {
 			t.Errorf("cut %v, last %v", cut, last)
 		}
