@@ -4,7 +4,7 @@ GO ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS = -s -w -X main.version=$(VERSION)
 # Packages with tests that need the lab. They share the machine's cores, so they run one after the other.
-LAB_PACKAGES = ./lab/... ./tests/... ./dlm/dlmtest/conformance/... ./internal/difftest/...
+LAB_PACKAGES = ./lab/... ./tests/... ./dlm/dlmtest/conformance/... ./corosync/corosynctest/conformance/... ./internal/difftest/...
 
 .DEFAULT_GOAL := help
 .PHONY: help build unit test lab-test demo lint fuzz bench bench-parts lab clean

@@ -99,6 +99,6 @@ var rooms = []room{
 	{place: "dlm/controld", ours: []string{"dlm/controld/internal/wire"}, theirs: []string{xsys}},
 	{place: "dlm/controld/internal/wire"},
 	{place: "dlm/internal/abi"},
-	{place: "corosync/corosynctest", ours: []string{"corosync"}, forTests: true},
+	{place: "corosync/corosynctest/...", ours: []string{"corosync", "corosync/corosynctest/..."}, forTests: true},
 	{place: "corosync", theirs: []string{purego, xsys}},
 }

@@ -1,0 +1,150 @@
+package peers
+
+import (
+	"context"
+	"time"
+
+	"github.com/vmlockd/vmlockd/corosync"
+)
+
+const (
+	// maxRequests is how many questions of a kind may wait for an answer.
+	maxRequests = 256
+	// answerPatience is how long sending an answer may take. Whoever asked has given up by then.
+	answerPatience = 2 * time.Second
+	// pageRoom is for what is around the entries of a page.
+	pageRoom = 256
+	// maxLookup is how many holders of one resource are told.
+	maxLookup = 64
+)
+
+// request is a question of a peer.
+type request struct {
+	from     corosync.Member
+	id       uint64
+	resource string // "" for all
+}
+
+// lockedAsked takes a question, unless it is one too many. Nobody answers itself.
+func (p *Peers) lockedAsked(m *peer, from corosync.Member, h header, body []byte) error {
+	if from == p.me {
+		return nil
+	}
+	resource, err := decodeQuery(body)
+	if err != nil {
+		return err
+	}
+	limit, queue := &m.looking, p.looking
+	if resource == "" {
+		limit, queue = &m.listing, p.listing
+	}
+	if limit.take(1, time.Now()) {
+		select {
+		case queue <- request{from, h.query, resource}:
+			return nil
+		default:
+		}
+	}
+	p.lockedDrop(m)
+	return nil
+}
+
+// answer answers questions, one after the other.
+func (p *Peers) answer(ctx context.Context, queue <-chan request) {
+	for {
+		select {
+		case r := <-queue:
+			if p.present(r.from) {
+				p.answerOne(ctx, r)
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (p *Peers) present(m corosync.Member) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.members[m] != nil
+}
+
+func (p *Peers) answerOne(ctx context.Context, r request) {
+	var list []Holding
+	cut := false
+	if r.resource != "" {
+		list = p.held(r.resource)
+		if cut = len(list) > maxLookup; cut {
+			list = list[:maxLookup]
+		}
+	} else {
+		list = p.opts.Holdings()
+	}
+	ctx, cancel := context.WithTimeout(ctx, answerPatience)
+	defer cancel()
+	h := header{kind: kindAnswer, query: r.id, asker: r.from}
+	err := pages(list, cut, func(body []byte, last bool) error {
+		if last {
+			h.flags |= flagLast
+		}
+		b := append(appendHeader(make([]byte, 0, headerSize+len(body)), h), body...)
+		h.page++
+		return p.opts.Group.Send(ctx, b)
+	})
+	if err != nil {
+		p.log.Debug("peers: an answer was not sent", "node", r.from.Node, "error", err)
+		return
+	}
+	p.mu.Lock()
+	p.stats.Answered++
+	p.mu.Unlock()
+}
+
+// held is what this node holds of a resource.
+func (p *Peers) held(resource string) []Holding {
+	if p.opts.Holders != nil {
+		return p.opts.Holders(resource)
+	}
+	var list []Holding
+	for _, h := range p.opts.Holdings() {
+		if h.Resource == resource {
+			list = append(list, h)
+		}
+	}
+	return list
+}
+
+// pages cuts a list into pages that fit into messages, and ends at what an asker takes. There is always a last one. Each is
+// the text of an answerBody.
+func pages(list []Holding, cut bool, emit func(body []byte, last bool) error) error {
+	const start = `{"holdings":[`
+	body := []byte(start)
+	room, total, n := MaxMessage-headerSize-pageRoom, maxAnswer, 0
+	for _, h := range list {
+		raw, err := encodeHolding(h)
+		if err != nil {
+			return err
+		}
+		if len(body)+len(raw)+1 > room || n == maxPerPage {
+			total -= MaxMessage // as the asker counts, at most
+			if total < MaxMessage {
+				cut = true
+				break
+			}
+			if err := emit(append(body, "]}"...), false); err != nil {
+				return err
+			}
+			body, n = body[:len(start)], 0
+		}
+		if n > 0 {
+			body = append(body, ',')
+		}
+		body = append(body, raw...)
+		n++
+	}
+	body = append(body, ']')
+	if cut {
+		body = append(body, `,"cut":true`...)
+	}
+	return emit(append(body, '}'), true)
+}

@@ -1,0 +1,257 @@
+package peers
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/vmlockd/vmlockd/corosync"
+)
+
+// MaxMessage is the length of the longest message, in bytes. The group must carry at least that.
+const MaxMessage = 64 << 10
+
+// Protocol is the version of what this package speaks. It is told and never compared.
+const Protocol = 1
+
+// A message is a header of headerSize bytes, big endian, and a JSON object. The header is the same in all versions:
+//
+//	0  magic "VMLP"
+//	4  protocol of the sender
+//	5  kind
+//	6  flags
+//	8  the question's number, in questions and answers
+//	16 node id and 20 process id of who asked, in answers
+//	24 number of the page, in answers, from 0 on
+//	28 zero
+const (
+	magic      = "VMLP"
+	headerSize = 32
+)
+
+// Kinds of messages. Others are ignored.
+const (
+	kindHello   = 1 // helloBody, from everybody in regular intervals and when there is news
+	kindQuery   = 2 // queryBody
+	kindAnswer  = 3 // answerBody, a page
+	kindGoodbye = 4 // nothing; the sender is about to leave
+)
+
+// Flags.
+const flagLast = 1 // the last page of an answer
+
+// Bounds of what is read. Longer texts are cut, more entries than that make a page unreadable.
+const (
+	maxResource = 64 // DLM_RESNAME_MAXLEN
+	maxPath     = 4096
+	maxName     = 255
+	maxShort    = 64
+	maxPerPage  = 2048
+	maxHello    = 8 << 10 // of the body; so that a later version has room
+	maxQuery    = 1 << 10
+)
+
+var (
+	errNotOurs  = errors.New("not a message of vmlockd")
+	errBody     = errors.New("its body is too long")
+	errTooLong  = fmt.Errorf("longer than %d bytes", MaxMessage)
+	errTooMany  = fmt.Errorf("more than %d entries in a page", maxPerPage)
+	errNotValid = errors.New("unreadable entries")
+)
+
+// header is a message's header.
+type header struct {
+	protocol uint8
+	kind     uint8
+	flags    uint16
+	query    uint64
+	asker    corosync.Member
+	page     uint32
+}
+
+// helloBody is what a daemon says about itself. Times are in milliseconds since 1970 UTC.
+type helloBody struct {
+	Name     string `json:"name,omitempty"`
+	Version  string `json:"version,omitempty"`
+	Digest   string `json:"digest,omitempty"`
+	Guard    string `json:"guard,omitempty"`
+	Draining bool   `json:"draining,omitempty"`
+	Started  int64  `json:"started,omitempty"`
+}
+
+// queryBody asks for everything, or for what is held of one resource.
+type queryBody struct {
+	Resource []byte `json:"resource,omitempty"`
+}
+
+// answerBody is a page.
+type answerBody struct {
+	Holdings []json.RawMessage `json:"holdings,omitempty"`
+	// Cut: the sender holds more than it sends.
+	Cut bool `json:"cut,omitempty"`
+}
+
+// holdingBody is an entry of a page. What may be any bytes is base64.
+type holdingBody struct {
+	Resource  []byte `json:"resource,omitempty"`
+	Lockspace []byte `json:"lockspace,omitempty"`
+	Name      []byte `json:"name,omitempty"`
+	Mode      string `json:"mode,omitempty"`
+	Owner     []byte `json:"owner,omitempty"`
+	UUID      string `json:"uuid,omitempty"`
+	PID       int64  `json:"pid,omitempty"`
+	Since     int64  `json:"since,omitempty"`
+}
+
+// encode makes a message. A body that is nil is left out.
+func encode(h header, body any) ([]byte, error) {
+	var b []byte
+	if body != nil {
+		var err error
+		if b, err = json.Marshal(body); err != nil {
+			return nil, err
+		}
+	}
+	if headerSize+len(b) > MaxMessage {
+		return nil, errTooLong
+	}
+	return append(appendHeader(make([]byte, 0, headerSize+len(b)), h), b...), nil
+}
+
+func appendHeader(b []byte, h header) []byte {
+	b = append(b, magic...)
+	b = append(b, Protocol, h.kind)
+	b = binary.BigEndian.AppendUint16(b, h.flags)
+	b = binary.BigEndian.AppendUint64(b, h.query)
+	b = binary.BigEndian.AppendUint32(b, h.asker.Node)
+	b = binary.BigEndian.AppendUint32(b, h.asker.PID)
+	b = binary.BigEndian.AppendUint32(b, h.page)
+	return binary.BigEndian.AppendUint32(b, 0)
+}
+
+// decodeHeader reads a message's header and returns what follows it.
+func decodeHeader(b []byte) (h header, body []byte, err error) {
+	switch {
+	case len(b) > MaxMessage:
+		return h, nil, errTooLong
+	case len(b) < headerSize || string(b[:4]) != magic:
+		return h, nil, errNotOurs
+	}
+	h = header{
+		protocol: b[4], kind: b[5], flags: binary.BigEndian.Uint16(b[6:]), query: binary.BigEndian.Uint64(b[8:]),
+		asker: corosync.Member{Node: binary.BigEndian.Uint32(b[16:]), PID: binary.BigEndian.Uint32(b[20:])},
+		page:  binary.BigEndian.Uint32(b[24:]),
+	}
+	return h, b[headerSize:], nil
+}
+
+func decodeHello(body []byte) (Info, error) {
+	if len(body) > maxHello {
+		return Info{}, errBody
+	}
+	var h helloBody
+	if err := json.Unmarshal(body, &h); err != nil {
+		return Info{}, err
+	}
+	return Info{
+		Name: clean(h.Name, maxName), Version: clean(h.Version, maxShort), Digest: clean(h.Digest, 2*maxShort), Guard: clean(h.Guard, maxShort),
+		Draining: h.Draining, Started: fromMillis(h.Started),
+	}, nil
+}
+
+func encodeHello(i Info) ([]byte, error) {
+	return encode(header{kind: kindHello}, helloBody{
+		Name: clean(i.Name, maxName), Version: clean(i.Version, maxShort), Digest: clean(i.Digest, 2*maxShort), Guard: clean(i.Guard, maxShort),
+		Draining: i.Draining, Started: toMillis(i.Started),
+	})
+}
+
+// decodeQuery returns the resource that is asked for, "" for all.
+func decodeQuery(body []byte) (string, error) {
+	if len(body) > maxQuery {
+		return "", errBody
+	}
+	var q queryBody
+	if err := json.Unmarshal(body, &q); err != nil {
+		return "", err
+	}
+	if len(q.Resource) > maxResource {
+		return "", fmt.Errorf("a resource's name of %d bytes", len(q.Resource))
+	}
+	return string(q.Resource), nil
+}
+
+// decodeAnswer reads a page of what a node holds.
+func decodeAnswer(node uint32, body []byte) (list []Holding, cut bool, err error) {
+	var a answerBody
+	if err := json.Unmarshal(body, &a); err != nil {
+		return nil, false, err
+	}
+	if len(a.Holdings) > maxPerPage {
+		return nil, false, errTooMany
+	}
+	list = make([]Holding, 0, len(a.Holdings))
+	for _, raw := range a.Holdings {
+		var h holdingBody
+		if json.Unmarshal(raw, &h) != nil {
+			err = errNotValid
+			continue
+		}
+		list = append(list, Holding{
+			Node: node, Resource: cutTo(h.Resource, maxResource), Lockspace: cutTo(h.Lockspace, maxPath), Name: cutTo(h.Name, maxPath),
+			Mode: clean(h.Mode, maxShort), OwnerName: cutTo(h.Owner, maxName), OwnerUUID: clean(h.UUID, maxShort),
+			OwnerPID: pid(h.PID), Since: fromMillis(h.Since),
+		})
+	}
+	return list, a.Cut, err
+}
+
+// encodeHolding makes an entry; its length is bounded by the bounds of its parts, and is far less than a page.
+func encodeHolding(h Holding) (json.RawMessage, error) {
+	return json.Marshal(holdingBody{
+		Resource: []byte(h.Resource[:min(len(h.Resource), maxResource)]), Lockspace: []byte(h.Lockspace[:min(len(h.Lockspace), maxPath)]),
+		Name: []byte(h.Name[:min(len(h.Name), maxPath)]), Mode: clean(h.Mode, maxShort), Owner: []byte(h.OwnerName[:min(len(h.OwnerName), maxName)]),
+		UUID: clean(h.OwnerUUID, maxShort), PID: int64(h.OwnerPID), Since: toMillis(h.Since),
+	})
+}
+
+// clean makes a text fit to be shown: valid, printable, at most n bytes.
+func clean(s string, n int) string {
+	s = strings.ToValidUTF8(s[:min(len(s), n)], "?")
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+// pid is a process id, or 0.
+func pid(n int64) int {
+	if n < 0 || n > 1<<31-1 {
+		return 0
+	}
+	return int(n)
+}
+
+func cutTo(b []byte, n int) string { return string(b[:min(len(b), n)]) }
+
+// fromMillis reads a time; 0 is the zero time, and so is what no clock shows.
+func fromMillis(ms int64) time.Time {
+	const latest = 253402300799000 // the year 9999
+	if ms <= 0 || ms > latest {
+		return time.Time{}
+	}
+	return time.UnixMilli(ms).UTC()
+}
+
+func toMillis(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixMilli()
+}

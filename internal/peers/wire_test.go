@@ -1,0 +1,243 @@
+package peers
+
+import (
+	"bytes"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"runtime/metrics"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"github.com/vmlockd/vmlockd/corosync"
+)
+
+// The header is the same for ever.
+func TestHeaderBytes(t *testing.T) {
+	b, err := encode(header{
+		kind: kindAnswer, flags: flagLast, query: 0x0102030405060708, asker: corosync.Member{Node: 0x11121314, PID: 0x21222324}, page: 0x31323334,
+	}, queryBody{Resource: []byte("r")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = "564d4c50" + "01" + "03" + "0001" + "0102030405060708" + "11121314" + "21222324" + "31323334" + "00000000"
+	if got := hex.EncodeToString(b[:headerSize]); got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	if got := string(b[headerSize:]); got != `{"resource":"cg=="}` {
+		t.Errorf("body %s", got)
+	}
+}
+
+func TestDecodeHeader(t *testing.T) {
+	good, err := encode(header{kind: kindGoodbye}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		what string
+		b    []byte
+		want error
+	}{
+		{"nothing", nil, errNotOurs}, {"half a header", good[:headerSize-1], errNotOurs}, {"another magic", append([]byte("VMLQ"), good[4:]...), errNotOurs},
+		{"too long", append(good, make([]byte, MaxMessage)...), errTooLong}, {"good", good, nil},
+	} {
+		if _, _, err := decodeHeader(c.b); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", c.what, err, c.want)
+		}
+	}
+}
+
+// What a later version adds is ignored; what is missing is zero.
+func TestOtherVersions(t *testing.T) {
+	info, err := decodeHello([]byte(`{"name":"n","colour":{"deep":[1,2,{"er":null}]},"version":"99.1"}`))
+	if err != nil || info != (Info{Name: "n", Version: "99.1"}) {
+		t.Errorf("hello: %+v, %v", info, err)
+	}
+	resource, err := decodeQuery([]byte(`{"resource":"cg==","limit":5}`))
+	if err != nil || resource != "r" {
+		t.Errorf("query: %q, %v", resource, err)
+	}
+	list, cut, err := decodeAnswer(7, []byte(`{"holdings":[{"resource":"cg==","mode":"new mode","lease":12}],"more":true}`))
+	if err != nil || cut || len(list) != 1 || list[0] != (Holding{Node: 7, Resource: "r", Mode: "new mode"}) {
+		t.Errorf("answer: %+v, %v, %v", list, cut, err)
+	}
+}
+
+func TestBounds(t *testing.T) {
+	long := strings.Repeat("x", 20000)
+	hello, err := json.Marshal(helloBody{Name: strings.Repeat("ä\x1b", 1000)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := decodeHello(hello)
+	if err != nil || len(info.Name) != maxName || strings.ContainsAny(info.Name, "\x1b\ufffd") {
+		t.Errorf("a long name: %q, %v", info.Name, err)
+	}
+	if _, err := decodeHello([]byte(`{"name":"` + long + `"}`)); !errors.Is(err, errBody) {
+		t.Errorf("a long hello: %v", err)
+	}
+	if _, err := decodeQuery([]byte(`{"resource":"` + strings.Repeat("QUFB", 22) + `"}`)); err == nil {
+		t.Error("a resource's name of 66 bytes is taken")
+	}
+	if _, _, err := decodeAnswer(1, []byte(`{"holdings":[`+strings.Repeat("0,", maxPerPage)+`0]}`)); !errors.Is(err, errTooMany) {
+		t.Errorf("too many entries: %v", err)
+	}
+	list, _, err := decodeAnswer(1, []byte(`{"holdings":[{"pid":1},"what",{"pid":-5},{"pid":99999999999,"since":99999999999999999},{"pid":"x"}]}`))
+	if !errors.Is(err, errNotValid) || len(list) != 3 || list[0].OwnerPID != 1 || list[1].OwnerPID != 0 || list[2].OwnerPID != 0 || !list[2].Since.IsZero() {
+		t.Errorf("entries that cannot be read: %+v, %v", list, err)
+	}
+	raw, err := encodeHolding(Holding{Resource: long, Lockspace: long, Name: long, Mode: long, OwnerName: long, OwnerUUID: long})
+	if err != nil || len(raw) > MaxMessage/4 {
+		t.Errorf("a long entry has %d bytes, %v", len(raw), err)
+	}
+}
+
+func genHolding() *rapid.Generator[Holding] {
+	bytesOf := func(max int) *rapid.Generator[string] {
+		return rapid.Map(rapid.SliceOfN(rapid.Byte(), 0, max), func(b []byte) string { return string(b) })
+	}
+	return rapid.Custom(func(t *rapid.T) Holding {
+		return Holding{
+			Resource: bytesOf(maxResource).Draw(t, "resource"), Lockspace: bytesOf(300).Draw(t, "lockspace"), Name: bytesOf(300).Draw(t, "name"),
+			Mode: rapid.SampledFrom([]string{"exclusive", "shared"}).Draw(t, "mode"), OwnerName: bytesOf(maxName).Draw(t, "owner"),
+			OwnerUUID: rapid.StringMatching(`[0-9a-f]{8}-[0-9a-f]{4}`).Draw(t, "uuid"), OwnerPID: rapid.IntRange(0, 1<<31-1).Draw(t, "pid"),
+			Since: fromMillis(rapid.Int64Range(0, 4e12).Draw(t, "since")),
+		}
+	})
+}
+
+// A list comes out of its pages as it went in, whatever bytes its names have, and no page is too long.
+func TestPagesRoundTrip(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		list := rapid.SliceOfN(genHolding(), 0, 400).Draw(t, "list")
+		for i := range list {
+			list[i].Node = 3
+		}
+		var got []Holding
+		lasts, n := 0, 0
+		err := pages(list, false, func(body []byte, last bool) error {
+			b := append(appendHeader(nil, header{kind: kindAnswer, page: uint32(n)}), body...)
+			n++
+			_, rest, err := decodeHeader(b)
+			if err != nil {
+				return err
+			}
+			page, cut, err := decodeAnswer(3, rest)
+			if cut || lasts > 0 {
+				t.Fatalf("cut %v, after the last %v", cut, lasts > 0)
+			}
+			if last {
+				lasts++
+			}
+			got = append(got, page...)
+			return err
+		})
+		if err != nil || lasts != 1 {
+			t.Fatalf("%v; %d last pages", err, lasts)
+		}
+		if diff := cmp.Diff(append([]Holding{}, list...), append([]Holding{}, got...)); diff != "" {
+			t.Fatal(diff)
+		}
+	})
+}
+
+// More than an asker takes is cut, with a word about it.
+func TestPagesCut(t *testing.T) {
+	list := make([]Holding, 5000)
+	for i := range list {
+		list[i] = Holding{Resource: fmt.Sprint(i), Name: strings.Repeat("n", maxPath)}
+	}
+	total, cut, n := 0, false, 0
+	err := pages(list, false, func(body []byte, last bool) (err error) {
+		var page []Holding
+		page, cut, err = decodeAnswer(1, body)
+		total += headerSize + len(body)
+		n += len(page)
+		if cut != last {
+			t.Errorf("cut %v, last %v", cut, last)
+		}
+		return err
+	})
+	if err != nil || !cut || total > maxAnswer || n < 2000 {
+		t.Errorf("%d bytes with %d entries, cut %v, %v", total, n, cut, err)
+	}
+}
+
+func allocated() uint64 {
+	s := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
+	metrics.Read(s)
+	return s[0].Value.Uint64()
+}
+
+// FuzzDecode gives any bytes to the decoder: it takes memory in proportion to what came, and what it returns is bounded.
+func FuzzDecode(f *testing.F) {
+	add := func(h header, body any) {
+		b, err := encode(h, body)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	hello, err := encodeHello(Info{Name: "node1", Version: "1", Digest: "d", Guard: "off", Draining: true, Started: time.Unix(1e9, 0)})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(hello)
+	add(header{kind: kindQuery, query: 1}, queryBody{})
+	add(header{kind: kindQuery, query: 1}, queryBody{Resource: []byte("r")})
+	raw, err := encodeHolding(Holding{Resource: "r", Name: "/a", Mode: "exclusive", OwnerPID: 5, Since: time.Unix(1e9, 0)})
+	if err != nil {
+		f.Fatal(err)
+	}
+	add(header{kind: kindAnswer, query: 1, flags: flagLast}, answerBody{Holdings: []json.RawMessage{raw, raw}})
+	add(header{kind: kindGoodbye}, nil)
+	f.Add(append(bytes.Clone(hello[:headerSize]), bytes.Repeat([]byte("["), 1000)...))
+	answer := append(bytes.Clone(hello[:headerSize]), `{"holdings":[`+strings.Repeat("{},", 30000)+`{}]}`...)
+	answer[5] = kindAnswer
+	f.Add(answer[:min(len(answer), MaxMessage)])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		before := allocated()
+		h, body, err := decodeHeader(b)
+		if err != nil {
+			return
+		}
+		switch h.kind {
+		case kindHello:
+			info, err := decodeHello(body)
+			if err == nil && len(info.Name)+len(info.Version)+len(info.Digest)+len(info.Guard) > maxName+4*maxShort {
+				t.Errorf("hello is too long: %+v", info)
+			}
+			if err == nil {
+				if again, err := encodeHello(info); err != nil {
+					t.Errorf("what was read cannot be said: %v", err)
+				} else if twice, err := decodeHello(again[headerSize:]); err != nil || twice != info {
+					t.Errorf("said again it is %+v, was %+v, %v", twice, info, err)
+				}
+			}
+		case kindQuery:
+			if r, err := decodeQuery(body); err == nil && len(r) > maxResource {
+				t.Errorf("a resource of %d bytes", len(r))
+			}
+		case kindAnswer:
+			list, _, _ := decodeAnswer(1, body)
+			if len(list) > maxPerPage {
+				t.Errorf("%d entries", len(list))
+			}
+			for _, h := range list {
+				if h.Node != 1 || len(h.Resource) > maxResource || len(h.Name) > maxPath || len(h.OwnerName) > maxName || h.OwnerPID < 0 {
+					t.Errorf("an entry is out of bounds: %+v", h)
+				}
+			}
+		}
+		// The runtime counts in steps, and other goroutines allocate too: so the bound has a constant part.
+		if took := allocated() - before; took > 40*uint64(len(b))+1<<20 {
+			t.Errorf("%d bytes were allocated for a message of %d", took, len(b))
+		}
+	})
+}
