@@ -118,6 +118,7 @@ func run(f flags) int {
 		log.Error("vmlockd could not start", "reason", err)
 		return exitFailed
 	}
+	program.Version = version
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	// The second signal ends the process at once.
