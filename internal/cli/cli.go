@@ -55,11 +55,11 @@ func Main(args []string, version string, s Streams) int {
 	root.SetIn(s.In)
 	root.SetOut(s.Out)
 	root.SetErr(s.Err)
-	if err := root.Execute(); err != nil {
+	if cmd, err := root.ExecuteC(); err != nil {
 		// Commands keep their errors to themselves: this one is about the command line.
 		a.json = a.json || slices.Contains(args, "--json")
 		a.fail(usage("%v; try 'vmlockctl --help'", err))
-		if len(args) > 0 && args[0] == "run" {
+		if cmd.Name() == "run" {
 			a.status += runOffset
 		}
 	}

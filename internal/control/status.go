@@ -37,7 +37,7 @@ func (s *Server) status(w http.ResponseWriter, r *http.Request) {
 func (s *Server) Status(ctx context.Context) Status {
 	st := Status{
 		Version: s.o.Version, PID: os.Getpid(), Started: s.started.UTC(), Backend: s.o.Backend, Socket: s.o.Socket,
-		Draining: s.o.Drain.Drained(), Events: s.o.Events.Counts(), Members: []Member{}, Warnings: []Warning{},
+		Draining: s.o.Drain.Drained(), Events: s.o.Events.Counts(), Watchers: len(s.watchers), Members: []Member{}, Warnings: []Warning{},
 	}
 	st.Counts = counts(s.o.Locks.Holders())
 	st.Counts.Waiting = len(s.o.Locks.Waiting())

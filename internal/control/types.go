@@ -126,7 +126,8 @@ type Status struct {
 	Node     string            `json:"node"`
 	Draining *Drained          `json:"draining"`
 	Counts   Counts            `json:"counts"`
-	Events   map[string]uint64 `json:"events"` // by kind, since Started
+	Events   map[string]uint64 `json:"events"`   // by kind, since Started
+	Watchers int               `json:"watchers"` // streams of events
 	Cluster  *Cluster          `json:"cluster"`
 	Members  []Member          `json:"members"`
 	Warnings []Warning         `json:"warnings"`
