@@ -62,12 +62,22 @@ released there.`,
 }
 
 func (a *app) release(ctx context.Context, c *control.Client, args []string, f releaseFlags) error {
+	st, err := ask(ctx, c.Status)
+	if err != nil {
+		return err
+	}
+	if f.node == st.Node || f.node == fmt.Sprint(st.NodeID) && st.NodeID != 0 {
+		f.node = ""
+		if len(args) == 0 {
+			return usage("that is this host: name what is to be released")
+		}
+	}
 	q := control.ReleaseRequest{Node: f.node, Force: f.force, Reason: f.reason}
 	if f.onePID {
 		q.PID = &f.pid
 	}
 	if f.node == "" {
-		held, err := a.toRelease(ctx, c, args[0], f)
+		held, err := a.toRelease(ctx, c, st, args[0], f)
 		if err != nil {
 			return err
 		}
@@ -101,11 +111,7 @@ func (a *app) release(ctx context.Context, c *control.Client, args []string, f r
 }
 
 // toRelease finds what this host holds under a path: holders of one resource.
-func (a *app) toRelease(ctx context.Context, c *control.Client, path string, f releaseFlags) ([]control.Holder, error) {
-	st, err := ask(ctx, c.Status)
-	if err != nil {
-		return nil, err
-	}
+func (a *app) toRelease(ctx context.Context, c *control.Client, st control.Status, path string, f releaseFlags) ([]control.Holder, error) {
 	one := &f.lockspace
 	if !f.oneSpace {
 		one = nil

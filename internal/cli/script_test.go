@@ -64,6 +64,11 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			work := env.WorkDir
 			env.Setenv("PATH", programs+":"+os.Getenv("PATH"))
+			name, err := os.Hostname()
+			if err != nil {
+				return err
+			}
+			env.Setenv("HOST", name)
 			env.Values[key] = &host{dir: work}
 			text := fmt.Sprintf("socket = %q\nrun_dir = %q\n", work+"/sock", work+"/run")
 			for _, disk := range []string{"a.img", "b.img"} {
@@ -97,7 +102,6 @@ type host struct {
 	dir    string
 	daemon *exec.Cmd
 	procs  map[string]*exec.Cmd
-	status int // of the last ctl
 }
 
 func hostOf(ts *testscript.TestScript) *host {

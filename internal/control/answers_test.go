@@ -168,10 +168,20 @@ func TestWarnings(t *testing.T) {
 			t.Errorf("%s: %+v", code, st.Warnings)
 		}
 	}
+	// The number of this host is known when dlm_controld says nothing any more.
 	c, p := threeNodes()
-	c.c.Fencing, c.c.Guarded = No, true
+	p.members = nil
 	w := newWorld(t, inCluster(c, p))
 	var st Status
+	w.do("GET", "/v1/status", "", &st)
+	c.c = Cluster{Error: "no answer"}
+	if w.do("GET", "/v1/status", "", &st); st.NodeID != 1 {
+		t.Errorf("silent: node %d", st.NodeID)
+	}
+	c, p = threeNodes()
+	c.c.Fencing, c.c.Guarded = No, true
+	w = newWorld(t, inCluster(c, p))
+	st = Status{}
 	if w.do("GET", "/v1/status", "", &st); len(st.Warnings) != 0 {
 		t.Errorf("guarded: %+v", st.Warnings)
 	}
@@ -236,6 +246,7 @@ func TestReleaseOfNode(t *testing.T) {
 	}{
 		"member":         {"2", func(*fakeCluster) {}, CodeNodeMember},
 		"member by name": {"n3", func(*fakeCluster) {}, CodeNodeMember},
+		"this one":       {"n1", func(*fakeCluster) {}, CodeBadRequest},
 		"unknown":        {"9", func(*fakeCluster) {}, CodeNoNode},
 		"to be fenced":   {"3", func(c *fakeCluster) { c.c.Nodes[2] = ClusterNode{NodeID: 3, NeedsFencing: true} }, CodeNotNow},
 		"recovering": {"3", func(c *fakeCluster) {

@@ -71,6 +71,8 @@ func FuzzGlob(f *testing.F) {
 		if !glob("*"+text, text) && !bytes.ContainsAny([]byte(text), "*?") {
 			t.Fatalf("%q does not match itself", text)
 		}
-		glob(pattern, text)
+		if glob(pattern, text) && !glob("*"+pattern+"*", "x"+text+"x") {
+			t.Fatalf("%q matches %q, and not with something around it", pattern, text)
+		}
 	})
 }

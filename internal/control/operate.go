@@ -40,6 +40,10 @@ func (s *Server) release(w http.ResponseWriter, r *http.Request) {
 			s.releaseOfNode(w, r, q)
 			return
 		}
+		if q.Resource == "" {
+			fail(w, http.StatusBadRequest, CodeBadRequest, "that is this host: name what is to be released")
+			return
+		}
 	}
 	ref := locking.Ref{Lockspace: q.Lockspace, Name: q.Resource}
 	only := func(h locking.Holder) bool { return q.PID == nil || h.Owner.PID == *q.PID }

@@ -48,7 +48,11 @@ func (s *Server) Status(ctx context.Context) Status {
 	var nodeID uint32
 	if s.o.Cluster != nil {
 		c := s.o.Cluster.Cluster(ctx)
-		st.Cluster, nodeID = &c, c.NodeID
+		st.Cluster = &c
+		if c.NodeID != 0 {
+			s.nodeID.Store(c.NodeID)
+		}
+		nodeID = s.nodeID.Load() // also while dlm_controld says nothing
 	}
 	st.NodeID, st.Node = s.node(nodeID)
 	if st.Cluster != nil {
