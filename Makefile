@@ -7,13 +7,13 @@ LDFLAGS = -s -w -X main.version=$(VERSION)
 LAB_PACKAGES = ./lab/... ./tests/... ./dlm/dlmtest/conformance/... ./corosync/corosynctest/conformance/... ./internal/difftest/...
 
 .DEFAULT_GOAL := help
-.PHONY: help build unit test lab-test demo lint fuzz bench bench-parts lab clean
+.PHONY: help build unit test lab-test demo lint fuzz man bench bench-parts lab clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
 
-build: ## build bin/vmlockd, without cgo
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/vmlockd ./cmd/vmlockd
+build: ## build bin/vmlockd and bin/vmlockctl, without cgo
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
 
 unit: ## tests that need nothing but Go and a C compiler, with the race detector
 	$(GO) test -race ./...
@@ -41,6 +41,9 @@ fuzz: ## fuzz what reads bytes from outside, FUZZTIME (default 1m) for each
 			echo "$$f $$name"; $(GO) test -run '^$$' -fuzz "^$$name$$" -fuzztime $${FUZZTIME:-1m} ./$$(dirname $$f) || exit 1; \
 		done; \
 	done
+
+man: ## write the manual pages of vmlockctl anew
+	$(GO) test ./internal/cli -run '^TestManPages$$' -update
 
 bench: ## measure restarts, memory, deaths and throughput, beside virtlockd and in the lab (root)
 	mkdir -p out

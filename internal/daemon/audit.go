@@ -2,9 +2,12 @@ package daemon
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"github.com/vmlockd/vmlockd/internal/audit"
+	"github.com/vmlockd/vmlockd/internal/control"
+	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
 // auditPatience bounds how long the disk of the audit log may take to say
@@ -23,4 +26,29 @@ func (i *instance) openAudit() {
 				"file", i.audit.Path(), "reason", err)
 		}
 	})
+}
+
+// auditor writes what operators do through the control socket.
+type auditor struct{ log *audit.Log }
+
+func (a auditor) Audit(ctx context.Context, c control.Action) error {
+	r := audit.Action{
+		Time: c.Time, Action: c.What, UID: c.Who.UID, Login: c.Who.Login, PID: c.Who.PID, Reason: c.Reason, Result: c.Outcome,
+	}
+	if r.Result == "" {
+		r.Result = audit.Asked
+	}
+	if c.Ref != (locking.Ref{}) {
+		r.Target = strings.TrimPrefix(c.Ref.Lockspace+" "+c.Ref.Name, " ")
+	}
+	if r.Target == "" {
+		r.Target = "this host"
+	}
+	if r.Reason == "" {
+		r.Reason = "not given"
+	}
+	for _, h := range c.Holders {
+		r.Target += "; held by " + h.String()
+	}
+	return a.log.Record(ctx, r)
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/vmlockd/vmlockd/internal/backend/local"
 	"github.com/vmlockd/vmlockd/internal/closer"
 	"github.com/vmlockd/vmlockd/internal/config"
+	"github.com/vmlockd/vmlockd/internal/control"
 	"github.com/vmlockd/vmlockd/internal/holder"
 	"github.com/vmlockd/vmlockd/internal/journal"
 	"github.com/vmlockd/vmlockd/internal/locking"
@@ -81,6 +82,10 @@ type instance struct {
 	starts   metrics.Starts
 	hide     context.CancelFunc // ends showing metrics on loopback
 	audit    *audit.Log
+	events   control.Events
+	drain    *drainer
+	others   *others                         // nil in local mode, and without corosync's libraries
+	control  *control.Server                 // nil if it is not served
 	table    atomic.Pointer[locking.Manager] // locks, for parts that were made before it
 	server   *rpc.Server
 	listener *net.UnixListener
@@ -102,7 +107,8 @@ func start(c config.Config, version string, log *slog.Logger, from *state) (i *i
 	if err := os.MkdirAll(c.RunDir, 0o700); err != nil {
 		return i, fmt.Errorf("make run_dir: %w", err)
 	}
-	if i.backend, err = newBackend(c, log, i.holders, from.keptLocks(), from.closer()); err != nil {
+	i.others = meetOthers(c, version, i.holders, log)
+	if i.backend, err = newBackend(c, log, i.holders, i.others, from.keptLocks(), from.closer()); err != nil {
 		return i, err
 	}
 	if err := from.keptLocks().discard(); err != nil {
@@ -116,12 +122,13 @@ func start(c config.Config, version string, log *slog.Logger, from *state) (i *i
 	i.locks = locking.New(locking.Options{
 		Backend:        i.backend,
 		Processes:      owner.Processes{},
-		Observe:        i.counted(logEvents(log)),
+		Observe:        i.counted(i.observe()),
 		RequestTimeout: time.Duration(c.RequestTimeout),
 		AnyLockspace:   c.Backend == config.BackendCluster,
 		Journal:        i.journal,
 	})
 	i.table.Store(i.locks)
+	i.drain = openDrainer(c.RunDir, i.locks, i.others.drains, log)
 	i.takeBack(found)
 	if i.listener, err = from.listen(c.Socket); err != nil {
 		return i, err
@@ -138,21 +145,26 @@ func start(c config.Config, version string, log *slog.Logger, from *state) (i *i
 	i.serving.Go(func() { i.failed <- i.server.Serve(context.Background(), i.listener) })
 	i.showMetrics(from != nil)
 	i.openAudit()
+	i.startControl()
 	entries := len(found.Entries)
 	found = journal.Recovered{} // which is then garbage
 	i.serving.Go(func() { tidy(entries) })
 	return i, nil
 }
 
-func newBackend(c config.Config, log *slog.Logger, holders func() []locking.Holder, kept *keptLocks, earlier int) (backend, error) {
+func newBackend(c config.Config, log *slog.Logger, holders func() []locking.Holder, o *others, kept *keptLocks, earlier int) (backend, error) {
 	if c.Backend == config.BackendCluster {
 		last, err := closer.NewGuard(c.RunDir, c.Cluster.Lockspace, earlier)
 		if err != nil {
 			return nil, err
 		}
-		b, err := cluster.New(cluster.Options{
-			Lockspace: c.Cluster.Lockspace, Log: log, Holders: holders, Earlier: kept.takeCluster(), LastClose: last,
-		})
+		options := cluster.Options{
+			Lockspace: c.Cluster.Lockspace, Log: log, Holders: holders, Earlier: kept.takeCluster(), LastClose: last, NodeName: o.name,
+		}
+		if o != nil {
+			options.Peers = forRefusals{o}
+		}
+		b, err := cluster.New(options)
 		if err != nil {
 			return nil, fmt.Errorf("backend \"cluster\" cannot be used on this host: %w", err)
 		}
@@ -290,12 +302,15 @@ func (i *instance) abandon() {
 	if i.listener != nil {
 		i.listener.Close()
 	}
+	i.within("the group of lock daemons", i.others.close)
 	i.close(false)
 }
 
 // stop ends the instance for good. Locks that are held stay held.
 func (i *instance) stop() {
 	i.hide()
+	i.stopControl()
+	i.within("the group of lock daemons", i.others.close)
 	i.within("the connections", i.server.Shutdown)
 	i.serving.Wait()
 	i.noteStop()
@@ -345,6 +360,9 @@ func (i *instance) within(what string, f func(context.Context) error) (done bool
 // what the next one, which knows that version of it, needs to go on with them.
 // Locks stay held.
 func (i *instance) handOver(version int) (*state, error) {
+	// These first, while requests are still served.
+	i.stopControl()
+	i.within("the group of lock daemons", i.others.close)
 	file, err := i.listener.File()
 	if err != nil {
 		return nil, err

@@ -31,6 +31,7 @@ func (i *instance) makeMetrics() {
 	}
 	switch b := i.backend.(type) {
 	case dlmLocks:
+		p.Peers = i.others.figures
 		p.Cluster = func() metrics.Cluster { return clusterFigures(b.Figures()) }
 		p.Kernel = func() metrics.Kernel {
 			f := b.Figures()

@@ -1,6 +1,7 @@
 package locking
 
 import (
+	"encoding/hex"
 	"fmt"
 	"strings"
 	"time"
@@ -22,6 +23,7 @@ const (
 	KindSystem                       // the operating system or the kernel said no: Err wraps a syscall.Errno if there is one
 	KindUnavailable                  // no answer in time, or a backend that cannot grant now: nothing was granted
 	KindOwnerGone                    // the owner's process has ended
+	KindOwnerLives                   // an operator's release of a lock whose owner may be alive
 )
 
 // Error is every error that a Manager returns. Its text is what a person reads
@@ -32,7 +34,7 @@ type Error struct {
 	Op      string   // what was tried, for KindSystem, KindInvalid and KindUnavailable: "acquire", "open", ...
 	Ref     Ref      // what it was tried on
 	PID     int32    // for KindNotOwner and KindOwnerGone
-	Holders []Holder // for KindBusy: who holds it on this host, oldest first
+	Holders []Holder // for KindBusy and KindOwnerLives: who holds it on this host, oldest first
 	// Remote is who holds it on other hosts, as far as that could be found out, for
 	// KindBusy without Holders.
 	Remote []RemoteHolder
@@ -59,6 +61,8 @@ func (e *Error) Error() string {
 		return "the default lockspace already exists"
 	case KindOwnerGone:
 		return fmt.Sprintf("Lockspace resource '%s' was not locked: its owner, process %d, has ended", e.Ref.Name, e.PID)
+	case KindOwnerLives:
+		return fmt.Sprintf("Lockspace resource '%s' is held%s, and may be in use: it was not released", e.Ref.Name, e.heldBy())
 	default:
 		if e.Op == "" && e.Err != nil {
 			return e.Err.Error()
@@ -122,4 +126,13 @@ func (h Holder) details() string {
 // FormatUUID writes a UUID the way libvirt does (RFC 9562, lower case).
 func FormatUUID(u [16]byte) string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", u[0:4], u[4:6], u[6:8], u[8:10], u[10:])
+}
+
+// ParseUUID reads what FormatUUID writes.
+func ParseUUID(text string) (u [16]byte, err error) {
+	b, err := hex.DecodeString(strings.ReplaceAll(text, "-", ""))
+	if err != nil || len(b) != len(u) || FormatUUID([16]byte(b)) != strings.ToLower(text) {
+		return u, fmt.Errorf("%q is no UUID: it has 32 hexadecimal digits in groups of 8, 4, 4, 4 and 12", text)
+	}
+	return [16]byte(b), nil
 }

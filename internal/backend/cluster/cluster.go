@@ -69,13 +69,14 @@ type Backend struct {
 	name     string
 	log      *slog.Logger
 
-	ctx    context.Context    // ends when Close begins
-	cancel context.CancelFunc // ends join, and all work
-	joined chan struct{}      // closed when join has ended
-	work   group
-	last   LastClose // may be nil
-	asker  *asker
-	watch  *watch
+	ctx     context.Context    // ends when Close begins
+	cancel  context.CancelFunc // ends join, and all work
+	joined  chan struct{}      // closed when join has ended
+	work    group
+	last    LastClose // may be nil
+	asker   *asker
+	watch   *watch
+	fencing fencing
 
 	publisher *publisher
 	peers     Peers // may be nil

@@ -1,0 +1,320 @@
+package control
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/vmlockd/vmlockd/internal/locking"
+)
+
+func vms(list []Holder) (names []string) {
+	for _, h := range list {
+		names = append(names, fmt.Sprint(h.NodeID, h.VM))
+	}
+	slices.Sort(names)
+	return names
+}
+
+func TestHolders(t *testing.T) {
+	c, p := threeNodes()
+	w := newWorld(t, inCluster(c, p))
+	w.locks.held = []locking.Holder{holder("web", "/a", locking.Exclusive)}
+	p.held[2] = []locking.Holder{holder("db", "/b", locking.Shared)}
+	p.held[3] = []locking.Holder{holder("mail", "/b", locking.Shared)}
+	for target, want := range map[string][]string{
+		"/v1/holders":                                  {"1web"},
+		"/v1/holders?cluster=true":                     {"1web", "2db", "3mail"},
+		"/v1/holders?cluster=1&node=n2":                {"2db"},
+		"/v1/holders?cluster=1&node=3":                 {"3mail"},
+		"/v1/holders?cluster=1&mode=shared&vm=db":      {"2db"},
+		"/v1/holders?cluster=1&path=*b":                {"2db", "3mail"},
+		"/v1/holders?vm=nobody":                        nil,
+		"/v1/who?path=/b":                              {"2db", "3mail"},
+		"/v1/who?path=/b&lockspace=/other":             nil,
+		"/v1/who?path=/a&path=/also-called&lockspace=": {"1web"},
+	} {
+		var h Holders
+		if status := w.do("GET", target, "", &h); status != http.StatusOK || !slices.Equal(vms(h.Holders), want) || len(h.Missing) != 0 {
+			t.Errorf("%s: status %d, holders %v, missing %v", target, status, vms(h.Holders), h.Missing)
+		}
+	}
+	for _, target := range []string{
+		"/v1/holders?mode=both", "/v1/holders?cluster=perhaps", "/v1/holders?color=red", "/v1/who", "/v1/who?path=", "/v1/status?x=1",
+		"/v1/holders?path=" + strings.Repeat("a", maxPattern+1), "/v1/who?" + strings.Repeat("path=a&", maxNames+1), "/v1/events?since=-1", "/v1/holders?%zz",
+	} {
+		var e Error
+		if status := w.do("GET", target, "", &e); status != http.StatusBadRequest || e.Code != CodeBadRequest {
+			t.Errorf("%.40s: status %d, %v", target, status, e)
+		}
+	}
+}
+
+// TestHashedName: a disk is found under the name that libvirt makes of it, which is
+// also what sha256sum says.
+func TestHashedName(t *testing.T) {
+	w := newWorld(t, nil)
+	h := holder("web", "a2c8a5a6ae8a2d2d1c9c62b2b0a6f0e1", locking.Exclusive)
+	h.Ref = locking.Ref{Lockspace: "/locks", Name: HashedName("/srv/vm/web.img")}
+	w.locks.held = []locking.Holder{h}
+	var got Holders
+	w.do("GET", "/v1/who?path=/srv/vm/web.img", "", &got)
+	if len(got.Holders) != 1 || len(got.Holders[0].Resource) != 64 {
+		t.Errorf("got %+v", got)
+	}
+	if HashedName("abc") != "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad" {
+		t.Error(HashedName("abc"))
+	}
+}
+
+// TestSilentPeers: with nodes that do not answer every answer is there within a
+// second, and says what is missing.
+func TestSilentPeers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, p := threeNodes()
+		w := newWorld(t, inCluster(c, p))
+		p.silent[3], c.silent = true, true
+		p.members[2].Silent = true
+		p.held[2] = []locking.Holder{holder("db", "/b", locking.Exclusive)}
+		for _, target := range []string{"/v1/holders?cluster=1", "/v1/who?path=/b"} {
+			begin := time.Now()
+			var h Holders
+			w.do("GET", target, "", &h)
+			if took := time.Since(begin); took > time.Second {
+				t.Errorf("%s took %v", target, took)
+			}
+			if !slices.Equal(vms(h.Holders), []string{"2db"}) || len(h.Missing) != 1 || h.Missing[0].NodeID != 3 || h.Missing[0].Error == "" {
+				t.Errorf("%s: %+v", target, h)
+			}
+		}
+		begin := time.Now()
+		var st Status
+		w.do("GET", "/v1/status", "", &st)
+		if took := time.Since(begin); took > time.Second || len(st.Members) != 3 || !warns(st, WarnSilent) {
+			t.Errorf("the status took %v: %+v", took, st)
+		}
+	})
+}
+
+func TestWithoutPeers(t *testing.T) {
+	c, _ := threeNodes()
+	w := newWorld(t, inCluster(c, nil))
+	var h Holders
+	if w.do("GET", "/v1/holders?cluster=1", "", &h); len(h.Missing) != 1 || h.Missing[0].Error == "" {
+		t.Errorf("%+v", h)
+	}
+	w = newWorld(t, nil)
+	var e Error
+	if status := w.do("GET", "/v1/holders?cluster=1", "", &e); status != http.StatusConflict || e.Code != CodeNoCluster {
+		t.Errorf("status %d, %v", status, e)
+	}
+}
+
+// TestLockThatMoves: a lock that goes from another node to this one between the
+// two questions is not shown on both.
+func TestLockThatMoves(t *testing.T) {
+	c, p := threeNodes()
+	w := newWorld(t, inCluster(c, p))
+	p.held[2] = []locking.Holder{holder("web", "/a", locking.Exclusive)}
+	w.locks.onLook = func(n int, l *fakeLocks) {
+		if n == 1 { // the peers were asked before
+			l.held = []locking.Holder{holder("web", "/a", locking.Exclusive)}
+			p.held[2] = nil
+		}
+	}
+	var h Holders
+	w.do("GET", "/v1/holders?cluster=1", "", &h)
+	if !slices.Equal(vms(h.Holders), []string{"1web"}) {
+		t.Errorf("holders %v", vms(h.Holders))
+	}
+	// What two nodes claim all the time is not hidden, and asked for a few times only.
+	p.held[2], p.asked = []locking.Holder{holder("web", "/a", locking.Exclusive)}, nil
+	w.do("GET", "/v1/holders?cluster=1", "", &h)
+	if !slices.Equal(vms(h.Holders), []string{"1web", "2web"}) || len(p.asked) != maxAsks {
+		t.Errorf("holders %v, asked %v", vms(h.Holders), p.asked)
+	}
+}
+
+func warns(st Status, code string) bool {
+	return slices.ContainsFunc(st.Warnings, func(w Warning) bool { return w.Code == code && w.Message != "" })
+}
+
+func TestWarnings(t *testing.T) {
+	for code, do := range map[string]func(*fakeCluster, *fakePeers, *world){
+		WarnUnprotected:   func(c *fakeCluster, _ *fakePeers, _ *world) { c.c.Fencing = No },
+		WarnNoQuorum:      func(c *fakeCluster, _ *fakePeers, _ *world) { c.c.Quorate = No },
+		WarnLockspace:     func(c *fakeCluster, _ *fakePeers, _ *world) { c.c.Lockspace.State = LockspaceStopped },
+		WarnReboot:        func(c *fakeCluster, _ *fakePeers, _ *world) { c.c.Lockspace.State = LockspaceDead },
+		WarnNoAnswer:      func(c *fakeCluster, _ *fakePeers, _ *world) { c.c.Error = "dlm_controld does not answer" },
+		WarnDraining:      func(_ *fakeCluster, _ *fakePeers, w *world) { w.drain.now = &Drained{} },
+		WarnVersions:      func(_ *fakeCluster, p *fakePeers, _ *world) { p.members[1].Version = "2" },
+		WarnConfiguration: func(_ *fakeCluster, p *fakePeers, _ *world) { p.members[1].ConfigDigest = "other" },
+		WarnSilent:        func(_ *fakeCluster, p *fakePeers, _ *world) { p.members[1].Silent = true },
+	} {
+		c, p := threeNodes()
+		w := newWorld(t, inCluster(c, p))
+		var st Status
+		if w.do("GET", "/v1/status", "", &st); len(st.Warnings) != 0 || st.NodeID != 1 || st.Node != "n1" || len(st.Members) != 3 {
+			t.Fatalf("healthy: %+v", st)
+		}
+		do(c, p, w)
+		st = Status{}
+		if w.do("GET", "/v1/status", "", &st); len(st.Warnings) != 1 || !warns(st, code) {
+			t.Errorf("%s: %+v", code, st.Warnings)
+		}
+	}
+	// The number of this host is known when dlm_controld says nothing any more.
+	c, p := threeNodes()
+	p.members = nil
+	w := newWorld(t, inCluster(c, p))
+	var st Status
+	w.do("GET", "/v1/status", "", &st)
+	c.c = Cluster{Error: "no answer"}
+	if w.do("GET", "/v1/status", "", &st); st.NodeID != 1 {
+		t.Errorf("silent: node %d", st.NodeID)
+	}
+	c, p = threeNodes()
+	c.c.Fencing, c.c.Guarded = No, true
+	w = newWorld(t, inCluster(c, p))
+	st = Status{}
+	if w.do("GET", "/v1/status", "", &st); len(st.Warnings) != 0 {
+		t.Errorf("guarded: %+v", st.Warnings)
+	}
+}
+
+func TestRelease(t *testing.T) {
+	w := newWorld(t, nil)
+	w.locks.held, w.locks.alive = []locking.Holder{holder("web", "/a", locking.Exclusive)}, true
+	var e Error
+	for body, code := range map[string]string{
+		`{"resource":"/b"}`:                           CodeNotHeld,
+		`{"resource":"/a","pid":8}`:                   CodeNotHeld,
+		`{"resource":"/a"}`:                           CodeOwnerLives,
+		`{"resource":"/a","force":true}`:              CodeBadRequest,
+		`{"resource":"/a","force":true,"reason":" "}`: CodeBadRequest,
+		`{}`:                           CodeBadRequest,
+		`{"resource":"/a","colour":1}`: CodeBadRequest,
+		`{"resource":"/a"} {}`:         CodeBadRequest,
+		`[1]`:                          CodeBadRequest,
+		``:                             CodeBadRequest,
+		`{"node":"2"}`:                 CodeNoCluster,
+		`{"resource":"` + strings.Repeat("x", maxBody) + `"}`: CodeBadRequest,
+	} {
+		if w.do("POST", "/v1/release", body, &e); e.Code != code {
+			t.Errorf("%.60s: %v", body, e)
+		}
+	}
+	if len(w.locks.held) != 1 {
+		t.Fatal("it was released")
+	}
+
+	// What cannot be recorded is not done.
+	w.audit.err = errors.New("disk full")
+	const force = `{"resource":"/a","force":true,"reason":"it hangs"}`
+	if w.do("POST", "/v1/release", force, &e); e.Code != CodeFailed || len(w.locks.held) != 1 || !strings.Contains(e.Message, "disk full") {
+		t.Errorf("without a record: %v, held %v", e, w.locks.held)
+	}
+	w.audit.err, w.audit.told = nil, nil
+	var r Released
+	if status := w.do("POST", "/v1/release", force, &r); status != http.StatusOK || len(r.Released) != 1 || r.Released[0].VM != "web" {
+		t.Errorf("status %d, %+v", status, r)
+	}
+	if a := w.audit.told; len(a) != 2 || a[0].Outcome != "" || a[1].Outcome != "done" || !a[0].Forced || a[0].Reason != "it hangs" ||
+		a[0].Who.Login == "" || len(a[0].Holders) != 1 || a[0].What != "release" {
+		t.Errorf("audited %+v", a)
+	}
+
+	// A release that goes on by itself is told as done, with a note.
+	w.locks.held = []locking.Holder{holder("web", "/a", locking.Exclusive)}
+	w.locks.err = &locking.Error{Kind: locking.KindUnavailable, Op: "release", Err: fmt.Errorf("%w: no quorum", locking.ErrUnderway)}
+	r = Released{}
+	if status := w.do("POST", "/v1/release", force, &r); status != http.StatusOK || len(r.Released) != 1 || !strings.Contains(r.Note, "no quorum") {
+		t.Errorf("status %d, %+v", status, r)
+	}
+}
+
+func TestReleaseOfNode(t *testing.T) {
+	for name, tc := range map[string]struct {
+		node string
+		do   func(*fakeCluster)
+		code string
+	}{
+		"member":         {"2", func(*fakeCluster) {}, CodeNodeMember},
+		"member by name": {"n3", func(*fakeCluster) {}, CodeNodeMember},
+		"this one":       {"n1", func(*fakeCluster) {}, CodeBadRequest},
+		"unknown":        {"9", func(*fakeCluster) {}, CodeNoNode},
+		"to be fenced":   {"3", func(c *fakeCluster) { c.c.Nodes[2] = ClusterNode{NodeID: 3, NeedsFencing: true} }, CodeNotNow},
+		"recovering": {"3", func(c *fakeCluster) {
+			c.c.Nodes[2].Member, c.c.Lockspace.State = false, LockspaceStopped
+		}, CodeNotNow},
+		"nothing is known": {"3", func(c *fakeCluster) { c.c.Nodes, c.c.Error = nil, "no answer" }, CodeNotNow},
+		"gone":             {"3", func(c *fakeCluster) { c.c.Nodes[2].Member = false }, ""},
+	} {
+		c, p := threeNodes()
+		tc.do(c)
+		w := newWorld(t, inCluster(c, p))
+		var e Error
+		var r Released
+		out := any(&e)
+		if tc.code == "" {
+			out = &r
+		}
+		w.do("POST", "/v1/release", `{"node":"`+tc.node+`"}`, out)
+		if e.Code != tc.code || tc.code == "" && (len(r.Released) != 0 || !strings.Contains(r.Note, "given up")) {
+			t.Errorf("%s: %v, %+v", name, e, r)
+		}
+		if len(w.locks.forced) != 0 {
+			t.Errorf("%s: something was released here", name)
+		}
+	}
+}
+
+func TestDrain(t *testing.T) {
+	w := newWorld(t, nil)
+	w.locks.held = []locking.Holder{holder("web", "/a", locking.Exclusive)}
+	w.locks.waiting = []locking.Waiter{{Ref: locking.Ref{Name: "/b"}}}
+	var d Drain
+	if w.do("POST", "/v1/drain", `{"reason":"kernel"}`, &d); !d.Draining || d.Drained == nil || d.Reason != "kernel" || len(d.Left) != 1 || len(d.Waiting) != 1 {
+		t.Errorf("%+v", d)
+	}
+	// Again changes nothing, and is no action.
+	if w.do("POST", "/v1/drain", `{"reason":"other"}`, &d); d.Reason != "kernel" || len(w.audit.told) != 2 {
+		t.Errorf("%+v, audited %v", d, w.audit.told)
+	}
+	w.drain.err = errors.New("no space")
+	var e Error
+	if w.do("POST", "/v1/drain", `{"undo":true}`, &e); e.Code != CodeFailed || w.audit.told[3].Outcome != "no space" {
+		t.Errorf("%v, audited %v", e, w.audit.told)
+	}
+	w.drain.err = nil
+	d = Drain{}
+	if w.do("POST", "/v1/drain", `{"undo":true}`, &d); d.Draining || d.Drained != nil {
+		t.Errorf("%+v", d)
+	}
+	if status := w.do("DELETE", "/v1/drain", "", &e); status != http.StatusMethodNotAllowed {
+		t.Errorf("status %d, %v", status, e)
+	}
+	if status := w.do("GET", "/v2/drain", "", &e); status != http.StatusNotFound || e.Code != CodeNotFound {
+		t.Errorf("status %d, %v", status, e)
+	}
+}
+
+func TestGlob(t *testing.T) {
+	for _, tc := range []struct {
+		pattern, text string
+		want          bool
+	}{
+		{"", "", true}, {"*", "", true}, {"*", "/a/b", true}, {"/a/*", "/a/b/c", true}, {"/a/?", "/a/b", true}, {"/a/?", "/a/bc", false},
+		{"*.img", "/a.img", true}, {"*.img", "/a.img2", false}, {"*a*b*", "xxaxxbxx", true}, {"*a*b*", "xxbxxaxx", false}, {"a", "ab", false}, {"ab", "a", false},
+		{"**", "x", true}, {"a**b", "ab", true},
+	} {
+		if got := glob(tc.pattern, tc.text); got != tc.want {
+			t.Errorf("glob(%q, %q) is %v", tc.pattern, tc.text, got)
+		}
+	}
+}

@@ -1,0 +1,275 @@
+package daemon
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/vmlockd/vmlockd/corosync"
+	"github.com/vmlockd/vmlockd/dlm"
+	"github.com/vmlockd/vmlockd/internal/backend/cluster"
+	"github.com/vmlockd/vmlockd/internal/config"
+	"github.com/vmlockd/vmlockd/internal/control"
+	"github.com/vmlockd/vmlockd/internal/locking"
+	"github.com/vmlockd/vmlockd/internal/metrics"
+	"github.com/vmlockd/vmlockd/internal/peers"
+)
+
+// namesPatience bounds how long corosync is asked for the names of the hosts.
+const namesPatience = 3 * time.Second
+
+// others are the lock daemons of the cluster's other hosts. A nil *others knows
+// nobody.
+type others struct {
+	*peers.Peers
+	cancel context.CancelFunc
+	work   sync.WaitGroup
+
+	mu    sync.Mutex // guards what follows
+	self  peers.Info
+	names map[uint32]string // of the hosts, as corosync.conf has them
+}
+
+// meetOthers makes this daemon a member of the group of those that use the same
+// lockspace. Locks do not depend on it: without it, refusals and listings say less
+// about other hosts.
+func meetOthers(c config.Config, version string, holders func() []locking.Holder, log *slog.Logger) *others {
+	if c.Backend != config.BackendCluster {
+		return nil
+	}
+	options := peers.GroupOptions()
+	options.Background = true
+	ctx, cancel := context.WithCancel(context.Background())
+	group, err := corosync.Join(ctx, corosync.Host(), "vmlockd:"+c.Cluster.Lockspace, options)
+	if err != nil {
+		cancel()
+		log.Warn("the lock daemons of other hosts cannot be asked, so refusals and listings say less about them", "reason", err)
+		return nil
+	}
+	host, _ := os.Hostname()
+	o := &others{
+		cancel: cancel,
+		self:   peers.Info{Name: host, Version: version, Digest: digest(c), Guard: "none", Started: time.Now()},
+	}
+	held := func() []peers.Holding { return holdings(holders()) }
+	o.Peers = peers.New(peers.Options{Group: group, Self: o.self, Holdings: held, Log: log})
+	o.work.Go(func() {
+		if err := o.Run(ctx); err != nil {
+			log.Debug("could not leave the group of lock daemons in good order", "reason", err)
+		}
+	})
+	o.work.Go(func() { o.learnNames(ctx) })
+	return o
+}
+
+// learnNames asks corosync for the names of the hosts, until it is told.
+func (o *others) learnNames(ctx context.Context) {
+	cmap := corosync.NewCmap(corosync.Host())
+	for pause := time.Second; ; pause = min(2*pause, time.Minute) {
+		ask, cancel := context.WithTimeout(ctx, namesPatience)
+		nodes, err := cmap.Nodes(ask)
+		cancel()
+		if err == nil {
+			names := make(map[uint32]string, len(nodes))
+			for _, n := range nodes {
+				names[n.ID] = n.Name
+			}
+			o.mu.Lock()
+			o.names = names
+			o.mu.Unlock()
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+	}
+}
+
+// close leaves the group.
+func (o *others) close(ctx context.Context) error {
+	if o == nil {
+		return nil
+	}
+	o.cancel()
+	done := make(chan struct{})
+	go func() {
+		o.work.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("corosync has not let this daemon leave its group: %w", ctx.Err())
+	}
+}
+
+// name is a host's name; empty if it is not known.
+func (o *others) name(node uint32) string {
+	if o == nil {
+		return ""
+	}
+	o.mu.Lock()
+	name := o.names[node]
+	o.mu.Unlock()
+	if name != "" {
+		return name
+	}
+	for _, p := range o.Peers.Members() {
+		if p.Node == node {
+			return p.Name
+		}
+	}
+	return ""
+}
+
+// drains tells the others whether this host grants nothing new.
+func (o *others) drains(yes bool) {
+	if o == nil {
+		return
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.self.Draining = yes
+	o.Announce(o.self)
+}
+
+// figures are for metrics.
+func (o *others) figures() (f metrics.Peers) {
+	if o == nil {
+		return f
+	}
+	for _, p := range o.Peers.Members() {
+		if p.Self {
+			continue
+		}
+		f.Members++
+		if !p.Silent.IsZero() {
+			f.Silent++
+		}
+	}
+	return f
+}
+
+// digest tells configurations apart in what has to be the same on all hosts.
+func digest(c config.Config) string {
+	sum := sha256.Sum256([]byte("1\x00" + c.Backend + "\x00" + c.Cluster.Lockspace))
+	return hex.EncodeToString(sum[:8])
+}
+
+func holdings(list []locking.Holder) []peers.Holding {
+	out := make([]peers.Holding, len(list))
+	for i, h := range list {
+		out[i] = peers.Holding{
+			Resource: cluster.ResourceName(h.Ref), Lockspace: h.Ref.Lockspace, Name: h.Ref.Name, Mode: h.Mode.String(),
+			OwnerName: h.Owner.Name, OwnerUUID: locking.FormatUUID(h.Owner.UUID), OwnerPID: int(h.Owner.PID), Since: h.Since,
+		}
+	}
+	return out
+}
+
+// holder is a peer's word, which may be anything.
+func holderOf(h peers.Holding) locking.Holder {
+	out := locking.Holder{
+		Owner: locking.Owner{PID: int32(h.OwnerPID), Name: h.OwnerName},
+		Ref:   locking.Ref{Lockspace: h.Lockspace, Name: h.Name}, Mode: locking.Exclusive, Since: h.Since,
+	}
+	if h.Mode == locking.Shared.String() {
+		out.Mode = locking.Shared
+	}
+	out.Owner.UUID, _ = locking.ParseUUID(h.OwnerUUID)
+	return out
+}
+
+// forRefusals is what the backend asks when a lock is held elsewhere.
+type forRefusals struct{ *others }
+
+func (o forRefusals) Holders(ctx context.Context, resource string) ([]locking.RemoteHolder, []uint32) {
+	list, answered := o.Peers.Holders(ctx, resource)
+	out := make([]locking.RemoteHolder, len(list))
+	for i, h := range list {
+		out[i] = locking.RemoteHolder{Holder: holderOf(h), Node: h.Node}
+	}
+	return out, answered
+}
+
+// forOperators is what the control socket asks.
+type forOperators struct{ *others }
+
+func (o forOperators) Members() []control.PeerMember {
+	list := o.Peers.Members()
+	out := make([]control.PeerMember, len(list))
+	for i, p := range list {
+		out[i] = control.PeerMember{
+			NodeID: p.Node, Name: o.nameOf(p.Node, p.Name), Version: p.Version, Silent: !p.Silent.IsZero() || !p.Known,
+			ConfigDigest: p.Digest, Self: p.Self,
+		}
+	}
+	return out
+}
+
+func (o forOperators) nameOf(node uint32, said string) string {
+	if name := o.name(node); name != "" {
+		return name
+	}
+	return said
+}
+
+func (o forOperators) Holdings(ctx context.Context) []control.PeerHoldings {
+	return o.ask(ctx, func(peers.Holding) bool { return true })
+}
+
+func (o forOperators) Holders(ctx context.Context, name string) []control.PeerHoldings {
+	return o.ask(ctx, func(h peers.Holding) bool { return h.Name == name })
+}
+
+// ask asks the other hosts; also those that corosync knows and on which no vmlockd
+// answers are there, with the reason.
+func (o forOperators) ask(ctx context.Context, want func(peers.Holding) bool) (out []control.PeerHoldings) {
+	list, err := o.Peers.Holdings(ctx)
+	self := map[uint32]bool{}
+	if node, err := dlm.NodeID(dlm.Host()); err == nil {
+		self[node] = true
+	}
+	for _, p := range o.Peers.Members() {
+		if p.Self {
+			self[p.Node] = true
+		}
+	}
+	seen := map[uint32]bool{}
+	for _, n := range list {
+		if n.Node == 0 || self[n.Node] {
+			continue
+		}
+		seen[n.Node] = true
+		answer := control.PeerHoldings{NodeID: n.Node, Name: o.nameOf(n.Node, n.Name)}
+		if n.Err != nil {
+			answer.Err = n.Err.Error()
+		}
+		for _, h := range n.Holdings {
+			if want(h) {
+				answer.Holders = append(answer.Holders, holderOf(h))
+			}
+		}
+		out = append(out, answer)
+	}
+	why := "no vmlockd runs there, or it is not reached"
+	if err != nil {
+		why = err.Error()
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for node, name := range o.names {
+		if !seen[node] && !self[node] {
+			out = append(out, control.PeerHoldings{NodeID: node, Name: name, Err: why})
+		}
+	}
+	return out
+}
