@@ -47,21 +47,16 @@ func TestLibvirt(t *testing.T) {
 func secondStart(t *testing.T, s *suite) {
 	path := s.disk(t, "second.img", lab.CountingGuest())
 	s.create(t, 1, vm("first", lab.Disk{Path: path}))
-	text := s.createRefused(t, 2, vm("second", lab.Disk{Path: path}), path)
-	for _, part := range s.describes(t, 1, "first") {
-		if !strings.Contains(text, part) {
-			t.Errorf("virsh on node 2 does not say %q: %s", part, text)
-		}
-	}
+	s.names(t, s.createRefused(t, 2, vm("second", lab.Disk{Path: path}), path), 1, "first")
 	s.state(t, 2, "second", "")
 	s.createRefused(t, 1, vm("third", lab.Disk{Path: path}), path)
 	s.state(t, 1, "first", "running")
 	counts(t, s, "second.img")
 }
 
-// describes is what a refusal on another host says of a virtual machine that has
-// a disk for itself on a node.
-func (s *suite) describes(t *testing.T, node int, name string) []string {
+// names requires that a refusal on another host says which virtual machine has
+// the disk for itself, and on which node.
+func (s *suite) names(t *testing.T, refusal string, node int, name string) {
 	t.Helper()
 	uuid, err := s.Node(node).MustSucceed(s.ctx, "virsh", "domuuid", name)
 	if err != nil {
@@ -71,12 +66,16 @@ func (s *suite) describes(t *testing.T, node int, name string) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return []string{
+	for _, part := range []string{
 		"virtual machine",
 		"uuid " + strings.TrimSpace(uuid.Stdout) + ",",
 		"pid " + strings.TrimSpace(string(pid)) + ",",
 		"exclusive since ",
 		fmt.Sprintf("node %d", node),
+	} {
+		if !strings.Contains(refusal, part) {
+			t.Errorf("virsh does not say %q: %s", part, refusal)
+		}
 	}
 }
 

@@ -25,7 +25,7 @@ func daemonKilled(t *testing.T, s *suite) {
 		t.Fatal(err)
 	}
 	s.waitServing(t, 1)
-	s.createRefused(t, 2, vm("thief", lab.Disk{Path: path}), path)
+	s.names(t, s.createRefused(t, 2, vm("thief", lab.Disk{Path: path}), path), 1, "survivor")
 	s.createRefused(t, 1, vm("thief", lab.Disk{Path: path}), path)
 	s.state(t, 1, "survivor", "running")
 	s.destroy(t, 1, "survivor")
