@@ -76,23 +76,24 @@ func (q *query) lockedPage(from corosync.Member, h header, body []byte) {
 	r.bytes += size
 	q.room -= size
 	r.pages = append(r.pages, body)
-	if h.flags&flagLast != 0 {
+	switch {
+	case h.flags&flagLast == 0:
+	case h.flags&flagCut != 0:
+		q.lockedFinish(r, fmt.Errorf("%w: it holds more than it sends", ErrIncomplete))
+	default:
 		q.lockedFinish(r, nil)
 	}
 }
 
-// read reads the pages. What cannot be read, or was cut by the sender, makes the answer incomplete.
+// read reads the pages. What cannot be read makes the answer incomplete.
 func (r *reply) read(node uint32) (list []Holding, broken bool, err error) {
 	err = r.err
 	for _, body := range r.pages {
-		page, cut, perr := decodeAnswer(node, body)
+		page, perr := decodeAnswer(node, body)
 		list = append(list, page...)
-		switch {
-		case perr != nil:
+		if perr != nil {
 			broken = true
 			err = cmp.Or(err, fmt.Errorf("%w: parts could not be read: %w", ErrIncomplete, perr))
-		case cut:
-			err = cmp.Or(err, fmt.Errorf("%w: it holds more than it sends", ErrIncomplete))
 		}
 	}
 	return list, broken, err
