@@ -12,8 +12,6 @@ const (
 	maxRequests = 256
 	// answerPatience is how long sending an answer may take. Whoever asked has given up by then.
 	answerPatience = 2 * time.Second
-	// pageRoom is for what is around the entries of a page.
-	pageRoom = 256
 	// maxLookup is how many holders of one resource are told.
 	maxLookup = 64
 )
@@ -83,9 +81,10 @@ func (p *Peers) answerOne(ctx context.Context, r request) {
 	ctx, cancel := context.WithTimeout(ctx, answerPatience)
 	defer cancel()
 	h := header{kind: kindAnswer, query: r.id, asker: r.from}
-	err := pages(list, cut, func(body []byte, last bool) error {
-		if last {
-			h.flags |= flagLast
+	err := pages(list, func(body []byte, flags uint16) error {
+		h.flags = flags
+		if cut && flags&flagLast != 0 {
+			h.flags |= flagCut
 		}
 		b := append(appendHeader(make([]byte, 0, headerSize+len(body)), h), body...)
 		h.page++
@@ -114,37 +113,25 @@ func (p *Peers) held(resource string) []Holding {
 	return list
 }
 
-// pages cuts a list into pages that fit into messages, and ends at what an asker takes. There is always a last one. Each is
-// the text of an answerBody.
-func pages(list []Holding, cut bool, emit func(body []byte, last bool) error) error {
-	const start = `{"holdings":[`
-	body := []byte(start)
-	room, total, n := MaxMessage-headerSize-pageRoom, maxAnswer, 0
+// pages cuts a list into bodies that fit into messages, and ends at what an asker takes; then it says that more is cut.
+// There is always a last one. What emit gets is valid until it returns.
+func pages(list []Holding, emit func(body []byte, flags uint16) error) error {
+	const room = MaxMessage - headerSize
+	body := make([]byte, 0, room)
+	total, n := maxAnswer, 0
 	for _, h := range list {
-		raw, err := encodeHolding(h)
-		if err != nil {
-			return err
-		}
-		if len(body)+len(raw)+1 > room || n == maxPerPage {
+		if len(body)+maxEntry > room || n == maxPerPage {
 			total -= MaxMessage // as the asker counts, at most
 			if total < MaxMessage {
-				cut = true
-				break
+				return emit(body, flagLast|flagCut)
 			}
-			if err := emit(append(body, "]}"...), false); err != nil {
+			if err := emit(body, 0); err != nil {
 				return err
 			}
-			body, n = body[:len(start)], 0
+			body, n = body[:0], 0
 		}
-		if n > 0 {
-			body = append(body, ',')
-		}
-		body = append(body, raw...)
+		body = appendHolding(body, h)
 		n++
 	}
-	body = append(body, ']')
-	if cut {
-		body = append(body, `,"cut":true`...)
-	}
-	return emit(append(body, '}'), true)
+	return emit(body, flagLast)
 }

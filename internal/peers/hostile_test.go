@@ -66,6 +66,15 @@ func (d *daemon) me() corosync.Member {
 	return corosync.Member{Node: uint32(d.node), PID: d.process.PID()}
 }
 
+// page is the body of an answer.
+func page(list ...Holding) string {
+	var b []byte
+	for _, h := range list {
+		b = appendHolding(b, h)
+	}
+	return string(b)
+}
+
 // Garbage and messages of other versions change nothing for the others.
 func TestGarbage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -116,8 +125,8 @@ func TestLaterVersion(t *testing.T) {
 		w.settle()
 		go func() {
 			id := s.asked(w.nodes[1].me())
-			s.say(header{kind: kindAnswer, query: id, asker: w.nodes[1].me()}, `{"holdings":[{"name":"L2E=","mode":"snapshot","new":true}],"next":1}`)
-			s.say(header{kind: kindAnswer, query: id, asker: w.nodes[1].me(), page: 1, flags: flagLast | 0x40}, `{}`)
+			s.say(header{kind: kindAnswer, query: id, asker: w.nodes[1].me()}, string(entry(field(tagName, "/a"), field(tagMode, "snapshot"), field(77, "new"))))
+			s.say(header{kind: kindAnswer, query: id, asker: w.nodes[1].me(), page: 1, flags: flagLast | 0x40}, "")
 		}()
 		list, err := w.nodes[1].ask()
 		if err != nil || len(list) != 2 || list[1].Name != "later" || list[1].Err != nil || len(list[1].Holdings) != 1 ||
@@ -134,7 +143,11 @@ func TestLaterVersion(t *testing.T) {
 
 // What a peer answers wrongly is its own entry's error, and nobody else's.
 func TestWrongAnswers(t *testing.T) {
-	huge := `{"holdings":[{"name":"` + strings.Repeat("QUFB", 1000) + `"}]}`
+	var many [15]Holding
+	for i := range many {
+		many[i].Name = strings.Repeat("n", 4000)
+	}
+	huge := page(many[:]...)
 	for _, c := range []struct {
 		what   string
 		answer func(s *stranger, h header)
@@ -142,23 +155,23 @@ func TestWrongAnswers(t *testing.T) {
 		held   int
 	}{
 		{"nothing", func(*stranger, header) {}, ErrNoAnswer, 0},
-		{"the first page only", func(s *stranger, h header) { s.say(h, `{"holdings":[{"pid":1}]}`) }, ErrIncomplete, 1},
-		{"the second page only", func(s *stranger, h header) { h.page = 1; s.say(h, `{"holdings":[{"pid":1}]}`) }, ErrIncomplete, 0},
-		{"unreadable", func(s *stranger, h header) { h.flags = flagLast; s.say(h, `{"holdings":[{"pid":1},2]}`) }, ErrIncomplete, 1},
-		{"cut", func(s *stranger, h header) { h.flags = flagLast; s.say(h, `{"cut":true}`) }, ErrIncomplete, 0},
+		{"the first page only", func(s *stranger, h header) { s.say(h, page(Holding{OwnerPID: 1})) }, ErrIncomplete, 1},
+		{"the second page only", func(s *stranger, h header) { h.page = 1; s.say(h, page(Holding{OwnerPID: 1})) }, ErrIncomplete, 0},
+		{"unreadable", func(s *stranger, h header) { h.flags = flagLast; s.say(h, page(Holding{OwnerPID: 1})+"?") }, ErrIncomplete, 1},
+		{"cut", func(s *stranger, h header) { h.flags = flagLast | flagCut; s.say(h, "") }, ErrIncomplete, 0},
 		{"without end", func(s *stranger, h header) {
-			for h.page = range uint32(5000) {
+			for h.page = range uint32(maxAnswer/len(huge) + 50) {
 				s.say(h, huge)
 			}
-		}, ErrIncomplete, maxAnswer / len(huge)},
+		}, ErrIncomplete, maxAnswer / len(huge) * len(many)},
 		{"twice", func(s *stranger, h header) {
 			h.flags = flagLast
-			s.say(h, `{"holdings":[{"pid":1}]}`)
-			s.say(h, `{"holdings":[{"pid":2}]}`)
+			s.say(h, page(Holding{OwnerPID: 1}))
+			s.say(h, page(Holding{OwnerPID: 2}))
 		}, nil, 1},
 		{"in another's name", func(s *stranger, h header) {
 			h.flags = flagLast
-			s.say(h, `{"holdings":[{"node":2,"Node":2}]}`) // the node is who sent it
+			s.say(h, page(Holding{Node: 2, OwnerPID: 1})) // the node is who sent it
 		}, nil, 1},
 	} {
 		t.Run(c.what, func(t *testing.T) {
@@ -166,7 +179,9 @@ func TestWrongAnswers(t *testing.T) {
 				w := newWorld(t, 3)
 				defer w.end()
 				s := w.stranger(1)
+				done := make(chan struct{})
 				go func() {
+					defer close(done)
 					id := s.asked(w.nodes[1].me())
 					go func() { // or it would be thrown out as too slow
 						for range s.Events() {
@@ -193,6 +208,7 @@ func TestWrongAnswers(t *testing.T) {
 						}
 					}
 				}
+				<-done
 				s.close()
 			})
 		})
@@ -208,7 +224,7 @@ func TestLyingHolders(t *testing.T) {
 		defer s.close()
 		go func() {
 			id := s.asked(w.nodes[1].me())
-			s.say(header{kind: kindAnswer, flags: flagLast, query: id, asker: w.nodes[1].me()}, `{"holdings":[{"resource":"b3RoZXI=","pid":1},{"resource":"Y29tbW9u","pid":2}]}`)
+			s.say(header{kind: kindAnswer, flags: flagLast, query: id, asker: w.nodes[1].me()}, page(Holding{Resource: "other", OwnerPID: 1}, Holding{Resource: "common", OwnerPID: 2}))
 		}()
 		list := w.nodes[1].holders(t, "common")
 		if len(list) != 3 || list[1].OwnerPID+list[2].OwnerPID != 42+2 {
@@ -345,7 +361,7 @@ func BenchmarkEncodeAnswer(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		if err := pages(list, false, func([]byte, bool) error { return nil }); err != nil {
+		if err := pages(list, func([]byte, uint16) error { return nil }); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -359,13 +375,13 @@ func BenchmarkDecodeAnswer(b *testing.B) {
 		list = append(list, d.holding(fmt.Sprintf("disk %d", i), "exclusive"))
 	}
 	var page []byte
-	if err := pages(list, false, func(body []byte, _ bool) error { page = bytes.Clone(body); return nil }); err != nil {
+	if err := pages(list, func(body []byte, _ uint16) error { page = bytes.Clone(body); return nil }); err != nil {
 		b.Fatal(err)
 	}
 	b.SetBytes(int64(len(page)))
 	b.ReportAllocs()
 	for b.Loop() {
-		if got, _, err := decodeAnswer(1, page); err != nil || len(got) != len(list) {
+		if got, err := decodeAnswer(1, page); err != nil || len(got) != len(list) {
 			b.Fatal(len(got), err)
 		}
 	}

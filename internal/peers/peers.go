@@ -108,7 +108,15 @@ func (p *Peers) Run(ctx context.Context) error {
 	}
 	err := p.opts.Group.Close(parting)
 	p.down()
-	wg.Wait()
+	idle := make(chan struct{})
+	go func() {
+		wg.Wait()
+		close(idle)
+	}()
+	select {
+	case <-idle:
+	case <-parting.Done(): // one hangs in Options.Holdings
+	}
 	return err
 }
 

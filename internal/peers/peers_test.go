@@ -285,6 +285,32 @@ func TestHang(t *testing.T) {
 	})
 }
 
+// A daemon whose own function hangs can be stopped.
+func TestStopWhileHanging(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 2)
+		defer w.end()
+		hang := make(chan struct{})
+		defer close(hang)
+		w.nodes[2].mu.Lock()
+		w.nodes[2].hang = hang
+		w.nodes[2].mu.Unlock()
+		if list, err := w.nodes[1].ask(); err != nil || !errors.Is(of(list, 2).Err, ErrNoAnswer) {
+			t.Errorf("%+v, %v", list, err)
+		}
+		began := time.Now()
+		w.nodes[2].stop()
+		w.nodes[2] = nil
+		if took := time.Since(began); took > partingPatience {
+			t.Errorf("stopping took %v", took)
+		}
+		w.settle()
+		if w.nodes[1].member(2) != nil {
+			t.Error("it is still a member")
+		}
+	})
+}
+
 // More questions at once than are allowed wait for their turn, and end with their contexts.
 func TestQuestionsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -20,7 +20,7 @@ const (
 	// maxLists and maxLookups are how many questions may be under way at once.
 	maxLists, maxLookups = 2, 256
 	// defaultPatience is how long a question waits whose context has no deadline.
-	defaultPatience = 900 * time.Millisecond
+	defaultPatience = 800 * time.Millisecond
 	// fair is how long a peer must have had for an answer to be called silent without one.
 	fair = 250 * time.Millisecond
 )
@@ -76,29 +76,30 @@ func (q *query) lockedPage(from corosync.Member, h header, body []byte) {
 	r.bytes += size
 	q.room -= size
 	r.pages = append(r.pages, body)
-	if h.flags&flagLast != 0 {
+	switch {
+	case h.flags&flagLast == 0:
+	case h.flags&flagCut != 0:
+		q.lockedFinish(r, fmt.Errorf("%w: it holds more than it sends", ErrIncomplete))
+	default:
 		q.lockedFinish(r, nil)
 	}
 }
 
-// read reads the pages. What cannot be read, or was cut by the sender, makes the answer incomplete.
+// read reads the pages. What cannot be read makes the answer incomplete.
 func (r *reply) read(node uint32) (list []Holding, broken bool, err error) {
 	err = r.err
 	for _, body := range r.pages {
-		page, cut, perr := decodeAnswer(node, body)
+		page, perr := decodeAnswer(node, body)
 		list = append(list, page...)
-		switch {
-		case perr != nil:
+		if perr != nil {
 			broken = true
 			err = cmp.Or(err, fmt.Errorf("%w: parts could not be read: %w", ErrIncomplete, perr))
-		case cut:
-			err = cmp.Or(err, fmt.Errorf("%w: it holds more than it sends", ErrIncomplete))
 		}
 	}
 	return list, broken, err
 }
 
-// Holdings asks all members what they hold. It returns when all have answered or ctx ends (after 0.9 s, if it has no
+// Holdings asks all members what they hold. It returns when all have answered or ctx ends (after 0.8 s, if it has no
 // deadline), with an entry for each member, by node, this one included; the Err of each says whether it is complete.
 //
 // The error is corosync.ErrDown while there is no connection - then there is this node's entry alone - or ErrBusy.
@@ -128,7 +129,7 @@ func (p *Peers) Holdings(ctx context.Context) ([]NodeHoldings, error) {
 }
 
 // Holders asks all members who holds one resource, and returns what has come in when all have answered or ctx ends (after
-// 0.9 s, if it has no deadline). It does not wait for members that are silent already. What it returns may be less than
+// 0.8 s, if it has no deadline). It does not wait for members that are silent already. What it returns may be less than
 // there is, and is a hint. answered are the nodes that answered, those that hold nothing too.
 func (p *Peers) Holders(ctx context.Context, resource string) (list []Holding, answered []uint32) {
 	ctx, cancel := patience(ctx)

@@ -18,7 +18,7 @@ const MaxMessage = 64 << 10
 // Protocol is the version of what this package speaks. It is told and never compared.
 const Protocol = 1
 
-// A message is a header of headerSize bytes, big endian, and a JSON object. The header is the same in all versions:
+// A message is a header of headerSize bytes and a body. All numbers are big endian. The header is the same in all versions:
 //
 //	0  magic "VMLP"
 //	4  protocol of the sender
@@ -28,6 +28,10 @@ const Protocol = 1
 //	16 node id and 20 process id of who asked, in answers
 //	24 number of the page, in answers, from 0 on
 //	28 zero
+//
+// The body of a hello and of a question is a JSON object. That of an answer, of which there may be ten thousands, is a
+// sequence of entries, each a length of 2 bytes and that many bytes of fields; a field is a tag of 1 byte, a length of
+// 2 bytes, and a value. What has an unknown tag is skipped.
 const (
 	magic      = "VMLP"
 	headerSize = 32
@@ -37,12 +41,27 @@ const (
 const (
 	kindHello   = 1 // helloBody, from everybody in regular intervals and when there is news
 	kindQuery   = 2 // queryBody
-	kindAnswer  = 3 // answerBody, a page
+	kindAnswer  = 3 // a page of entries
 	kindGoodbye = 4 // nothing; the sender is about to leave
 )
 
-// Flags.
-const flagLast = 1 // the last page of an answer
+// Flags of answers.
+const (
+	flagLast = 1 // the last page
+	flagCut  = 2 // there are more locks than are sent
+)
+
+// Tags of an entry's fields. Numbers have 8 bytes.
+const (
+	tagResource  = 1
+	tagLockspace = 2
+	tagName      = 3
+	tagMode      = 4
+	tagOwner     = 5
+	tagUUID      = 6
+	tagPID       = 7
+	tagSince     = 8 // milliseconds since 1970 UTC
+)
 
 // Bounds of what is read. Longer texts are cut, more entries than that make a page unreadable.
 const (
@@ -86,25 +105,6 @@ type helloBody struct {
 // queryBody asks for everything, or for what is held of one resource.
 type queryBody struct {
 	Resource []byte `json:"resource,omitempty"`
-}
-
-// answerBody is a page.
-type answerBody struct {
-	Holdings []json.RawMessage `json:"holdings,omitempty"`
-	// Cut: the sender holds more than it sends.
-	Cut bool `json:"cut,omitempty"`
-}
-
-// holdingBody is an entry of a page. What may be any bytes is base64.
-type holdingBody struct {
-	Resource  []byte `json:"resource,omitempty"`
-	Lockspace []byte `json:"lockspace,omitempty"`
-	Name      []byte `json:"name,omitempty"`
-	Mode      string `json:"mode,omitempty"`
-	Owner     []byte `json:"owner,omitempty"`
-	UUID      string `json:"uuid,omitempty"`
-	PID       int64  `json:"pid,omitempty"`
-	Since     int64  `json:"since,omitempty"`
 }
 
 // encode makes a message. A body that is nil is left out.
@@ -185,38 +185,102 @@ func decodeQuery(body []byte) (string, error) {
 	return string(q.Resource), nil
 }
 
-// decodeAnswer reads a page of what a node holds.
-func decodeAnswer(node uint32, body []byte) (list []Holding, cut bool, err error) {
-	var a answerBody
-	if err := json.Unmarshal(body, &a); err != nil {
-		return nil, false, err
-	}
-	if len(a.Holdings) > maxPerPage {
-		return nil, false, errTooMany
-	}
-	list = make([]Holding, 0, len(a.Holdings))
-	for _, raw := range a.Holdings {
-		var h holdingBody
-		if json.Unmarshal(raw, &h) != nil {
+// decodeAnswer reads a page of what a node holds. With an error comes what could be read.
+func decodeAnswer(node uint32, body []byte) (list []Holding, err error) {
+	for len(body) > 0 {
+		if len(list) == maxPerPage {
+			return list, errTooMany
+		}
+		entry, rest, ok := takeSized(body)
+		if !ok {
+			return list, errNotValid
+		}
+		body = rest
+		h, ok := decodeHolding(entry)
+		if !ok {
 			err = errNotValid
 			continue
 		}
-		list = append(list, Holding{
-			Node: node, Resource: cutTo(h.Resource, maxResource), Lockspace: cutTo(h.Lockspace, maxPath), Name: cutTo(h.Name, maxPath),
-			Mode: clean(h.Mode, maxShort), OwnerName: cutTo(h.Owner, maxName), OwnerUUID: clean(h.UUID, maxShort),
-			OwnerPID: pid(h.PID), Since: fromMillis(h.Since),
-		})
+		h.Node = node
+		list = append(list, h)
 	}
-	return list, a.Cut, err
+	return list, err
 }
 
-// encodeHolding makes an entry; its length is bounded by the bounds of its parts, and is far less than a page.
-func encodeHolding(h Holding) (json.RawMessage, error) {
-	return json.Marshal(holdingBody{
-		Resource: []byte(h.Resource[:min(len(h.Resource), maxResource)]), Lockspace: []byte(h.Lockspace[:min(len(h.Lockspace), maxPath)]),
-		Name: []byte(h.Name[:min(len(h.Name), maxPath)]), Mode: clean(h.Mode, maxShort), Owner: []byte(h.OwnerName[:min(len(h.OwnerName), maxName)]),
-		UUID: clean(h.OwnerUUID, maxShort), PID: int64(h.OwnerPID), Since: toMillis(h.Since),
-	})
+func decodeHolding(entry []byte) (h Holding, ok bool) {
+	for len(entry) > 0 {
+		tag := entry[0]
+		value, rest, ok := takeSized(entry[1:])
+		if !ok {
+			return h, false
+		}
+		entry = rest
+		switch tag {
+		case tagResource:
+			h.Resource = cutTo(value, maxResource)
+		case tagLockspace:
+			h.Lockspace = cutTo(value, maxPath)
+		case tagName:
+			h.Name = cutTo(value, maxPath)
+		case tagMode:
+			h.Mode = clean(cutTo(value, maxShort), maxShort)
+		case tagOwner:
+			h.OwnerName = cutTo(value, maxName)
+		case tagUUID:
+			h.OwnerUUID = clean(cutTo(value, maxShort), maxShort)
+		case tagPID, tagSince:
+			if len(value) != 8 {
+				return h, false
+			}
+			if n := int64(binary.BigEndian.Uint64(value)); tag == tagPID {
+				h.OwnerPID = pid(n)
+			} else {
+				h.Since = fromMillis(n)
+			}
+		}
+	}
+	return h, true
+}
+
+// takeSized takes what stands behind a length of 2 bytes.
+func takeSized(b []byte) (value, rest []byte, ok bool) {
+	if len(b) < 2 {
+		return nil, nil, false
+	}
+	n := int(binary.BigEndian.Uint16(b))
+	if len(b)-2 < n {
+		return nil, nil, false
+	}
+	return b[2 : 2+n], b[2+n:], true
+}
+
+// maxEntry is more than the length of the longest entry.
+const maxEntry = maxResource + 2*maxPath + maxName + 2*maxShort + 2*8 + 8*3 + 2
+
+// appendHolding adds an entry.
+func appendHolding(b []byte, h Holding) []byte {
+	start := len(b)
+	b = append(b, 0, 0)
+	text := func(tag byte, s string, longest int) {
+		if s = s[:min(len(s), longest)]; s != "" {
+			b = append(binary.BigEndian.AppendUint16(append(b, tag), uint16(len(s))), s...)
+		}
+	}
+	number := func(tag byte, n int64) {
+		if n > 0 {
+			b = binary.BigEndian.AppendUint64(append(b, tag, 0, 8), uint64(n))
+		}
+	}
+	text(tagResource, h.Resource, maxResource)
+	text(tagLockspace, h.Lockspace, maxPath)
+	text(tagName, h.Name, maxPath)
+	text(tagMode, h.Mode, maxShort)
+	text(tagOwner, h.OwnerName, maxName)
+	text(tagUUID, h.OwnerUUID, maxShort)
+	number(tagPID, int64(h.OwnerPID))
+	number(tagSince, toMillis(h.Since))
+	binary.BigEndian.PutUint16(b[start:], uint16(len(b)-start-2))
+	return b
 }
 
 // clean makes a text fit to be shown: valid, printable, at most n bytes.

@@ -43,7 +43,8 @@ type entry struct {
 
 type suite struct {
 	*lab.Lab
-	ctx context.Context
+	ctx         context.Context
+	asked, slow int
 }
 
 func TestLab(t *testing.T) {
@@ -58,7 +59,7 @@ func TestLab(t *testing.T) {
 	l := lab.ForTest(t, cfg)
 	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
 	defer cancel()
-	s := &suite{l, ctx}
+	s := &suite{Lab: l, ctx: ctx}
 	s.must(t, l.Install("peersnode", program))
 	processes := make([]*lab.Process, nodes+1)
 	for i, n := range l.Nodes() {
@@ -76,23 +77,24 @@ func TestLab(t *testing.T) {
 				t.Errorf("node %d sees %+v", i, m)
 			}
 		}
-		a = s.get(t, i, "/holders?resource=common")
-		if len(a.Holders) != nodes {
-			t.Errorf("node %d sees %d holders: %+v", i, len(a.Holders), a.Holders)
-		}
-		a = s.get(t, i, "/holders?resource=node2+5")
-		if len(a.Holders) != 1 || a.Holders[0].Node != 2 || a.Holders[0].OwnerName != "vm-node2-5" {
-			t.Errorf("node %d sees %+v", i, a.Holders)
-		}
+		// These have 0.3 s, which on a busy machine is not always enough.
+		s.wait(t, "all holders", func() (bool, string) {
+			a := s.get(t, i, "/holders?resource=common")
+			return len(a.Holders) == nodes, a.String()
+		})
+		s.wait(t, "the holder", func() (bool, string) {
+			a := s.get(t, i, "/holders?resource=node2+5")
+			return len(a.Holders) == 1 && a.Holders[0].Node == 2 && a.Holders[0].OwnerName == "vm-node2-5", a.String()
+		})
 	}
 
 	t.Run("ProcessFrozen", func(t *testing.T) {
 		s.must(t, processes[3].Signal(ctx, syscall.SIGSTOP))
 		s.missing(t, 1, 3)
-		a := s.get(t, 1, "/holders?resource=common")
-		if len(a.Holders) != 2 {
-			t.Errorf("holders: %+v", a.Holders)
-		}
+		s.wait(t, "the two other holders", func() (bool, string) {
+			a := s.get(t, 1, "/holders?resource=common")
+			return len(a.Holders) == 2, a.String()
+		})
 		if m := s.get(t, 1, "/members").Members; len(m) != 3 || m[2].Silent.IsZero() {
 			t.Errorf("node 3 is not silent: %+v", m)
 		}
@@ -122,6 +124,10 @@ func TestLab(t *testing.T) {
 		s.missing(t, 1, 3)
 		s.waitComplete(t, 1, 2)
 	})
+	t.Logf("%d answers, %d of them not within a second", s.asked, s.slow)
+	if s.slow*10 > s.asked {
+		t.Error("that are too many")
+	}
 }
 
 func (s *suite) must(t testing.TB, err error) {
@@ -133,7 +139,7 @@ func (s *suite) must(t testing.TB, err error) {
 
 func (a answer) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "after %v (%v stalled) error %q", a.Took, a.Stalled, a.Err)
+	fmt.Fprintf(&b, "after %v (%v stalled) error %q, %d holders", a.Took, a.Stalled, a.Err, len(a.Holders))
 	for _, n := range a.Nodes {
 		fmt.Fprintf(&b, "; node %d %s: %d %s", n.Node, n.Name, len(n.Holdings), n.Err)
 	}
@@ -141,7 +147,7 @@ func (a answer) String() string {
 }
 
 // get asks the process on a node. Its answer comes within a second, but for the time in which the node stood still; that
-// counts double, as in the tests of deadlines: all nodes share this machine's processors.
+// counts double, as in the tests of deadlines: all nodes share this machine's processors. One in ten may be slower than that.
 func (s *suite) get(t *testing.T, node int, path string) answer {
 	t.Helper()
 	client := &http.Client{Transport: &http.Transport{
@@ -157,7 +163,12 @@ func (s *suite) get(t *testing.T, node int, path string) answer {
 	defer resp.Body.Close()
 	var a answer
 	s.must(t, json.NewDecoder(resp.Body).Decode(&a))
-	if a.Took-2*a.Stalled > time.Second || a.Took > 3*time.Second {
+	s.asked++
+	if a.Took-2*a.Stalled > time.Second {
+		s.slow++
+		t.Logf("slow: node %d, %s: %v", node, path, a)
+	}
+	if a.Took > 3*time.Second {
 		t.Errorf("node %d, %s: %v", node, path, a)
 	}
 	return a

@@ -4,7 +4,7 @@
 //	peersnode SOCKET HOST-NAME LOCKS
 //
 //	/members             the members of the group
-//	/holdings            what all hold, asked with 0.9 s of patience
+//	/holdings            what all hold, asked with the patience it has by itself
 //	/holders?resource=R  who holds one, asked with 0.3 s
 package main
 
