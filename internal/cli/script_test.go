@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
 
 	"github.com/vmlockd/vmlockd/internal/control"
 	"github.com/vmlockd/vmlockd/internal/locking"
@@ -85,6 +86,7 @@ func TestScripts(t *testing.T) {
 			"held":     heldCommand,
 			"hold":     holdCommand,
 			"signal":   signalCommand,
+			"answer":   answerCommand,
 			"begin":    beginCommand,
 			"result":   resultCommand,
 			"watching": watchingCommand,
@@ -372,4 +374,46 @@ func runningCommand(ts *testscript.TestScript, _ bool, args []string) {
 		h, err := c.Holders(context.Background(), map[string][]string{"vm": {args[0]}})
 		return err == nil && len(h.Holders) > 0
 	})
+}
+
+// answerCommand is: answer STATUS TEXT ARGUMENT... It runs vmlockctl with TEXT
+// typed on a terminal.
+func answerCommand(ts *testscript.TestScript, _ bool, args []string) {
+	h := hostOf(ts)
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	master, terminal, err := openTerminal()
+	ts.Check(err)
+	defer master.Close()
+	defer terminal.Close()
+	_, err = master.WriteString(args[1] + "\n")
+	ts.Check(err)
+	cmd := h.ctl(args[2:])
+	var errs strings.Builder
+	cmd.Stdin, cmd.Stderr = terminal, &errs
+	_ = cmd.Run()
+	ts.Check(os.WriteFile(h.dir+"/err", []byte(errs.String()), 0o600))
+	if got := cmd.ProcessState.ExitCode(); got != want {
+		ts.Fatalf("status %d, want %d: %s", got, want, errs.String())
+	}
+}
+
+// openTerminal makes a terminal (pty(7)).
+func openTerminal() (master, terminal *os.File, err error) {
+	master, err = os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	number, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0)
+	}
+	if err == nil {
+		terminal, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|syscall.O_NOCTTY, 0)
+	}
+	if err != nil {
+		master.Close()
+		return nil, nil, err
+	}
+	return master, terminal, nil
 }
