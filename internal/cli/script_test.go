@@ -31,29 +31,22 @@ const patience = 30 * time.Second
 // programs is the directory of the built programs.
 var programs string
 
-func TestMain(m *testing.M) { os.Exit(withPrograms(m)) }
-
-func withPrograms(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "vmlockctl")
-	if err == nil {
-		defer os.RemoveAll(dir)
-		build := exec.Command("go", "build", "-ldflags", "-X main.version=1.2.3-test", "-o", dir+"/", "../../cmd/vmlockd", "../../cmd/vmlockctl")
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		build.Stderr = os.Stderr
-		err = build.Run()
+// build makes the programs.
+func build(t *testing.T) {
+	t.Helper()
+	programs = t.TempDir()
+	cmd := exec.Command("go", "build", "-ldflags", "-X main.version=1.2.3-test", "-o", programs+"/", "../../cmd/vmlockd", "../../cmd/vmlockctl")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build the programs: %v: %s", err, out)
 	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "build the programs:", err)
-		return 1
-	}
-	programs = dir
-	return m.Run()
 }
 
 // TestScripts runs every command as it is built against a daemon as it is built.
 // Each script has a daemon of its own, with the local backend, in its own
 // directory; it needs no privilege.
 func TestScripts(t *testing.T) {
+	build(t)
 	root, err := os.MkdirTemp("/tmp", "ctl") // short: the paths of sockets may not be long
 	if err != nil {
 		t.Fatal(err)
