@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
 
 	"github.com/vmlockd/vmlockd/internal/control"
 	"github.com/vmlockd/vmlockd/internal/locking"
@@ -30,29 +31,22 @@ const patience = 30 * time.Second
 // programs is the directory of the built programs.
 var programs string
 
-func TestMain(m *testing.M) { os.Exit(withPrograms(m)) }
-
-func withPrograms(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "vmlockctl")
-	if err == nil {
-		defer os.RemoveAll(dir)
-		build := exec.Command("go", "build", "-ldflags", "-X main.version=1.2.3-test", "-o", dir+"/", "../../cmd/vmlockd", "../../cmd/vmlockctl")
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		build.Stderr = os.Stderr
-		err = build.Run()
+// build makes the programs.
+func build(t *testing.T) {
+	t.Helper()
+	programs = t.TempDir()
+	cmd := exec.Command("go", "build", "-ldflags", "-X main.version=1.2.3-test", "-o", programs+"/", "../../cmd/vmlockd", "../../cmd/vmlockctl")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build the programs: %v: %s", err, out)
 	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "build the programs:", err)
-		return 1
-	}
-	programs = dir
-	return m.Run()
 }
 
 // TestScripts runs every command as it is built against a daemon as it is built.
 // Each script has a daemon of its own, with the local backend, in its own
 // directory; it needs no privilege.
 func TestScripts(t *testing.T) {
+	build(t)
 	root, err := os.MkdirTemp("/tmp", "ctl") // short: the paths of sockets may not be long
 	if err != nil {
 		t.Fatal(err)
@@ -85,6 +79,7 @@ func TestScripts(t *testing.T) {
 			"held":     heldCommand,
 			"hold":     holdCommand,
 			"signal":   signalCommand,
+			"answer":   answerCommand,
 			"begin":    beginCommand,
 			"result":   resultCommand,
 			"watching": watchingCommand,
@@ -372,4 +367,46 @@ func runningCommand(ts *testscript.TestScript, _ bool, args []string) {
 		h, err := c.Holders(context.Background(), map[string][]string{"vm": {args[0]}})
 		return err == nil && len(h.Holders) > 0
 	})
+}
+
+// answerCommand is: answer STATUS TEXT ARGUMENT... It runs vmlockctl with TEXT
+// typed on a terminal.
+func answerCommand(ts *testscript.TestScript, _ bool, args []string) {
+	h := hostOf(ts)
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	master, terminal, err := openTerminal()
+	ts.Check(err)
+	defer master.Close()
+	defer terminal.Close()
+	_, err = master.WriteString(args[1] + "\n")
+	ts.Check(err)
+	cmd := h.ctl(args[2:])
+	var errs strings.Builder
+	cmd.Stdin, cmd.Stderr = terminal, &errs
+	_ = cmd.Run()
+	ts.Check(os.WriteFile(h.dir+"/err", []byte(errs.String()), 0o600))
+	if got := cmd.ProcessState.ExitCode(); got != want {
+		ts.Fatalf("status %d, want %d: %s", got, want, errs.String())
+	}
+}
+
+// openTerminal makes a terminal (pty(7)).
+func openTerminal() (master, terminal *os.File, err error) {
+	master, err = os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	number, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0)
+	}
+	if err == nil {
+		terminal, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|syscall.O_NOCTTY, 0)
+	}
+	if err != nil {
+		master.Close()
+		return nil, nil, err
+	}
+	return master, terminal, nil
 }
