@@ -39,6 +39,15 @@ func logEvents(log *slog.Logger) func(locking.Event) {
 	}
 }
 
+// observers tells all.
+func observers(list ...func(locking.Event)) func(locking.Event) {
+	return func(e locking.Event) {
+		for _, f := range list {
+			f(e)
+		}
+	}
+}
+
 func describe(k locking.EventKind) (slog.Level, string) {
 	switch k {
 	case locking.Granted:

@@ -32,7 +32,7 @@ func (g *Registration) Acquire(ctx context.Context, ref Ref, mode Mode, autocrea
 			Err: fmt.Errorf("the name led to another file in each of %d tries", maxTries)}
 	}
 	if err != nil {
-		m.observe(Event{Kind: Refused, Ref: ref, Owner: g.info, Mode: mode, Err: err, Took: time.Since(start)})
+		m.observe(Event{Kind: Refused, Ref: ref, Owner: *g.info, Mode: mode, Err: err, Took: time.Since(start)})
 	}
 	return err
 }
@@ -80,7 +80,7 @@ func (m *Manager) acquire(ctx context.Context, start time.Time, g *Registration,
 		return err
 	}
 	// Told before the turn is over, so that nobody hears of the release first.
-	m.observe(Event{Kind: Granted, Ref: ref, Owner: g.info, Mode: mode, Took: time.Since(start)})
+	m.observe(Event{Kind: Granted, Ref: ref, Owner: *g.info, Mode: mode, Took: time.Since(start)})
 	if g.ownerGone() {
 		// It ended while the backend was granting: its locks were released
 		// already, and nobody would ever come for this one.
@@ -242,7 +242,7 @@ func (m *Manager) drop(ctx context.Context, r *resource, h *hold, kind EventKind
 	start := time.Now()
 	m.mu.Lock()
 	last := len(r.holds) == 1
-	e := Event{Kind: kind, Ref: h.ref, Owner: h.info, Mode: r.mode, Held: start.Sub(h.since)}
+	e := Event{Kind: kind, Ref: h.ref, Owner: *h.info, Mode: r.mode, Held: start.Sub(h.since)}
 	m.mu.Unlock()
 	certain := true
 	if last {

@@ -28,8 +28,9 @@ type owner struct {
 	forgotten chan struct{} // closed when nobody needs to watch the process any more
 
 	// Guarded by Manager.mu.
-	gone          bool // its process is proven gone: it gets nothing any more
-	registrations int  // and acquires under way: who needs it although it holds nothing
+	gone          bool   // its process is proven gone: it gets nothing any more
+	info          *Owner // as registered last, for holds to share
+	registrations int    // and acquires under way: who needs it although it holds nothing
 	holds         map[*hold]*resource
 	ending        bool
 }
@@ -38,7 +39,7 @@ type owner struct {
 type Registration struct {
 	m     *Manager
 	owner *owner
-	info  Owner
+	info  *Owner // never changed
 	once  sync.Once
 }
 
@@ -57,8 +58,9 @@ func (m *Manager) Register(info Owner) (*Registration, error) {
 	o := m.lockedFindOwner(info.PID)
 	if o != nil && (o.proc != nil || info.PID <= 0) {
 		o.registrations++
+		g := &Registration{m: m, owner: o, info: o.lockedInfo(info)}
 		m.mu.Unlock()
-		return &Registration{m: m, owner: o, info: info}, nil
+		return g, nil
 	}
 	m.mu.Unlock()
 	// An unverified owner is looked for again: its pid may be a process's by now,
@@ -83,9 +85,10 @@ func (m *Manager) Register(info Owner) (*Registration, error) {
 	}
 	if o = m.lockedFindOwner(info.PID); o != nil && (o.proc != nil || proc == nil) {
 		o.registrations++
+		g := &Registration{m: m, owner: o, info: o.lockedInfo(info)}
 		m.mu.Unlock()
 		fresh.close()
-		return &Registration{m: m, owner: o, info: info}, nil
+		return g, nil
 	}
 	departed := proc == nil && m.departed.has(info.PID)
 	if departed {
@@ -97,11 +100,21 @@ func (m *Manager) Register(info Owner) (*Registration, error) {
 		m.lockedSeen(info.PID, fresh)
 		m.work.Go(func() { m.watch(fresh) })
 	}
+	g := &Registration{m: m, owner: fresh, info: fresh.lockedInfo(info)}
 	m.mu.Unlock()
 	if proc == nil && info.PID > 0 && !departed {
 		m.observe(Event{Kind: OwnerUnverified, Owner: info})
 	}
-	return &Registration{m: m, owner: fresh, info: info}, nil
+	return g, nil
+}
+
+// lockedInfo is what a session says of the owner. Sessions of one owner say the
+// same, and then have it in common.
+func (o *owner) lockedInfo(info Owner) *Owner {
+	if o.info == nil || *o.info != info {
+		o.info = &info
+	}
+	return o.info
 }
 
 // lockedFindOwner finds the owner that has this pid now. One whose process has
@@ -130,7 +143,7 @@ func (o *owner) isGone() bool {
 }
 
 // Owner is what was registered.
-func (g *Registration) Owner() Owner { return g.info }
+func (g *Registration) Owner() Owner { return *g.info }
 
 // Close says that the session no longer speaks for the owner. The owner keeps
 // its locks. Nothing else may be called after it; calls under way are carried
@@ -161,7 +174,7 @@ func (g *Registration) Disconnected() {
 	switch {
 	case o.proc != nil:
 		o.ending = true
-		m.work.Go(func() { m.end(o, g.info) })
+		m.work.Go(func() { m.end(o, *g.info) })
 	case o.pid > 0:
 		// The peer of the connection had this pid, and when it registered no
 		// process had it any more.
