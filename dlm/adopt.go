@@ -44,7 +44,9 @@ func (ls *Lockspace) Adopt(ctx context.Context, name string, mode Mode, opts Loc
 // for an orphan from the oldest on, so the order in which the locks were had is by far the fastest. When ctx ends, up to
 // 64 more are adopted and kept as with Adopt.
 func (ls *Lockspace) AdoptAll(ctx context.Context, adoptions []Adoption) []Adopted {
-	b := &adoptBatch{ls: ls, todo: adoptions, results: make([]Adopted, len(adoptions)), done: make(chan struct{})}
+	n := min(chunk, len(adoptions))
+	b := &adoptBatch{ls: ls, todo: adoptions, results: make([]Adopted, len(adoptions)), done: make(chan struct{}),
+		work: make([]attempt, n), writes: make([]write, n)}
 	err := b.begin(ctx)
 	if err == nil {
 		select {
@@ -76,6 +78,11 @@ type adoptBatch struct {
 	ls   *Lockspace
 	todo []Adoption
 	done chan struct{}
+
+	// One chunk's, used again for each: many locks are adopted when a process has just
+	// begun, and memory that was never touched before is what costs most then.
+	work   []attempt
+	writes []write
 
 	// Guarded by ls.mu.
 	results []Adopted
@@ -142,7 +149,11 @@ func (b *adoptBatch) prepare(from, to int) []attempt {
 	if b.left || ls.stopErr != nil {
 		return nil
 	}
-	work := make([]attempt, to-from)
+	if len(ls.locks) == 0 && len(b.todo) > chunk {
+		ls.locks = make(map[uint64]*Lock, len(b.todo))
+	}
+	work := b.work[:to-from]
+	clear(work)
 	now := time.Now()
 	for i := range work {
 		a := &b.todo[from+i]
@@ -159,7 +170,8 @@ func (b *adoptBatch) prepare(from, to int) []attempt {
 		if a.Options.Persistent {
 			flags |= abi.FlagPersistent
 		}
-		l.write = &write{buf: abi.EncodeLock(abi.CmdLock, l.paramsLocked(a.Mode, flags, nil), a.Name), since: now}
+		l.write = &b.writes[i]
+		*l.write = write{buf: abi.EncodeLockInto(l.write.buf, abi.CmdLock, l.paramsLocked(a.Mode, flags, nil), a.Name), since: now}
 		work[i] = attempt{lock: l, w: l.write}
 		ls.adopting = l.write
 	}

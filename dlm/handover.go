@@ -198,7 +198,7 @@ func (h *Handover) open(k Kernel) (Device, error) {
 // resumed makes the locks of h those of ls, before anything is read.
 func (ls *Lockspace) resumed(h *Handover) ([]*Lock, error) {
 	list := make([]*Lock, len(h.locks))
-	ls.lastCookie = h.lastCookie
+	ls.lastCookie, ls.locks = h.lastCookie, make(map[uint64]*Lock, len(h.locks))
 	for i := range h.locks {
 		n := &h.locks[i]
 		if n.lkid == 0 || n.cookie == 0 || n.cookie > h.lastCookie || ls.locks[n.cookie] != nil || checkLock(n.name, n.mode) != nil {
@@ -283,6 +283,7 @@ func (h *Handover) UnmarshalBinary(data []byte) error {
 		return errHandover
 	}
 	n.locks = make([]handedLock, count)
+	r.names = string(r.b) // one piece of memory for all names
 	for i := range n.locks {
 		l := &n.locks[i]
 		flags := r.u8()
@@ -303,6 +304,7 @@ func (h *Handover) UnmarshalBinary(data []byte) error {
 // handoverReader reads bytes. Beyond the end all is zero, and short is set.
 type handoverReader struct {
 	b     []byte
+	names string // the same bytes, and a beginning that was read; empty while texts are to be on their own
 	short bool
 }
 
@@ -316,7 +318,16 @@ func (r *handoverReader) take(n int) []byte {
 	return p
 }
 
-func (r *handoverReader) u8() uint8    { return r.take(1)[0] }
-func (r *handoverReader) u32() uint32  { return binary.LittleEndian.Uint32(r.take(4)) }
-func (r *handoverReader) u64() uint64  { return binary.LittleEndian.Uint64(r.take(8)) }
-func (r *handoverReader) text() string { return string(r.take(int(r.u8()))) }
+func (r *handoverReader) u8() uint8   { return r.take(1)[0] }
+func (r *handoverReader) u32() uint32 { return binary.LittleEndian.Uint32(r.take(4)) }
+func (r *handoverReader) u64() uint64 { return binary.LittleEndian.Uint64(r.take(8)) }
+
+func (r *handoverReader) text() string {
+	n := int(r.u8())
+	if n <= len(r.b) && r.names != "" {
+		from := len(r.names) - len(r.b)
+		r.b = r.b[n:]
+		return r.names[from : from+n]
+	}
+	return string(r.take(n))
+}

@@ -58,11 +58,7 @@ func (i *instance) stopControl() {
 
 // observe tells everybody who wants to know what happens to locks.
 func (i *instance) observe() func(locking.Event) {
-	toLog := logEvents(i.log)
-	return func(e locking.Event) {
-		toLog(e)
-		i.events.Observe(e)
-	}
+	return observers(i.metrics.Observe, logEvents(i.log), i.events.Observe, i.tidy.observe)
 }
 
 // clusterState is a cluster backend as the control socket shows it.

@@ -17,7 +17,7 @@ func TestDrainIsRemembered(t *testing.T) {
 	dir := t.TempDir()
 	open := func() (*drainer, *locking.Manager) {
 		m := locking.New(locking.Options{})
-		return openDrainer(dir, m, slog.New(slog.DiscardHandler)), m
+		return openDrainer(dir, m, func(bool) {}, slog.New(slog.DiscardHandler)), m
 	}
 	d, m := open()
 	if d.Drained() != nil || m.Draining() {
@@ -50,7 +50,7 @@ func TestDrainInDoubt(t *testing.T) {
 			t.Fatal(err)
 		}
 		m := locking.New(locking.Options{})
-		d := openDrainer(dir, m, slog.New(slog.DiscardHandler))
+		d := openDrainer(dir, m, func(bool) {}, slog.New(slog.DiscardHandler))
 		if !m.Draining() || d.Drained() == nil {
 			t.Errorf("%s: not drained", name)
 		}
@@ -63,7 +63,7 @@ func TestDrainInDoubt(t *testing.T) {
 // TestDrainThatCannotBeRemembered is not begun.
 func TestDrainThatCannotBeRemembered(t *testing.T) {
 	m := locking.New(locking.Options{})
-	d := openDrainer(filepath.Join(t.TempDir(), "gone"), m, slog.New(slog.DiscardHandler))
+	d := openDrainer(filepath.Join(t.TempDir(), "gone"), m, func(bool) {}, slog.New(slog.DiscardHandler))
 	if err := d.Drain(&control.Drained{}); err == nil || m.Draining() || d.Drained() != nil {
 		t.Errorf("%v, %+v", err, d.Drained())
 	}

@@ -47,6 +47,15 @@ func logEvents(log *slog.Logger) func(locking.Event) {
 	}
 }
 
+// observers tells all.
+func observers(list ...func(locking.Event)) func(locking.Event) {
+	return func(e locking.Event) {
+		for _, f := range list {
+			f(e)
+		}
+	}
+}
+
 // describe gives the event of logs.Events and a sentence for a kind.
 func describe(k locking.EventKind) (level slog.Level, event, message string) {
 	switch k {

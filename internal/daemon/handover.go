@@ -173,7 +173,7 @@ func inherit() (*state, error) {
 	}
 	memory := os.NewFile(uintptr(fd), "vmlockd-state")
 	defer memory.Close()
-	data, err := io.ReadAll(io.NewSectionReader(memory, 0, maxState))
+	data, err := readAll(memory)
 	if err != nil {
 		return nil, fmt.Errorf("read the state of the earlier program: %w", err)
 	}
@@ -188,10 +188,8 @@ func inherit() (*state, error) {
 	if err := s.kept.unmarshal(s.Backend, locks); err != nil {
 		return nil, err
 	}
-	for _, fd := range s.kept.fds() {
-		if err := cloexec(fd, true); err != nil {
-			return nil, fmt.Errorf("a lock of the earlier program: %w", err)
-		}
+	if err := s.kept.seal(); err != nil {
+		return nil, fmt.Errorf("the locks of the earlier program: %w", err)
 	}
 	keepAfter.Pass()
 	adopt := func(fd int, name string) (*os.File, error) {
@@ -211,4 +209,18 @@ func inherit() (*state, error) {
 		s.handovers = append(s.handovers, &rpc.Handover{Peer: c.Peer, File: f, Pending: c.Pending, Sessions: c.Sessions})
 	}
 	return s, nil
+}
+
+// readAll reads a file of a known size.
+func readAll(f *os.File) ([]byte, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if st.Size() > maxState {
+		return nil, fmt.Errorf("it has %d bytes, and %d are the most", st.Size(), maxState)
+	}
+	data := make([]byte, st.Size())
+	_, err = io.ReadFull(io.NewSectionReader(f, 0, st.Size()), data)
+	return data, err
 }

@@ -44,18 +44,6 @@ const restoreTimeout = time.Minute
 // just started doubles several times until 10,000 are in it.
 const restoreGC = 800
 
-// tidyFrom is how many locks have to be taken back for it to be worth a
-// collection at once.
-const tidyFrom = 500
-
-// tidy gives back what taking locks back has left over, which would otherwise stay
-// for as long as the daemon has little to do. Requests are served meanwhile.
-func tidy(entries int) {
-	if entries >= tidyFrom {
-		debug.FreeOSMemory()
-	}
-}
-
 // backend is what both backends offer beyond locking.
 type backend interface {
 	locking.Backend
@@ -90,6 +78,7 @@ type instance struct {
 	server   *rpc.Server
 	listener *net.UnixListener
 	serving  sync.WaitGroup
+	tidy     *tidier
 	failed   chan error   // what made serving end by itself
 	waiting  atomic.Value // string: the part that is being closed
 	doubt    bool         // the journal was damaged: there may be locks that it does not tell of
@@ -98,7 +87,7 @@ type instance struct {
 // start brings up everything, with the connections of an earlier instance if
 // there was one. When it returns requests are served.
 func start(c config.Config, version string, log *slog.Logger, from *state) (i *instance, err error) {
-	i = &instance{log: log, cfg: c, version: version, failed: make(chan error, 1)}
+	i = &instance{log: log, cfg: c, version: version, failed: make(chan error, 1), tidy: newTidier()}
 	defer func() {
 		if err != nil {
 			i.abandon()
@@ -122,7 +111,7 @@ func start(c config.Config, version string, log *slog.Logger, from *state) (i *i
 	i.locks = locking.New(locking.Options{
 		Backend:        i.backend,
 		Processes:      owner.Processes{},
-		Observe:        i.counted(i.observe()),
+		Observe:        i.observe(),
 		RequestTimeout: time.Duration(c.RequestTimeout),
 		AnyLockspace:   c.Backend == config.BackendCluster,
 		Journal:        i.journal,
@@ -146,9 +135,6 @@ func start(c config.Config, version string, log *slog.Logger, from *state) (i *i
 	i.showMetrics(from != nil)
 	i.openAudit()
 	i.startControl()
-	entries := len(found.Entries)
-	found = journal.Recovered{} // which is then garbage
-	i.serving.Go(func() { tidy(entries) })
 	return i, nil
 }
 
@@ -282,8 +268,9 @@ func (i *instance) takeBack(found journal.Recovered) {
 	doubt := found.Damage != nil && found.Damage.Unknown
 	i.doubt = doubt
 	// All of it stays, so collecting meanwhile finds little and delays the first
-	// answer. What is left over goes in tidy.
-	defer debug.SetGCPercent(debug.SetGCPercent(restoreGC))
+	// answer. What is left over goes when that was given.
+	percent := debug.SetGCPercent(restoreGC)
+	defer i.tidy.did(int64(len(found.Entries)), func() { debug.SetGCPercent(percent) })
 	i.locks.Restore(ctx, i.backend, found.Entries, found.Lockspaces, doubt)
 	if n := len(found.Entries); n > 0 {
 		i.log.Info("locks from before the restart were taken back", "event", "locks-restored", "entries", n, "took", time.Since(begin))
@@ -331,6 +318,7 @@ func (i *instance) close(leave bool) {
 
 // closeLocks reports whether nothing is under way any more.
 func (i *instance) closeLocks() (quiet bool) {
+	i.tidy.stop()
 	return i.locks == nil || i.within("the lock table", i.locks.Close)
 }
 

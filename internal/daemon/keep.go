@@ -5,6 +5,7 @@ import (
 	"encoding"
 	"errors"
 	"fmt"
+	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -40,6 +41,24 @@ func (k keptLocks) fds() []int {
 		return []int{k.cluster.FD}
 	case k.local != nil:
 		return k.local.FDs()
+	}
+	return nil
+}
+
+// seal makes all close-on-exec again, in a program that has just begun. Nothing in
+// it is meant for children, so what lies between may become so too.
+func (k keptLocks) seal() error {
+	fds := k.fds()
+	if len(fds) == 0 {
+		return nil
+	}
+	if unix.CloseRange(uint(slices.Min(fds)), uint(slices.Max(fds)), unix.CLOSE_RANGE_CLOEXEC) == nil {
+		return nil
+	}
+	for _, fd := range fds { // before Linux 5.11
+		if err := cloexec(fd, true); err != nil {
+			return err
+		}
 	}
 	return nil
 }

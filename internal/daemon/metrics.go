@@ -57,14 +57,6 @@ func clusterFigures(f cluster.Figures) metrics.Cluster {
 	}
 }
 
-// counted counts what is observed.
-func (i *instance) counted(observe func(locking.Event)) func(locking.Event) {
-	return func(e locking.Event) {
-		i.metrics.Observe(e)
-		observe(e)
-	}
-}
-
 // showMetrics counts this start, and serves the metrics on loopback if that is
 // configured. Locks are served also when that cannot be done.
 func (i *instance) showMetrics(inPlace bool) {

@@ -39,7 +39,6 @@ type Options struct {
 type Client struct {
 	log     *slog.Logger
 	starter starter // used by Connect, then by run
-	taken   []taken
 
 	cancel  context.CancelFunc
 	running sync.WaitGroup
@@ -82,12 +81,9 @@ type entry struct {
 	key   string
 	id    uint64 // of the last time it was sent
 	state state
-	done  chan error // nil if nobody waits; has room for one
-}
-
-type taken struct {
-	key string
-	fd  int
+	// earlier is set if it was there when the client was made.
+	earlier bool
+	done    chan error // nil if nobody waits; has room for one
 }
 
 // Connect connects to the holder, which is started if none runs, and receives
@@ -110,8 +106,8 @@ func connect(ctx context.Context, o Options, st starter) (*Client, error) {
 	err = c.take(l, hello)
 	stop()
 	if err != nil {
-		for _, t := range c.taken {
-			_ = unix.Close(t.fd)
+		for fd := range c.entries {
+			_ = unix.Close(fd)
 		}
 		l.file.Close()
 		return nil, withContext(ctx, err)
@@ -125,8 +121,7 @@ func connect(ctx context.Context, o Options, st starter) (*Client, error) {
 // take receives what the holder has, which keeps it.
 func (c *Client) take(l *link, hello helloReply) error {
 	return list(l, true, func(e listed, fd int) {
-		c.taken = append(c.taken, taken{e.key, fd})
-		c.entries[fd] = &entry{fd: fd, key: e.key, id: e.id, state: kept}
+		c.entries[fd] = &entry{fd: fd, key: e.key, id: e.id, state: kept, earlier: true}
 	})
 }
 
@@ -168,13 +163,24 @@ func list(l *link, withFDs bool, f func(e listed, fd int)) error {
 }
 
 // Taken gives the key and the descriptor of everything that the holder had when
-// this client connected, in the order in which it was put; a key can occur several
-// times. The descriptors are duplicates of the holder's (the same open file
-// descriptions, close-on-exec), and are held on until Drop.
+// this client connected, and that was not dropped since, in the order in which it
+// was put; a key can occur several times. The descriptors are duplicates of the
+// holder's (the same open file descriptions, close-on-exec), and are held on until
+// Drop.
 func (c *Client) Taken() iter.Seq2[string, int] {
+	c.mu.Lock()
+	list := make([]handed, 0, len(c.entries))
+	for _, e := range c.entries {
+		if e.earlier {
+			list = append(list, handed{fd: e.fd, id: e.id, key: e.key})
+		}
+	}
+	c.mu.Unlock()
+	// If the holder has ended meanwhile the ids are new ones, in the same order.
+	slices.SortFunc(list, byID)
 	return func(yield func(string, int) bool) {
-		for _, t := range c.taken {
-			if !yield(t.key, t.fd) {
+		for _, e := range list {
+			if !yield(e.key, e.fd) {
 				return
 			}
 		}

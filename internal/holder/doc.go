@@ -6,7 +6,9 @@
 //
 // The daemon has a Client. Put passes a descriptor and returns when the holder
 // has said that it has it; Drop takes it back. The next daemon gets duplicates of
-// everything when it connects, and the holder keeps its own. When the holder ends,
+// everything when it connects, and the holder keeps its own. A daemon that is
+// replaced by another program in the same process gives it the connection and its
+// own descriptors (Handover, Resume), and the holder notices nothing. When the holder ends,
 // the client starts another one and puts everything again; what was locked stays
 // locked meanwhile by the daemon's own descriptors. Only the death of both loses
 // locks. All methods may be called from many goroutines.

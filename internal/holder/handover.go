@@ -1,6 +1,7 @@
 package holder
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -28,6 +29,8 @@ type handed struct {
 	id  uint64
 	key string
 }
+
+func byID(a, b handed) int { return cmp.Compare(a.id, b.id) }
 
 // FDs are the descriptors that must stay open, all close-on-exec.
 func (h *Handover) FDs() []int {
@@ -76,12 +79,7 @@ func (c *Client) detach() (*Handover, error) {
 		}
 		h.entries = append(h.entries, handed{fd: fd, id: e.id, key: e.key})
 	}
-	slices.SortFunc(h.entries, func(a, b handed) int {
-		if a.id < b.id {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(h.entries, byID)
 	// The one that is open belongs to the poller, and ends with it.
 	fd, err := unix.FcntlInt(uintptr(c.link.fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
@@ -107,11 +105,10 @@ func resumed(o Options, h *Handover, st starter) (*Client, error) {
 	}
 	c := &Client{
 		log: o.Log, starter: st, link: l, next: h.next, seq: h.seq, quiet: h.quiet,
-		taken: make([]taken, len(h.entries)), entries: make(map[int]*entry, len(h.entries)),
+		entries: make(map[int]*entry, len(h.entries)),
 	}
-	for i, e := range h.entries {
-		c.taken[i] = taken{e.key, e.fd}
-		c.entries[e.fd] = &entry{fd: e.fd, key: e.key, id: e.id, state: kept}
+	for _, e := range h.entries {
+		c.entries[e.fd] = &entry{fd: e.fd, key: e.key, id: e.id, state: kept, earlier: true}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	c.cancel = cancel
@@ -174,19 +171,18 @@ func (h *Handover) UnmarshalBinary(data []byte) error {
 		return errMalformed
 	}
 	n.entries = make([]handed, count)
-	seen := make(map[int]struct{}, count+1)
-	seen[n.fd] = struct{}{}
 	last := uint64(0)
 	for i := range n.entries {
 		e := handed{fd: int(int32(c.u32())), id: c.u64(), key: c.key()}
-		if _, twice := seen[e.fd]; c.short || twice || e.fd < 0 || e.id <= last || e.id >= n.next {
+		if c.short || e.fd < 0 || e.id <= last || e.id >= n.next {
 			return errMalformed
 		}
-		seen[e.fd] = struct{}{}
 		last = e.id
 		n.entries[i] = e
 	}
-	if len(c.b) != 0 {
+	fds := n.FDs()
+	slices.Sort(fds)
+	if len(c.b) != 0 || len(slices.Compact(fds)) != count+1 {
 		return errMalformed
 	}
 	*h = n

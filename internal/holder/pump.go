@@ -1,6 +1,7 @@
 package holder
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -282,7 +283,7 @@ func (c *Client) resume(ctx context.Context) (*link, error) {
 		e.state = queued
 		c.queue = append(c.queue, e)
 	}
-	// Held ones first: the locks of running machines.
+	// Held ones first: the locks of running machines, in the order of before.
 	slices.SortFunc(c.queue, func(a, b *entry) int {
 		if (a.done == nil) != (b.done == nil) {
 			if a.done == nil {
@@ -290,7 +291,7 @@ func (c *Client) resume(ctx context.Context) (*link, error) {
 			}
 			return 1
 		}
-		return 0
+		return cmp.Compare(a.id, b.id)
 	})
 	for id := range has {
 		c.drops = append(c.drops, id)

@@ -36,6 +36,8 @@ type file struct {
 	f    *os.File
 	mark mark
 	end  int64 // where the last whole record ends
+	// spare is memory for a window, from one reading to the next; nil after Open.
+	spare []byte
 }
 
 var _ locking.Journal = (*Journal)(nil)

@@ -237,6 +237,7 @@ func readHeader(f *os.File, size int64) (h header, otherDamaged bool, err error)
 // one ends.
 func (f *file) scan(idx *index, size int64, d *Damage) error {
 	win := &window{f: f.f, mark: f.mark, end: size}
+	defer func() { f.spare = win.buf[:0] }()
 	f.end = headersLen
 	for off := int64(headersLen); off < size; {
 		rec, v, err := win.record(off)
@@ -329,7 +330,10 @@ func (j *Journal) decodeAll() ([]locking.Entry, error) {
 	live := j.idx.entries(make([]liveEntry, 0, len(j.idx.live)))
 	inOrder(live)
 	entries := make([]locking.Entry, 0, len(live))
-	win := &window{f: j.f, mark: j.mark, end: j.end}
+	// The entries are read once more, but not into memory that is new again.
+	win := &window{f: j.f, mark: j.mark, end: j.end, buf: j.spare}
+	j.spare = nil
+	same := commons{}
 	for _, l := range live {
 		rec, err := readEntry(win, l)
 		if err != nil {
@@ -340,9 +344,24 @@ func (j *Journal) decodeAll() ([]locking.Entry, error) {
 			return nil, err
 		}
 		e.State = l.state
+		// Few are different.
+		e.Ref.Lockspace, e.Owner.Name = same.one(e.Ref.Lockspace), same.one(e.Owner.Name)
 		entries = append(entries, e)
 	}
 	return entries, nil
+}
+
+// commons gives equal strings the same memory, as far as there are few.
+type commons map[string]string
+
+func (c commons) one(s string) string {
+	if had, ok := c[s]; ok {
+		return had
+	}
+	if len(c) < 1024 {
+		c[s] = s
+	}
+	return s
 }
 
 func cutTo(s string, n int) string {

@@ -33,7 +33,7 @@ func (g *Registration) Acquire(ctx context.Context, ref Ref, mode Mode, autocrea
 	}
 	if err != nil {
 		findHolders(ctx, err)
-		m.observe(Event{Kind: Refused, Ref: ref, Owner: g.info, Mode: mode, Err: err, Took: time.Since(start)})
+		m.observe(Event{Kind: Refused, Ref: ref, Owner: *g.info, Mode: mode, Err: err, Took: time.Since(start)})
 	}
 	return err
 }
@@ -82,7 +82,7 @@ func (m *Manager) acquire(ctx context.Context, start time.Time, g *Registration,
 		return err
 	}
 	// Told before the turn is over, so that nobody hears of the release first.
-	m.observe(Event{Kind: Granted, Ref: ref, Owner: g.info, Mode: mode, Took: time.Since(start)})
+	m.observe(Event{Kind: Granted, Ref: ref, Owner: *g.info, Mode: mode, Took: time.Since(start)})
 	if g.ownerGone() {
 		// It ended while the backend was granting: its locks were released
 		// already, and nobody would ever come for this one.
@@ -144,7 +144,7 @@ func (m *Manager) acquireInTurn(ctx context.Context, g *Registration, ref Ref, m
 	if err := m.lock(ctx, r, h, granted, mode, autocreate); err != nil {
 		return nil, err
 	}
-	describe(h, granted.info, granted.since)
+	describe(h, *granted.info, granted.since)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	r.mode, r.handle = mode, h
@@ -266,7 +266,7 @@ func (m *Manager) drop(ctx context.Context, r *resource, h *hold, kind EventKind
 	start := time.Now()
 	m.mu.Lock()
 	last := len(r.holds) == 1
-	e := Event{Kind: kind, Ref: h.ref, Owner: h.info, Mode: r.mode, Held: start.Sub(h.since)}
+	e := Event{Kind: kind, Ref: h.ref, Owner: *h.info, Mode: r.mode, Held: start.Sub(h.since)}
 	m.mu.Unlock()
 	certain := true
 	if last {

@@ -56,7 +56,7 @@ const sweepInterval = time.Second
 
 // entryOf is what the journal has to know of a hold.
 func entryOf(state EntryState, id string, h *hold, mode Mode, autocreate bool) Entry {
-	e := Entry{State: state, ID: id, Ref: h.ref, Mode: mode, Autocreate: autocreate, Owner: h.info, Since: h.since}
+	e := Entry{State: state, ID: id, Ref: h.ref, Mode: mode, Autocreate: autocreate, Owner: *h.info, Since: h.since}
 	if h.owner.proc != nil {
 		e.OwnerStart = h.owner.proc.StartTime()
 	}

@@ -28,8 +28,9 @@ type owner struct {
 	forgotten chan struct{} // closed when nobody needs to watch the process any more
 
 	// Guarded by Manager.mu.
-	gone          bool // its process is proven gone: it gets nothing any more
-	registrations int  // and acquires under way: who needs it although it holds nothing
+	gone          bool   // its process is proven gone: it gets nothing any more
+	info          *Owner // as registered last, for holds to share
+	registrations int    // and acquires under way: who needs it although it holds nothing
 	holds         map[*hold]*resource
 	ending        bool
 	returning     map[Ref]int // what it gave back since the drain began, and may take again
@@ -39,7 +40,7 @@ type owner struct {
 type Registration struct {
 	m     *Manager
 	owner *owner
-	info  Owner
+	info  *Owner // never changed
 	once  sync.Once
 }
 
@@ -58,8 +59,9 @@ func (m *Manager) Register(info Owner) (*Registration, error) {
 	o := m.lockedFindOwner(info.PID)
 	if o != nil && (o.proc != nil || info.PID <= 0) {
 		o.registrations++
+		g := &Registration{m: m, owner: o, info: o.lockedInfo(info)}
 		m.mu.Unlock()
-		return &Registration{m: m, owner: o, info: info}, nil
+		return g, nil
 	}
 	m.mu.Unlock()
 	// An unverified owner is looked for again: its pid may be a process's by now,
@@ -84,9 +86,10 @@ func (m *Manager) Register(info Owner) (*Registration, error) {
 	}
 	if o = m.lockedFindOwner(info.PID); o != nil && (o.proc != nil || proc == nil) {
 		o.registrations++
+		g := &Registration{m: m, owner: o, info: o.lockedInfo(info)}
 		m.mu.Unlock()
 		fresh.close()
-		return &Registration{m: m, owner: o, info: info}, nil
+		return g, nil
 	}
 	departed := proc == nil && m.departed.has(info.PID)
 	if departed {
@@ -98,11 +101,21 @@ func (m *Manager) Register(info Owner) (*Registration, error) {
 		m.lockedSeen(info.PID, fresh)
 		m.work.Go(func() { m.watch(fresh) })
 	}
+	g := &Registration{m: m, owner: fresh, info: fresh.lockedInfo(info)}
 	m.mu.Unlock()
 	if proc == nil && info.PID > 0 && !departed {
 		m.observe(Event{Kind: OwnerUnverified, Owner: info})
 	}
-	return &Registration{m: m, owner: fresh, info: info}, nil
+	return g, nil
+}
+
+// lockedInfo is what a session says of the owner. Sessions of one owner say the
+// same, and then have it in common.
+func (o *owner) lockedInfo(info Owner) *Owner {
+	if o.info == nil || *o.info != info {
+		o.info = &info
+	}
+	return o.info
 }
 
 // RegisterAgain is Register for a session that registered in an earlier process
@@ -118,7 +131,7 @@ func (m *Manager) RegisterAgain(info Owner, start uint64) (*Registration, error)
 		}
 		if err == nil && !same || errors.Is(err, ErrNoProcess) {
 			o := &owner{pid: info.PID, gone: true, registrations: 1, forgotten: make(chan struct{})}
-			return &Registration{m: m, owner: o, info: info}, nil
+			return &Registration{m: m, owner: o, info: o.lockedInfo(info)}, nil
 		}
 	}
 	return m.Register(info)
@@ -150,7 +163,7 @@ func (o *owner) isGone() bool {
 }
 
 // Owner is what was registered.
-func (g *Registration) Owner() Owner { return g.info }
+func (g *Registration) Owner() Owner { return *g.info }
 
 // StartTime is that of the owner's process, for RegisterAgain; 0 if it has none.
 func (g *Registration) StartTime() uint64 {
@@ -189,7 +202,7 @@ func (g *Registration) Disconnected() {
 	switch {
 	case o.proc != nil:
 		o.ending = true
-		m.work.Go(func() { m.end(o, g.info) })
+		m.work.Go(func() { m.end(o, *g.info) })
 	case o.pid > 0:
 		// The peer of the connection had this pid, and when it registered no
 		// process had it any more.
@@ -261,7 +274,7 @@ func (m *Manager) lockedOwnerGone(o *owner) {
 		jobs <- job{r, h}
 	}
 	close(jobs)
-	event := Event{Kind: OwnerGone, Owner: o.lockedInfo(), Locks: len(jobs)}
+	event := Event{Kind: OwnerGone, Owner: o.lockedSaid(), Locks: len(jobs)}
 	m.work.Go(func() {
 		m.observe(event) // here, as m.mu is held there
 		for range min(maxReleases, event.Locks) {
@@ -275,8 +288,8 @@ func (m *Manager) lockedOwnerGone(o *owner) {
 	})
 }
 
-// lockedInfo is what the session that acquired the oldest of o's locks said of it.
-func (o *owner) lockedInfo() Owner {
+// lockedSaid is what the session that acquired the oldest of o's locks said of it.
+func (o *owner) lockedSaid() Owner {
 	var oldest *hold
 	for h := range o.holds {
 		if oldest == nil || h.since.Before(oldest.since) {
@@ -286,7 +299,7 @@ func (o *owner) lockedInfo() Owner {
 	if oldest == nil {
 		return Owner{PID: o.pid}
 	}
-	return oldest.info
+	return *oldest.info
 }
 
 func (m *Manager) releaseGone(r *resource, h *hold) {

@@ -9,12 +9,12 @@ import (
 // resource is one thing that can be locked, under whatever names.
 type resource struct {
 	id string
-	// turn is full while somebody works on the resource. Whoever filled it may
-	// call the handle's methods.
-	turn chan struct{}
+	// turn is taken while somebody works on the resource. Whoever took it may call
+	// the handle's methods.
+	turn turn
 
 	// Guarded by Manager.mu.
-	users  int // who works on it or waits for that; it stays in the table for them
+	users  int32 // who works on it or waits for that; it stays in the table for them
 	mode   Mode
 	handle Handle  // holds the lock while holds is not empty
 	holds  []*hold // oldest first
@@ -25,32 +25,20 @@ type resource struct {
 // has two.
 type hold struct {
 	owner *owner
-	info  Owner // as registered by the session that acquired it
+	info  *Owner // as registered by the session that acquired it; never changed
 	ref   Ref
 	since time.Time // of the grant; in the journal, of the request
 	seq   uint64    // of its entry in the journal
 }
 
-func (r *resource) enter(ctx context.Context) error {
-	select {
-	case r.turn <- struct{}{}:
-		return nil
-	default:
-	}
-	select {
-	case r.turn <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
+func (r *resource) enter(ctx context.Context) error { return r.turn.take(ctx) }
 
-func (r *resource) exit() { <-r.turn }
+func (r *resource) exit() { r.turn.give() }
 
 func (r *resource) lockedHolders() []Holder {
 	list := make([]Holder, len(r.holds))
 	for i, h := range r.holds {
-		list[i] = Holder{Owner: h.info, Ref: h.ref, Mode: r.mode, Since: h.since}
+		list[i] = Holder{Owner: *h.info, Ref: h.ref, Mode: r.mode, Since: h.since}
 	}
 	return list
 }
@@ -88,7 +76,7 @@ func (r *resource) lockedHeldByGone() (list []*hold) {
 func (m *Manager) lockedUse(id string) *resource {
 	r := m.resources[id]
 	if r == nil {
-		r = &resource{id: id, turn: make(chan struct{}, 1)}
+		r = &resource{id: id}
 		m.resources[id] = r
 	}
 	r.users++

@@ -60,14 +60,15 @@ func (m *Manager) Restore(ctx context.Context, b Restorer, entries []Entry, lock
 	}
 	m.counts.lockspaces.Store(int64(len(m.lockspaces)))
 	m.mu.Unlock()
-	var granted, open []Entry
+	granted := entries
+	var open []Entry
 	for _, e := range entries {
-		if e.State == EntryGranted || doubt {
-			granted = append(granted, e)
-		}
 		if e.State != EntryGranted {
 			open = append(open, e)
 		}
+	}
+	if len(open) > 0 && !doubt {
+		granted = slices.DeleteFunc(slices.Clone(entries), func(e Entry) bool { return e.State != EntryGranted })
 	}
 	// What was granted comes first: of a shared lock there can be two on this host,
 	// one in use and one being released, and they cannot be told apart.
@@ -77,88 +78,110 @@ func (m *Manager) Restore(ctx context.Context, b Restorer, entries []Entry, lock
 
 // claim is what entries say of one resource.
 type claim struct {
-	id      string
-	entries []Entry // in order of Seq
-	held    []Held  // one for each mode
+	entries []*Entry // in order of Seq
+	held    []Held   // one for each mode
 	results []Restored
+	r       *resource // what came of it
+	one     [1]*Entry // room for entries in the usual case
 }
 
 // claims sorts entries by resource. Only with doubt can there be two modes of
 // one, and then at most one of them is still held.
-func claims(entries []Entry) (list []*claim) {
-	byID := map[string]*claim{}
-	for _, e := range entries {
-		c := byID[e.ID]
-		if c == nil {
-			c = &claim{id: e.ID}
-			byID[e.ID] = c
-			list = append(list, c)
+//
+// A restart waits for this with perhaps ten thousand entries, and most of its time
+// is for memory that was never touched before: so nothing is copied.
+func claims(entries []Entry) []claim {
+	byID := make(map[string]int32, len(entries))
+	list := make([]claim, 0, len(entries)) // never moved, as one is pointed at
+	for i := range entries {
+		e := &entries[i]
+		at, ok := byID[e.ID]
+		if !ok {
+			at = int32(len(list))
+			byID[e.ID] = at
+			list = append(list, claim{})
+			list[at].entries = list[at].one[:0]
 		}
-		c.entries = append(c.entries, e)
-		if !slices.ContainsFunc(c.held, func(h Held) bool { return h.Mode == e.Mode }) {
-			c.held = append(c.held, Held{ID: e.ID, Ref: e.Ref, Mode: e.Mode, Autocreate: e.Autocreate})
-		}
+		list[at].entries = append(list[at].entries, e)
 	}
 	return list
 }
 
-// resource is what came of a claim. If nothing was taken back the resource is
-// lost; if one mode was, the entries of the other are of locks that ended, and
-// are not among those that are returned.
-func (c *claim) resource(b Restorer) (*resource, []Entry) {
-	r := &resource{id: c.id, turn: make(chan struct{}, 1), mode: c.held[0].Mode}
-	lost := lostHandle{id: c.id, b: b}
+// allHeld lists what is to be taken back, and tells each claim its part.
+func allHeld(list []claim) []Held {
+	all := make([]Held, 0, len(list))
+	for i := range list {
+		first := len(all)
+		for _, e := range list[i].entries {
+			if !slices.ContainsFunc(all[first:], func(h Held) bool { return h.Mode == e.Mode }) {
+				all = append(all, Held{ID: e.ID, Ref: e.Ref, Mode: e.Mode, Autocreate: e.Autocreate})
+			}
+		}
+	}
+	rest := all
+	for i := range list {
+		n := 1
+		for n < len(rest) && rest[n].ID == rest[0].ID {
+			n++
+		}
+		list[i].held, rest = rest[:n:n], rest[n:]
+	}
+	return all
+}
+
+// resolve makes the resource. If nothing was taken back it is lost; if one mode
+// was, the entries of the other are of locks that ended: they are returned, and
+// are not among those of the claim any more.
+func (c *claim) resolve(b Restorer) (ended []*Entry) {
+	r := &resource{id: c.held[0].ID, mode: c.held[0].Mode}
+	c.r = r
+	var maybe []Held
 	for i, res := range c.results {
 		switch {
 		case res.Err == nil:
 			r.mode, r.handle, r.lost = c.held[i].Mode, res.Handle, nil
-			return r, slices.DeleteFunc(slices.Clone(c.entries), func(e Entry) bool { return e.Mode != r.mode })
+			if len(c.held) > 1 {
+				other := func(e *Entry) bool { return e.Mode != r.mode }
+				ended = slices.DeleteFunc(slices.Clone(c.entries), func(e *Entry) bool { return !other(e) })
+				c.entries = slices.DeleteFunc(c.entries, other)
+			}
+			return ended
 		case !errors.Is(res.Err, ErrNotHeld):
-			lost.held = append(lost.held, c.held[i])
+			maybe = append(maybe, c.held[i])
 			r.lost = res.Err
 		case r.lost == nil:
 			r.lost = res.Err
 		}
 	}
-	r.handle = lost
-	return r, c.entries
+	r.handle = lostHandle{id: r.id, b: b, held: maybe}
+	return nil
 }
 
 // takeBack restores the granted locks with their owners.
 func (m *Manager) takeBack(ctx context.Context, b Restorer, entries []Entry) {
 	list := claims(entries)
-	var held []Held
-	for _, c := range list {
-		held = append(held, c.held...)
-	}
-	results := b.Restore(ctx, held)
-	var events []Event
-	var ended, late []Entry
+	results := b.Restore(ctx, allHeld(list))
+	var unseen []Event
+	var ended, late []*Entry
 	owners := map[ownerKey]*owner{}
 	m.mu.Lock()
-	for _, c := range list {
+	m.lockedExpect(len(list))
+	for i := range list {
+		c := &list[i]
 		c.results, results = results[:len(c.held)], results[len(c.held):]
-		r, kept := c.resource(b)
-		m.resources[r.id] = r
-		describe(r.handle, kept[0].Owner, kept[0].Since)
-		for _, e := range kept {
-			o, err := m.lockedRestoreOwner(owners, e)
-			if err != nil {
-				events = append(events, Event{Kind: OwnerUnverified, Owner: e.Owner, Err: err})
-			}
-			m.lockedAddHold(r, &hold{owner: o, info: e.Owner, ref: e.Ref, since: e.Since, seq: e.Seq})
-			ev := Event{Kind: TakenBack, Ref: e.Ref, Owner: e.Owner, Mode: e.Mode, Held: time.Since(e.Since)}
-			if r.lost != nil {
-				ev.Kind, ev.Err = Lost, r.lost
-			}
-			events = append(events, ev)
-			if e.State != EntryGranted {
-				late = append(late, e)
-			}
+		ended = append(ended, c.resolve(b)...)
+		m.resources[c.r.id] = c.r
+		if len(c.entries) > 0 {
+			describe(c.r.handle, c.entries[0].Owner, c.entries[0].Since)
 		}
 		for _, e := range c.entries {
-			if e.Mode != r.mode && r.lost == nil {
-				ended = append(ended, e)
+			o, err := m.lockedRestoreOwner(owners, e)
+			if err != nil {
+				unseen = append(unseen, Event{Kind: OwnerUnverified, Owner: e.Owner, Err: err})
+			}
+			m.lockedAddHold(c.r, &hold{owner: o, info: o.lockedInfo(e.Owner), ref: e.Ref, since: e.Since, seq: e.Seq})
+			if e.State != EntryGranted {
+				late = append(late, e)
 			}
 		}
 	}
@@ -170,8 +193,18 @@ func (m *Manager) takeBack(ctx context.Context, b Restorer, entries []Entry) {
 		}
 	}
 	m.mu.Unlock()
-	for _, e := range events {
+	for _, e := range unseen {
 		m.observe(e)
+	}
+	for i := range list {
+		c := &list[i]
+		for _, e := range c.entries {
+			ev := Event{Kind: TakenBack, Ref: e.Ref, Owner: e.Owner, Mode: e.Mode, Held: time.Since(e.Since)}
+			if c.r.lost != nil {
+				ev.Kind, ev.Err = Lost, c.r.lost
+			}
+			m.observe(ev)
+		}
 	}
 	for _, e := range ended {
 		m.forget(e.Seq, true)
@@ -187,6 +220,14 @@ func (m *Manager) takeBack(ctx context.Context, b Restorer, entries []Entry) {
 	}
 }
 
+// lockedExpect makes room for n resources at once, as growing would touch twice
+// the memory.
+func (m *Manager) lockedExpect(n int) {
+	if len(m.resources) == 0 && len(m.byRef) == 0 {
+		m.resources, m.byRef = make(map[string]*resource, n), make(map[Ref]*resource, n)
+	}
+}
+
 type ownerKey struct {
 	pid   int32
 	start uint64
@@ -195,7 +236,7 @@ type ownerKey struct {
 // lockedRestoreOwner finds the process of an entry, if it is still the same one.
 // One that cannot be looked at keeps its locks, and is looked for again; the error
 // says why, once.
-func (m *Manager) lockedRestoreOwner(owners map[ownerKey]*owner, e Entry) (_ *owner, unseen error) {
+func (m *Manager) lockedRestoreOwner(owners map[ownerKey]*owner, e *Entry) (_ *owner, unseen error) {
 	key := ownerKey{e.Owner.PID, e.OwnerStart}
 	if o := owners[key]; o != nil {
 		return o, nil
@@ -268,10 +309,10 @@ func (m *Manager) keepForNobody(e Entry, h Handle, why error) {
 	if m.resources[e.ID] != nil {
 		return // a second shared lock; the next process finds it
 	}
-	r := &resource{id: e.ID, turn: make(chan struct{}, 1), mode: e.Mode, handle: h, lost: why}
+	r := &resource{id: e.ID, mode: e.Mode, handle: h, lost: why}
 	m.resources[e.ID] = r
 	o := &owner{pid: e.Owner.PID, gone: true, forgotten: make(chan struct{})}
-	m.lockedAddHold(r, &hold{owner: o, info: e.Owner, ref: e.Ref, since: e.Since, seq: e.Seq})
+	m.lockedAddHold(r, &hold{owner: o, info: o.lockedInfo(e.Owner), ref: e.Ref, since: e.Since, seq: e.Seq})
 }
 
 // lostHandle stands for a lock that could not be taken back.

@@ -31,7 +31,7 @@ func (m *Manager) Waiting() []Waiter {
 // session ends meanwhile the owner must still be watched.
 func (m *Manager) lockedBegin(g *Registration, ref Ref, mode Mode, start time.Time) *Waiter {
 	g.owner.registrations++
-	w := &Waiter{Owner: g.info, Ref: ref, Mode: mode, Since: start}
+	w := &Waiter{Owner: *g.info, Ref: ref, Mode: mode, Since: start}
 	m.underway[w] = struct{}{}
 	return w
 }

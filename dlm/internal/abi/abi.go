@@ -153,7 +153,17 @@ func header(buf []byte, cmd uint8) {
 // EncodeLock makes the write for CmdLock or CmdUnlock. It sets p.Namelen. The name is at most ResNameMax bytes; that is
 // the caller's to check.
 func EncodeLock(cmd uint8, p LockParams, name string) []byte {
-	buf := make([]byte, RequestSize+len(name))
+	return EncodeLockInto(nil, cmd, p, name)
+}
+
+// EncodeLockInto is EncodeLock in the memory of buf, if that has room.
+func EncodeLockInto(buf []byte, cmd uint8, p LockParams, name string) []byte {
+	n := RequestSize + len(name)
+	if n > cap(buf) {
+		buf = make([]byte, n)
+	}
+	buf = buf[:n]
+	clear(buf)
 	header(buf, cmd)
 	p.Namelen = uint8(len(name))
 	copy(buf[HeaderSize:], bytesOf(&p))

@@ -88,7 +88,10 @@ type Backend struct {
 	state     *dlm.State               // nil also if the kernel cannot tell
 	why       error                    // why space is nil
 	releasing map[string]chan struct{} // by resource: releases that go on by themselves; closed when one ends
-	handed    map[string][]*dlm.Lock   // by resource: locks that were handed over and Restore has not taken
+	// handed are locks that were handed over and Restore has not taken, by resource;
+	// handedMore are further ones, of which there are hardly ever any.
+	handed     map[string]*dlm.Lock
+	handedMore []*dlm.Lock
 }
 
 var errStopping = errors.New("the lock daemon is stopping")

@@ -60,9 +60,13 @@ func (b *Backend) goOn(h *dlm.Handover) bool {
 		b.log.Warn("the earlier program's DLM lockspace is of no use, each lock is adopted", "dlm", b.name, "earlier", h.Lockspace, "reason", err)
 		return false
 	}
-	b.handed = make(map[string][]*dlm.Lock, len(locks))
+	b.handed = make(map[string]*dlm.Lock, len(locks))
 	for _, l := range locks {
-		b.handed[l.Name()] = append(b.handed[l.Name()], l)
+		if b.handed[l.Name()] != nil {
+			b.handedMore = append(b.handedMore, l)
+			continue
+		}
+		b.handed[l.Name()] = l
 	}
 	b.enter(space)
 	return true
@@ -74,16 +78,31 @@ func (b *Backend) goOn(h *dlm.Handover) bool {
 func (b *Backend) takeHanded(name string, mode dlm.Mode) *dlm.Lock {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	list := b.handed[name]
-	at := slices.IndexFunc(list, func(l *dlm.Lock) bool { return l.Mode() == mode })
-	if at < 0 {
-		return nil
-	}
-	l := list[at]
-	if len(list) == 1 {
+	if l := b.handed[name]; l != nil && l.Mode() == mode {
 		delete(b.handed, name)
-	} else {
-		b.handed[name] = slices.Delete(list, at, at+1)
+		return l
 	}
-	return l
+	for i, l := range b.handedMore {
+		if l.Name() == name && l.Mode() == mode {
+			b.handedMore = slices.Delete(b.handedMore, i, i+1)
+			return l
+		}
+	}
+	return nil
+}
+
+// noneHanded reports whether everything has to be adopted.
+func (b *Backend) noneHanded() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.handed) == 0
+}
+
+// dropEmpty frees the table, which stays as large as it ever was, once all is taken.
+func (b *Backend) dropEmpty() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.handed) == 0 {
+		b.handed = nil
+	}
 }

@@ -30,8 +30,11 @@ func (b *Backend) Restore(ctx context.Context, held []locking.Held) []locking.Re
 		}
 		return results
 	}
-	adoptions := make([]dlm.Adoption, 0, len(held))
-	places := make([]int, 0, len(held))
+	var adoptions []dlm.Adoption
+	var places []int
+	if b.noneHanded() {
+		adoptions, places = make([]dlm.Adoption, 0, len(held)), make([]int, 0, len(held))
+	}
 	for i, h := range held {
 		if l := b.takeHanded(h.ID, modeOf(h.Mode)); l != nil {
 			results[i].Handle = b.restored(h, l)
@@ -40,6 +43,7 @@ func (b *Backend) Restore(ctx context.Context, held []locking.Held) []locking.Re
 		adoptions = append(adoptions, dlm.Adoption{Name: h.ID, Mode: modeOf(h.Mode), Options: dlm.LockOptions{Persistent: true}})
 		places = append(places, i)
 	}
+	b.dropEmpty()
 	if len(adoptions) == 0 {
 		return results
 	}

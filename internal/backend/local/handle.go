@@ -28,23 +28,23 @@ func fileOf(st unix.Stat_t) file {
 	return file{dev: st.Dev, ino: st.Ino}
 }
 
-// handle is an open file.
+// handle is an open file. There is one for each lock, so the small fields are
+// together.
 type handle struct {
-	b          *Backend
-	path       string
-	autocreate bool
-	file       file
-
-	fd int // set by Open, never changed
-
-	// locked is set when the keeper may have a duplicate of fd, so that closing fd
-	// does not end its lock. Only the goroutine that has inCall touches it, or the
-	// one that closes.
-	locked bool
+	b    *Backend
+	path string
+	file file
+	fd   int // set by Open, never changed
 
 	mu     sync.Mutex // guards the two below
 	inCall bool       // a system call on fd is under way: closing must wait for it
 	closed bool
+
+	// locked is set when the keeper may have a duplicate of fd, so that closing fd
+	// does not end its lock. Only the goroutine that has inCall touches it, or the
+	// one that closes.
+	locked     bool
+	autocreate bool
 }
 
 func (h *handle) ID() string {

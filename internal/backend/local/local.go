@@ -100,8 +100,20 @@ func NewKept(k keeper, log *slog.Logger) *Backend {
 	b := &Backend{sys: kernel{}, keeper: k, log: log, slots: make(chan struct{}, maxCalls), hanging: map[string]hangs{},
 		earlier: map[string][]int{}, doubtful: map[string]bool{}, restored: map[string]bool{}}
 	if k != nil {
+		n := 0
+		for range k.Taken() {
+			n++
+		}
+		// At once: growing would touch twice the memory.
+		b.earlier, b.restored = make(map[string][]int, n), make(map[string]bool, n)
+		fds := make([]int, 0, n)
 		for id, fd := range k.Taken() {
-			b.earlier[id] = append(b.earlier[id], fd)
+			if had := b.earlier[id]; had != nil {
+				b.earlier[id] = append(had, fd)
+				continue
+			}
+			fds = append(fds, fd)
+			b.earlier[id] = fds[len(fds)-1 : len(fds) : len(fds)]
 		}
 		b.fresh = len(b.earlier) == 0
 	}

@@ -98,6 +98,9 @@ func (b *Backend) restore(ctx context.Context, held locking.Held) (*handle, erro
 		}
 		fd := fds[0]
 		b.earlier[held.ID] = fds[1:]
+		if len(fds) == 1 {
+			delete(b.earlier, held.ID)
+		}
 		b.mu.Unlock()
 		h := &handle{b: b, path: path, autocreate: held.Autocreate, fd: fd, locked: true}
 		switch err := h.relock(ctx, held); {
@@ -193,6 +196,11 @@ func (b *Backend) DropOthers(ctx context.Context) (int, error) {
 			others = append(others, &handle{b: b, path: id, fd: fd, locked: true})
 		}
 		delete(b.earlier, id)
+	}
+	// What is taken back is taken back. Emptied tables stay as large as they ever were.
+	b.restored = map[string]bool{}
+	if len(b.earlier) == 0 {
+		b.earlier = map[string][]int{}
 	}
 	b.mu.Unlock()
 	for i, h := range others {

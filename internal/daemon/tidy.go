@@ -1,0 +1,99 @@
+package daemon
+
+import (
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/vmlockd/vmlockd/internal/locking"
+)
+
+const (
+	// tidyFrom is how many locks have to be taken, given or taken back for it to be
+	// worth a collection.
+	tidyFrom = 500
+	// calm is how long nothing must happen before it. A restart in place would
+	// otherwise keep its first clients waiting for it.
+	calm = time.Second
+)
+
+// tidier gives memory back once there is little to do. A daemon that holds many
+// locks does nothing for hours, and what taking them has left over, as much again
+// as is in use, would stay for that long.
+type tidier struct {
+	free   func()       // gives memory back
+	events atomic.Int64 // since the last time
+
+	mu      sync.Mutex // guards what follows; held while free runs
+	timer   *time.Timer
+	seen    int64 // events when the timer was set
+	stopped bool
+	after   []func() // done when the timer runs out, calm or not
+}
+
+func newTidier() *tidier { return &tidier{free: debug.FreeOSMemory} }
+
+// observe is told of what happens to locks.
+func (t *tidier) observe(e locking.Event) {
+	switch e.Kind {
+	case locking.Granted, locking.Released, locking.ReleasedGone:
+		t.did(1, nil)
+	}
+}
+
+// did notes n events. f, which may be nil, is done a while later in any case.
+func (t *tidier) did(n int64, f func()) {
+	before := t.events.Add(n) - n
+	if f == nil && (before >= tidyFrom || before+n < tidyFrom) {
+		return // the timer runs, or there is no need
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if f != nil {
+		t.after = append(t.after, f)
+	}
+	if t.timer == nil && !t.stopped {
+		t.timer = time.AfterFunc(calm, t.look)
+		t.seen = t.events.Load()
+	}
+}
+
+func (t *tidier) look() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.finish()
+	if t.stopped {
+		return
+	}
+	switch now := t.events.Load(); {
+	case now != t.seen:
+		t.seen = now
+		t.timer.Reset(calm)
+		return
+	case now >= tidyFrom:
+		t.free()
+	}
+	// What was counted since the look is for the next time, or for nobody.
+	t.events.Store(0)
+	t.timer = nil
+}
+
+// finish does what was put off.
+func (t *tidier) finish() {
+	for _, f := range t.after {
+		f()
+	}
+	t.after = nil
+}
+
+// stop ends it.
+func (t *tidier) stop() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.stopped = true
+	if t.timer != nil {
+		t.timer.Stop()
+	}
+	t.finish()
+}

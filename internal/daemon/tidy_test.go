@@ -1,0 +1,63 @@
+package daemon
+
+import (
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/vmlockd/vmlockd/internal/locking"
+)
+
+func TestTidyWhenCalm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var freed, finished atomic.Int64
+		tidy := &tidier{free: func() { freed.Add(1) }}
+		granted := func(n int) {
+			for range n {
+				tidy.observe(locking.Event{Kind: locking.Granted})
+			}
+		}
+		want := func(what string, n int64) {
+			t.Helper()
+			synctest.Wait()
+			if got := freed.Load(); got != n {
+				t.Fatalf("%s: freed %d times, not %d", what, got, n)
+			}
+		}
+		granted(tidyFrom - 1)
+		time.Sleep(time.Minute)
+		want("few locks", 0)
+		for range 10 {
+			granted(1)
+			time.Sleep(calm / 2)
+		}
+		want("while locks are taken", 0)
+		time.Sleep(2 * calm)
+		want("when that is over", 1)
+		for range tidyFrom {
+			tidy.observe(locking.Event{Kind: locking.Refused})
+		}
+		time.Sleep(time.Minute)
+		want("nothing since", 1)
+
+		tidy.did(3, func() { finished.Add(1) })
+		time.Sleep(2 * calm)
+		want("little was taken back", 1)
+		tidy.did(tidyFrom, func() { finished.Add(1) })
+		time.Sleep(calm / 2)
+		if n := finished.Load(); n != 1 {
+			t.Fatalf("finished %d times", n)
+		}
+		time.Sleep(2 * calm)
+		want("much was taken back", 2)
+		tidy.did(tidyFrom, func() { finished.Add(1) })
+		tidy.stop()
+		if n := finished.Load(); n != 3 {
+			t.Errorf("finished %d times of 3", n)
+		}
+		granted(2 * tidyFrom)
+		time.Sleep(time.Minute)
+		want("after the end", 2)
+	})
+}
