@@ -63,6 +63,7 @@ var rooms = []room{
 		"internal/rpc", "corosync", "dlm", "dlm/controld",
 	}, theirs: []string{systemd, xsync, xsys}},
 	{place: "internal/cli", ours: []string{"internal/config", "internal/control"}, theirs: []string{cobra}},
+	{place: "internal/doctor", ours: []string{"internal/config", "dlm/controld"}, theirs: []string{xsys}},
 
 	// From the socket to the rules.
 	{place: "internal/lockprogram", ours: []string{"internal/rpc", "internal/locking"}},
