@@ -125,7 +125,7 @@ func (x *exam) loaded(name string) {
 			continue // it runs other virtual machines
 		}
 		if !bytes.Contains(text, []byte("/lock-driver/"+name+".so")) && !bytes.Contains(text, []byte("/lock-driver/lockd.so")) {
-			x.find(idLibvirtStale, p.String(), "systemctl restart "+p.comm+": virtual machines go on, but those that run now stay without locks until they are started again or migrated",
+			x.find(idLibvirtStale, p.String(), "systemctl restart "+p.comm+": virtual machines go on; then virsh suspend and virsh resume each that runs, which makes libvirt ask for its locks",
 				"it was started before lock_manager was set, and asks for no lock")
 		}
 	}

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"os"
 	"reflect"
 	"slices"
 	"strings"
@@ -99,6 +100,29 @@ func TestParseDomain(t *testing.T) {
 	}}
 	if diff := cmp.Diff(want, d, cmp.AllowUnexported(domain{}, disk{})); diff != "" {
 		t.Error(diff)
+	}
+	// As libvirt 9.0 writes them.
+	want = domain{name: "web", uuid: "00112233-4455-6677-8899-aabbccddeeff", pid: 835, state: "running", running: true, disks: []disk{
+		{target: "vda", path: web, format: "raw", cache: "writethrough"},
+		{target: "vdb", path: shared, format: "raw", cache: "writethrough", shareable: true},
+	}}
+	for file, parse := range map[string]func([]byte) (domain, error){"testdata/domstatus.xml": parseStatus, "testdata/domain.xml": parseDefinition} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, err := parse(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if file == "testdata/domain.xml" {
+			want.pid, want.state, want.running = 0, "", false
+		} else {
+			want.pid, want.state, want.running = 835, "running", true
+		}
+		if diff := cmp.Diff(want, d, cmp.AllowUnexported(domain{}, disk{})); diff != "" {
+			t.Errorf("%s: %s", file, diff)
+		}
 	}
 	for _, text := range []string{"", "<domain>", "<domain/>", "<domain><name> </name></domain>", "<x/>"} {
 		if d, err := parseDefinition([]byte(text)); err == nil {

@@ -137,7 +137,7 @@ func (x *exam) locked(running []domain) {
 		where := fmt.Sprintf("%s, disk %s", d, k.target)
 		switch why {
 		case notLocked:
-			x.find(idUnlocked, where, fmt.Sprintf("virsh suspend %s && virsh resume %s, which asks for its locks; if it was started before libvirt had a lock manager, shut it down and start it again", d.name, d.name),
+			x.find(idUnlocked, where, fmt.Sprintf("virsh suspend %s && virsh resume %s: libvirt then asks for its locks, and leaves it suspended if another has them", d.name, d.name),
 				"it runs as process %d and writes %s, which is not locked for it: another virtual machine can get that disk", d.pid, k.path)
 		default:
 			x.find(idLockMode, where, fmt.Sprintf("virsh edit %s, then shut it down and start it again", d.name), "%s is %s", k.path, why)
