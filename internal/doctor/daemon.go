@@ -19,7 +19,6 @@ type Daemon struct {
 	Peers     []Peer // the other hosts that run vmlockd
 
 	Holders  []Holder
-	Missing  []string // hosts that did not say what they hold
 	Warnings []DaemonWarning
 }
 
