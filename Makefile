@@ -12,8 +12,8 @@ LAB_PACKAGES = ./lab/... ./tests/... ./dlm/dlmtest/conformance/... ./internal/di
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
 
-build: ## build bin/vmlockd, without cgo
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/vmlockd ./cmd/vmlockd
+build: ## build bin/vmlockd and bin/vmlockctl, without cgo
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
 
 unit: ## tests that need nothing but Go and a C compiler, with the race detector
 	$(GO) test -race ./...

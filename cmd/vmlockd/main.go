@@ -118,6 +118,7 @@ func run(f flags) int {
 		log.Error("vmlockd could not start", "reason", err)
 		return exitFailed
 	}
+	program.Version = version
 	stop := make(chan os.Signal, 2)
 	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
 	ctx, cancel := context.WithCancel(context.Background())

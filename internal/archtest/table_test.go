@@ -62,13 +62,13 @@ var rooms = []room{
 		"internal/lockprogram", "internal/logs", "internal/metrics", "internal/owner", "internal/peers",
 		"internal/rpc", "corosync", "dlm", "dlm/controld",
 	}, theirs: []string{systemd, xsync, xsys}},
-	{place: "internal/cli", ours: []string{"internal/config", "internal/control"}, theirs: []string{cobra}},
+	{place: "internal/cli", ours: []string{"internal/config", "internal/control", "internal/locking", "internal/lockprogram", "internal/rpc"}, theirs: []string{cobra, xsys}},
 	{place: "internal/doctor", ours: []string{"internal/config", "dlm/controld"}, theirs: []string{xsys}},
 
 	// From the socket to the rules.
 	{place: "internal/lockprogram", ours: []string{"internal/rpc", "internal/locking"}},
 	{place: "internal/adminprogram", ours: []string{"internal/rpc", "internal/locking"}},
-	{place: "internal/control", ours: []string{"internal/locking", "internal/peers", "internal/guard"}},
+	{place: "internal/control", ours: []string{"internal/rpc", "internal/locking", "internal/peers", "internal/guard"}},
 	{place: "internal/metrics", ours: []string{"internal/locking"}, theirs: []string{prometheus}},
 	{place: "internal/rpc"},
 

@@ -28,6 +28,7 @@ const (
 type Config struct {
 	Backend        string   `toml:"backend"`         // BackendLocal or BackendCluster
 	Socket         string   `toml:"socket"`          // absolute path of the socket that libvirt connects to
+	ControlSocket  string   `toml:"control_socket"`  // absolute path of the socket for vmlockctl; "" in the file means control.sock in RunDir
 	RunDir         string   `toml:"run_dir"`         // absolute path of the directory for what must survive the daemon, on a tmpfs
 	RequestTimeout Duration `toml:"request_timeout"` // 100 ms to 5 min: longest time until a request is answered
 	MaxClients     int      `toml:"max_clients"`     // 1 to 1,000,000 open connections
@@ -65,10 +66,12 @@ func (d Duration) String() string { return time.Duration(d).String() }
 // virtlockd's, where libvirt looks for it: that of the system for root, and
 // that of the user's session for anybody else (src/locking/lock_driver_lockd.c).
 func Default() Config {
+	run := filepath.Join(runtimeDir(os.Geteuid(), os.Getenv), "vmlockd")
 	return Config{
 		Backend:        BackendLocal,
 		Socket:         filepath.Join(runtimeDir(os.Geteuid(), os.Getenv), "libvirt", "virtlockd-sock"),
-		RunDir:         filepath.Join(runtimeDir(os.Geteuid(), os.Getenv), "vmlockd"),
+		ControlSocket:  filepath.Join(run, controlName),
+		RunDir:         run,
 		RequestTimeout: Duration(10 * time.Second),
 		MaxClients:     4096,
 		Cluster:        Cluster{Lockspace: "vmlockd"},
@@ -85,6 +88,9 @@ func runtimeDir(uid int, getenv func(string) string) string {
 	}
 	return filepath.Join(getenv("HOME"), ".cache")
 }
+
+// controlName is the control socket's name in RunDir.
+const controlName = "control.sock"
 
 // Load reads path. With optional, a file that does not exist is an empty one.
 // The error joins everything that is wrong, one *Mistake each where a place in
@@ -103,6 +109,7 @@ func Load(path string, optional bool) (Config, error) {
 // Parse reads the text of a file that is called path in errors.
 func Parse(path string, text []byte) (Config, error) {
 	c := Default()
+	c.ControlSocket = ""
 	meta, err := toml.Decode(string(text), &c)
 	if err != nil {
 		return Config{}, mistakeOf(path, err)
@@ -113,6 +120,9 @@ func Parse(path string, text []byte) (Config, error) {
 	}
 	for _, p := range c.problems() {
 		all = append(all, &Mistake{File: path, Line: lineOf(text, p.key), Key: p.key, What: p.what})
+	}
+	if c.ControlSocket == "" {
+		c.ControlSocket = filepath.Join(c.RunDir, controlName)
 	}
 	if len(all) > 0 {
 		return Config{}, errors.Join(all...)
@@ -134,13 +144,22 @@ func (c *Config) problems() (list []problem) {
 	oneOf("backend", c.Backend, BackendLocal, BackendCluster)
 	oneOf("log.level", c.Log.Level, "debug", "info", "warning", "error")
 	oneOf("log.format", c.Log.Format, "auto", "text", "json", "journal")
-	switch {
-	case !filepath.IsAbs(c.Socket):
-		add("socket", "%q is not an absolute path: begin it with /", c.Socket)
-	case len(c.Socket) > maxSocketPath:
-		add("socket", "the path is %d bytes long: unix(7) allows %d, choose a shorter one", len(c.Socket), maxSocketPath)
-	case strings.ContainsRune(c.Socket, 0):
-		add("socket", "the path contains a NUL byte: remove it")
+	socket := func(key, path string) {
+		switch {
+		case !filepath.IsAbs(path):
+			add(key, "%q is not an absolute path: begin it with /", path)
+		case len(path) > maxSocketPath:
+			add(key, "the path is %d bytes long: unix(7) allows %d, choose a shorter one", len(path), maxSocketPath)
+		case strings.ContainsRune(path, 0):
+			add(key, "the path contains a NUL byte: remove it")
+		}
+	}
+	socket("socket", c.Socket)
+	if c.ControlSocket != "" {
+		socket("control_socket", c.ControlSocket)
+		if c.ControlSocket == c.Socket {
+			add("control_socket", "%q is the socket of libvirt already: choose another path", c.Socket)
+		}
 	}
 	if !filepath.IsAbs(c.RunDir) || strings.ContainsRune(c.RunDir, 0) {
 		add("run_dir", "%q is not an absolute path: begin it with /", c.RunDir)

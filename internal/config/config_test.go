@@ -27,6 +27,8 @@ func TestMistakes(t *testing.T) {
 		{"no clients", "max_clients = 0\n", []string{"f.toml:1: max_clients: 0 is out of range"}},
 		{"relative socket", "socket = \"sock\"\n", []string{"f.toml:1: socket", "absolute path"}},
 		{"long socket", "socket = \"/" + strings.Repeat("x", 107) + "\"\n", []string{"f.toml:1: socket", "unix(7)"}},
+		{"relative control socket", "control_socket = \"sock\"\n", []string{"f.toml:1: control_socket", "absolute path"}},
+		{"one socket for both", "socket = \"/run/x\"\ncontrol_socket = \"/run/x\"\n", []string{"f.toml:2: control_socket", "another path"}},
 		{"run_dir", "run_dir = \"run\"\n", []string{"f.toml:1: run_dir", "absolute path"}},
 		{"lockspace", "[cluster]\nlockspace = \"a b\"\n", []string{"f.toml:2: cluster.lockspace"}},
 		{"level", "[log]\nlevel = \"loud\"\n", []string{"f.toml:2: log.level"}},
@@ -69,7 +71,7 @@ format = "json"
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := Config{Backend: BackendCluster, Socket: "/run/x", RunDir: "/run/y", RequestTimeout: Duration(3 * time.Second), MaxClients: 1024,
+	want := Config{Backend: BackendCluster, Socket: "/run/x", ControlSocket: "/run/y/control.sock", RunDir: "/run/y", RequestTimeout: Duration(3 * time.Second), MaxClients: 1024,
 		Cluster: Cluster{Lockspace: "vms"}, Log: Log{Level: "debug", Format: "json"}}
 	if c != want {
 		t.Fatalf("got %+v\nwant %+v", c, want)

@@ -29,8 +29,9 @@ const TakeOverFlag = "can-take-over"
 
 // Program is how this process was started, for a restart in place.
 type Program struct {
-	Path string   // of the executable file, where an upgrade puts the new one
-	Args []string // os.Args
+	Path    string   // of the executable file, where an upgrade puts the new one
+	Args    []string // os.Args
+	Version string
 	// Config reads the configuration again.
 	Config func() (config.Config, error)
 	// StopAgain delivers signals that come after the context of Run has ended: the
@@ -70,7 +71,7 @@ func Run(ctx context.Context, p Program, c config.Config, log *slog.Logger) erro
 		return err
 	}
 	for {
-		i, err := start(c, log, from)
+		i, err := start(c, p.Version, log, from)
 		if err != nil {
 			return err
 		}

@@ -66,6 +66,8 @@ func describe(k locking.EventKind) (slog.Level, string) {
 		return slog.LevelInfo, "lock released that was being taken or given back when the daemon ended"
 	case locking.Lost:
 		return slog.LevelError, "lock could not be taken back after a restart: end this virtual machine; nobody gets the disk before"
+	case locking.Forced:
+		return slog.LevelWarn, "lock released by an operator"
 	}
 	return slog.LevelError, "unknown event"
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/vmlockd/vmlockd/internal/backend/cluster"
 	"github.com/vmlockd/vmlockd/internal/backend/local"
 	"github.com/vmlockd/vmlockd/internal/config"
+	"github.com/vmlockd/vmlockd/internal/control"
 	"github.com/vmlockd/vmlockd/internal/holder"
 	"github.com/vmlockd/vmlockd/internal/journal"
 	"github.com/vmlockd/vmlockd/internal/locking"
@@ -70,6 +71,10 @@ type instance struct {
 	backend  backend
 	journal  *journal.Journal
 	locks    *locking.Manager
+	version  string
+	events   control.Events
+	drain    *drainer
+	control  *control.Server                 // nil if it is not served
 	table    atomic.Pointer[locking.Manager] // locks, for parts that were made before it
 	server   *rpc.Server
 	listener *net.UnixListener
@@ -81,8 +86,8 @@ type instance struct {
 
 // start brings up everything, with the connections of an earlier instance if
 // there was one. When it returns requests are served.
-func start(c config.Config, log *slog.Logger, from *state) (i *instance, err error) {
-	i = &instance{log: log, cfg: c, failed: make(chan error, 1)}
+func start(c config.Config, version string, log *slog.Logger, from *state) (i *instance, err error) {
+	i = &instance{log: log, cfg: c, version: version, failed: make(chan error, 1)}
 	defer func() {
 		if err != nil {
 			i.abandon()
@@ -101,12 +106,13 @@ func start(c config.Config, log *slog.Logger, from *state) (i *instance, err err
 	i.locks = locking.New(locking.Options{
 		Backend:        i.backend,
 		Processes:      owner.Processes{},
-		Observe:        logEvents(log),
+		Observe:        i.observe(),
 		RequestTimeout: time.Duration(c.RequestTimeout),
 		AnyLockspace:   c.Backend == config.BackendCluster,
 		Journal:        i.journal,
 	})
 	i.table.Store(i.locks)
+	i.drain = openDrainer(c.RunDir, i.locks, log)
 	i.takeBack(found)
 	if i.listener, err = from.listen(c.Socket); err != nil {
 		return i, err
@@ -121,6 +127,7 @@ func start(c config.Config, log *slog.Logger, from *state) (i *instance, err err
 		log.Warn("not every connection could be kept across the restart", "reason", err)
 	}
 	i.serving.Go(func() { i.failed <- i.server.Serve(context.Background(), i.listener) })
+	i.startControl()
 	entries := len(found.Entries)
 	found = journal.Recovered{} // which is then garbage
 	i.serving.Go(func() { tidy(entries) })
@@ -226,6 +233,7 @@ func (i *instance) abandon() {
 
 // stop ends the instance for good. Locks that are held stay held.
 func (i *instance) stop() {
+	i.stopControl()
 	i.within("the connections", i.server.Shutdown)
 	i.serving.Wait()
 	held := i.locks.Holders()
@@ -269,6 +277,7 @@ func (i *instance) within(what string, f func(context.Context) error) (done bool
 // handOver stops the instance between two calls of each connection, and returns
 // what the next one needs to go on with them. Locks stay held.
 func (i *instance) handOver() (*state, error) {
+	i.stopControl()
 	file, err := i.listener.File()
 	if err != nil {
 		return nil, err

@@ -43,13 +43,14 @@ func (m *Manager) acquire(ctx context.Context, start time.Time, g *Registration,
 	if err == nil && g.owner.gone {
 		err = &Error{Kind: KindOwnerGone, Ref: ref, PID: g.info.PID}
 	}
+	if err == nil {
+		err = m.lockedDrained(g.owner, ref)
+	}
 	if err != nil {
 		m.mu.Unlock()
 		return err
 	}
-	// If the session ends meanwhile the owner must still be watched.
-	g.owner.registrations++
-	defer g.leave()
+	defer m.ended(g, m.lockedBegin(g, ref, mode, start))
 	// A name that is held stays with the resource it was held for, even if
 	// another file has that name by now: so it is not opened again.
 	r := m.byRef[ref]
@@ -114,6 +115,11 @@ func (m *Manager) acquireInTurn(ctx context.Context, g *Registration, ref Ref, m
 		closeHandle(h)
 		return nil, errAgain
 	}
+	if err := m.lockedDrained(g.owner, ref); err != nil {
+		m.mu.Unlock()
+		closeHandle(h)
+		return nil, err
+	}
 	granted := &hold{owner: g.owner, info: g.info, ref: ref, since: time.Now()}
 	if len(r.holds) > 0 {
 		defer closeHandle(h)
@@ -130,6 +136,7 @@ func (m *Manager) acquireInTurn(ctx context.Context, g *Registration, ref Ref, m
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		m.lockedAddHold(r, granted)
+		m.lockedTookAgain(g.owner, ref)
 		return granted, nil
 	}
 	m.mu.Unlock()
@@ -140,6 +147,7 @@ func (m *Manager) acquireInTurn(ctx context.Context, g *Registration, ref Ref, m
 	defer m.mu.Unlock()
 	r.mode, r.handle = mode, h
 	m.lockedAddHold(r, granted)
+	m.lockedTookAgain(g.owner, ref)
 	return granted, nil
 }
 
@@ -204,6 +212,24 @@ func (g *Registration) Release(ctx context.Context, ref Ref) error {
 }
 
 func (m *Manager) release(ctx context.Context, g *Registration, ref Ref) error {
+	r, err := m.heldInTurn(ctx, ref)
+	if err != nil {
+		return err
+	}
+	defer m.leave(r)
+	defer r.exit()
+	m.mu.Lock()
+	h := r.lockedHoldOf(g.owner, ref)
+	m.mu.Unlock()
+	if h == nil {
+		return &Error{Kind: KindNotOwner, Ref: ref, PID: g.info.PID}
+	}
+	return m.drop(ctx, r, h, Released)
+}
+
+// heldInTurn finds what is held under a name, and takes its turn, so that the
+// name leads there until r.exit. m.leave has to be called after that.
+func (m *Manager) heldInTurn(ctx context.Context, ref Ref) (*resource, error) {
 	m.mu.Lock()
 	r := m.byRef[ref]
 	err := m.lockedCheck("release", ref)
@@ -212,28 +238,24 @@ func (m *Manager) release(ctx context.Context, g *Registration, ref Ref) error {
 	}
 	if err != nil {
 		m.mu.Unlock()
-		return err
+		return nil, err
 	}
 	r.users++
 	m.mu.Unlock()
-	defer m.leave(r)
 	if err := r.enter(ctx); err != nil {
-		return &Error{Kind: KindUnavailable, Op: "release", Ref: ref,
+		m.leave(r)
+		return nil, &Error{Kind: KindUnavailable, Op: "release", Ref: ref,
 			Err: fmt.Errorf("another operation on it has not ended: %w", err)}
 	}
-	defer r.exit()
-
 	m.mu.Lock()
-	if m.byRef[ref] != r {
-		m.mu.Unlock()
-		return errAgain
-	}
-	h := r.lockedHoldOf(g.owner, ref)
+	same := m.byRef[ref] == r
 	m.mu.Unlock()
-	if h == nil {
-		return &Error{Kind: KindNotOwner, Ref: ref, PID: g.info.PID}
+	if !same {
+		r.exit()
+		m.leave(r)
+		return nil, errAgain
 	}
-	return m.drop(ctx, r, h, Released)
+	return r, nil
 }
 
 // drop ends one hold, with r's turn taken, and gives the lock back if it was
@@ -263,6 +285,9 @@ func (m *Manager) drop(ctx context.Context, r *resource, h *hold, kind EventKind
 	}
 	m.forget(h.seq, certain)
 	m.mu.Lock()
+	if kind == Released {
+		m.lockedGaveBack(h.owner, h.ref)
+	}
 	m.lockedRemoveHold(r, h)
 	m.mu.Unlock()
 	e.Took = time.Since(start)

@@ -7,9 +7,9 @@
 //
 //   - A resource never has two owners unless all of them share it.
 //   - Acquire returns nil only after the backend granted the lock.
-//   - A lock ends when its owner releases it, or when its owner's process is
-//     proven gone. Nothing else ends one; in particular a closed connection does
-//     not, and neither does Close.
+//   - A lock ends when its owner releases it, when its owner's process is
+//     proven gone, or when an operator forces it. Nothing else ends one; in
+//     particular a closed connection does not, and neither does Close.
 //   - Operations on one resource happen one after the other, operations on
 //     different resources never wait for each other.
 //

@@ -22,6 +22,7 @@ const (
 	KindSystem                       // the operating system or the kernel said no: Err wraps a syscall.Errno if there is one
 	KindUnavailable                  // no answer in time, or a backend that cannot grant now: nothing was granted
 	KindOwnerGone                    // the owner's process has ended
+	KindOwnerLives                   // an operator's release of a lock whose owner may be alive
 )
 
 // Error is every error that a Manager returns. Its text is what a person reads
@@ -32,7 +33,7 @@ type Error struct {
 	Op      string   // what was tried, for KindSystem, KindInvalid and KindUnavailable: "acquire", "open", ...
 	Ref     Ref      // what it was tried on
 	PID     int32    // for KindNotOwner and KindOwnerGone
-	Holders []Holder // for KindBusy: who holds it on this host, oldest first
+	Holders []Holder // for KindBusy and KindOwnerLives: who holds it on this host, oldest first
 	Err     error    // the cause, if there is one
 }
 
@@ -56,6 +57,8 @@ func (e *Error) Error() string {
 		return "the default lockspace already exists"
 	case KindOwnerGone:
 		return fmt.Sprintf("Lockspace resource '%s' was not locked: its owner, process %d, has ended", e.Ref.Name, e.PID)
+	case KindOwnerLives:
+		return fmt.Sprintf("Lockspace resource '%s' is held%s, and may be in use: it was not released", e.Ref.Name, e.heldBy())
 	default:
 		if e.Op == "" && e.Err != nil {
 			return e.Err.Error()

@@ -56,7 +56,10 @@ type Manager struct {
 	resources  map[string]*resource // by Handle.ID, for as long as it is held or worked on
 	byRef      map[Ref]*resource    // the names under which resources are held
 	owners     map[int32]*owner
-	unseen     []*owner // who could not be looked at after a restart, and may be alive or gone
+	underway   map[*Waiter]struct{} // requests for locks
+	draining   bool
+	returners  map[*owner]struct{} // who has something in returning
+	unseen     []*owner            // who could not be looked at after a restart, and may be alive or gone
 	departed   tombstones
 	uncertain  []uint64   // journal entries of requests that were given up
 	unsettled  func() int // Restorer.Unsettled; nil until Restore
@@ -74,6 +77,8 @@ func New(o Options) *Manager {
 		resources:    map[string]*resource{},
 		byRef:        map[Ref]*resource{},
 		owners:       map[int32]*owner{},
+		underway:     map[*Waiter]struct{}{},
+		returners:    map[*owner]struct{}{},
 	}
 	if m.journal = o.Journal; m.journal == nil {
 		m.journal = noJournal{}

@@ -23,6 +23,7 @@ type model struct {
 	// until it answers.
 	unsettled map[string]locking.Mode
 	count     int
+	draining  bool
 }
 
 // actor is one owner: a process, or a pid that none could be found for.
@@ -34,6 +35,8 @@ type actor struct {
 	sessions int // and acquires under way
 	// ending is until when it is being ended after its connection closed.
 	ending time.Time
+	// returning is what it gave back since the drain began.
+	returning map[locking.Ref]int
 }
 
 type modelHold struct {
@@ -74,7 +77,7 @@ func (m *model) register(pid int32, running bool) *actor {
 	a := m.actors[m.last[pid]]
 	if a == nil || !m.known(a) || a.process != (running && pid > 0) {
 		m.count++
-		a = &actor{name: fmt.Sprintf("%d#%d", pid, m.count), pid: pid, process: running && pid > 0}
+		a = &actor{name: fmt.Sprintf("%d#%d", pid, m.count), pid: pid, process: running && pid > 0, returning: map[locking.Ref]int{}}
 		m.actors[a.name] = a
 		if !running && m.departed[pid] {
 			a.gone = true
@@ -158,7 +161,27 @@ func (m *model) decide(a *actor, id string, ref locking.Ref, mode locking.Mode, 
 	default:
 		r.holds = append(r.holds, modelHold{a, ref})
 	}
+	a.returning[ref] = max(a.returning[ref]-1, 0)
 	return granted
+}
+
+// drained says whether the drain keeps a from having ref.
+func (m *model) drained(a *actor, ref locking.Ref) bool { return m.draining && a.returning[ref] == 0 }
+
+func (m *model) drain(on bool) {
+	if m.draining != on {
+		m.draining = on
+		for _, a := range m.actors {
+			clear(a.returning)
+		}
+	}
+}
+
+// gaveBack is told of a release by the owner.
+func (m *model) gaveBack(h modelHold) {
+	if m.draining && !h.actor.gone {
+		h.actor.returning[h.ref]++
+	}
 }
 
 // dropDead releases what those hold who are gone, which whoever wants id tries.

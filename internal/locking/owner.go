@@ -32,6 +32,7 @@ type owner struct {
 	registrations int  // and acquires under way: who needs it although it holds nothing
 	holds         map[*hold]*resource
 	ending        bool
+	returning     map[Ref]int // what it gave back since the drain began, and may take again
 }
 
 // Registration is a session's right to speak for an owner.
@@ -241,6 +242,7 @@ func (m *Manager) lockedOwnerGone(o *owner) {
 		return
 	}
 	o.gone = true
+	delete(m.returners, o)
 	if m.owners[o.pid] == o {
 		delete(m.owners, o.pid)
 	}
@@ -294,6 +296,7 @@ func (m *Manager) lockedForgetOwner(o *owner) {
 	if m.owners[o.pid] == o {
 		delete(m.owners, o.pid)
 	}
+	delete(m.returners, o)
 	o.close()
 }
 

@@ -16,7 +16,8 @@ func (p *play) acquireSlowly(rt *rapid.T) {
 	id := p.w.b.Leads(ref)
 	_, unsettled := p.m.unsettled[id]
 	_, outside := p.outside[id]
-	if id == "" || p.m.res[id] != nil || p.m.under(ref) != "" || unsettled || outside || s.actor.gone || !p.m.spaces[ref.Lockspace] {
+	if id == "" || p.m.res[id] != nil || p.m.under(ref) != "" || unsettled || outside || s.actor.gone || !p.m.spaces[ref.Lockspace] ||
+		p.m.drained(s.actor, ref) {
 		rt.Skip()
 	}
 	mode := rapid.SampledFrom([]locking.Mode{locking.Exclusive, locking.Shared}).Draw(rt, "mode")
@@ -27,7 +28,7 @@ func (p *play) acquireSlowly(rt *rapid.T) {
 	s.actor.sessions++
 	p.busyID, p.busyRef = id, ref
 	for range rapid.IntRange(0, 4).Draw(rt, "steps meanwhile") {
-		switch rapid.IntRange(0, 5).Draw(rt, "step") {
+		switch rapid.IntRange(0, 6).Draw(rt, "step") {
 		case 0:
 			if p.procs[s.actor.pid] != nil {
 				p.procs[s.actor.pid].Kill()
@@ -45,6 +46,8 @@ func (p *play) acquireSlowly(rt *rapid.T) {
 			}
 		case 4:
 			p.registerPID(s.actor.pid)
+		case 5:
+			p.drain(rt) // which comes too late for what the backend was asked
 		}
 		p.compareMeanwhile(rt, done)
 	}

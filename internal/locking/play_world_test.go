@@ -97,6 +97,8 @@ func (p *play) lateAnswers() {
 // of pids that were nobody's.
 func (p *play) finish() {
 	p.lateAnswers()
+	p.w.m.Drain(false)
+	p.m.drain(false)
 	for pid, proc := range p.procs {
 		proc.Kill()
 		settle()

@@ -38,6 +38,8 @@ func TestAgainstModel(t *testing.T) {
 				"lockspace":       p.lockspace,
 				"create resource": p.createResource,
 				"delete resource": p.deleteResource,
+				"drain":           p.drain,
+				"force release":   p.forceRelease,
 				"world":           p.world,
 				"late answers":    func(*rapid.T) { p.lateAnswers() },
 			})
@@ -306,6 +308,9 @@ func (p *play) expect(s *session, ref locking.Ref, mode locking.Mode, auto bool,
 	if s.actor.gone {
 		return locking.KindOwnerGone
 	}
+	if p.m.drained(s.actor, ref) {
+		return locking.KindUnavailable
+	}
 	if id := p.m.under(ref); id != "" {
 		p.m.dropDead(id)
 		if p.m.under(ref) != "" {
@@ -395,6 +400,7 @@ func (p *play) releaseRef(rt *rapid.T, s *session, ref locking.Ref, faults []fau
 		p.m.unsettled[id] = p.m.res[id].mode
 	}
 	if hold >= 0 {
+		p.m.gaveBack(p.m.res[id].holds[hold])
 		p.m.drop(id, hold)
 	}
 	p.kind(rt, err, want)

@@ -140,6 +140,7 @@ const (
 	TakenBack                        // a lock of an earlier process of this host was taken back
 	ReleasedUntold                   // a lock that an earlier process had just taken or was giving back was released
 	Lost                             // it could not be, Err says why; the resource is refused until its owner is gone or releases it
+	Forced                           // an operator released the lock; Err is set if the backend is still about it
 )
 
 // Event is one thing that happened, for logs, metrics and watchers.
@@ -150,5 +151,5 @@ type Event struct {
 	Mode  Mode
 	Err   error         // for the kinds that say so
 	Took  time.Duration // how long the operation lasted
-	Held  time.Duration // for Released and ReleasedGone: how long the lock was held
+	Held  time.Duration // for Released, ReleasedGone and Forced: how long the lock was held
 }

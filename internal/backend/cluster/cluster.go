@@ -53,12 +53,13 @@ type Backend struct {
 	name     string
 	log      *slog.Logger
 
-	ctx    context.Context    // ends when Close begins
-	cancel context.CancelFunc // ends join, and all work
-	joined chan struct{}      // closed when join has ended
-	work   group
-	asker  *asker
-	watch  *watch
+	ctx     context.Context    // ends when Close begins
+	cancel  context.CancelFunc // ends join, and all work
+	joined  chan struct{}      // closed when join has ended
+	work    group
+	asker   *asker
+	watch   *watch
+	fencing fencing
 
 	mu        sync.Mutex // guards what follows
 	space     *dlm.Lockspace

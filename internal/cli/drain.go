@@ -1,0 +1,107 @@
+package cli
+
+import (
+	"context"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vmlockd/vmlockd/internal/control"
+)
+
+// lookAtDrain is how often drain --wait looks.
+const lookAtDrain = 500 * time.Millisecond
+
+func (a *app) drainCommand() *cobra.Command {
+	var q control.DrainRequest
+	var wait bool
+	cmd := &cobra.Command{
+		Use:   "drain",
+		Short: "Make this host grant nothing new, and show what is left",
+		Long: `Make this host grant nothing new, and show what is left. What is held stays held
+until it is released, for example because the virtual machine is migrated to
+another host. A virtual machine that comes back from a failed migration, or is
+suspended and resumed meanwhile, gets its disks again; everything else is refused.
+
+A drain outlives vmlockd, and ends with --undo or with a reboot.`,
+		Example: "  vmlockctl drain --wait --reason 'new kernel' && reboot\n  vmlockctl drain --undo",
+		Args:    cobra.NoArgs,
+		Run: a.run(func(ctx context.Context, c *control.Client, _ *cobra.Command, _ []string) error {
+			if q.Undo && wait {
+				return usage("--wait and --undo do not go together")
+			}
+			d, err := ask(ctx, func(ctx context.Context) (control.Drain, error) { return c.Drain(ctx, q) })
+			if err != nil {
+				return err
+			}
+			if wait {
+				if d, err = a.waitDrained(ctx, c, d); err != nil {
+					return err
+				}
+			}
+			a.show(d, func(p *page) { p.drain(d) })
+			return nil
+		}),
+	}
+	cmd.Flags().BoolVar(&q.Undo, "undo", false, "grant locks again")
+	cmd.Flags().BoolVar(&wait, "wait", false, "wait until nothing is held")
+	cmd.Flags().StringVar(&q.Reason, "reason", "", "`why`, for the log and for others")
+	return cmd
+}
+
+// waitDrained waits until nothing is left, also across a restart of the daemon.
+func (a *app) waitDrained(ctx context.Context, c *control.Client, d control.Drain) (control.Drain, error) {
+	told, gone := -1, time.Time{}
+	for {
+		if n := len(d.Left) + len(d.Waiting); n != told && gone.IsZero() {
+			told = n
+			if n == 0 {
+				return d, nil
+			}
+			if !a.json {
+				p := &page{colour: a.colour}
+				p.line("Waiting for %s.", plural(n, "lock", "locks"))
+				_, _ = a.Err.Write([]byte(p.String()))
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return d, ctx.Err()
+		case <-time.After(lookAtDrain):
+		}
+		next, err := ask(ctx, c.Drained)
+		switch {
+		case err == nil && !next.Draining:
+			return d, failed(exitFailed, "undone", "the drain was ended by somebody else")
+		case err == nil:
+			d, gone = next, time.Time{}
+		case code(err) != control.CodeUnavailable:
+			return d, err
+		case gone.IsZero():
+			gone = time.Now()
+		case time.Since(gone) > comeBack:
+			return d, err
+		}
+	}
+}
+
+func (p *page) drain(d control.Drain) {
+	if !d.Draining {
+		p.line("This host grants locks.")
+		return
+	}
+	text := ""
+	if d.Drained != nil {
+		text = " " + drainText(*d.Drained)
+	}
+	p.line("This host is being drained%s.", text)
+	if len(d.Left) == 0 {
+		p.line("Nothing is held.")
+	} else {
+		p.line("%s left:", plural(len(d.Left), "lock is", "locks are"))
+		p.held(d.Left, false)
+	}
+	if len(d.Waiting) > 0 {
+		p.line("%s under way.", plural(len(d.Waiting), "request is", "requests are"))
+	}
+}

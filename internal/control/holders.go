@@ -1,0 +1,247 @@
+package control
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/vmlockd/vmlockd/internal/locking"
+)
+
+// maxPattern bounds, in bytes, a pattern: matching takes time in proportion.
+const maxPattern = 4096
+
+// maxNames bounds how many names one question may be about.
+const maxNames = 16
+
+// Filter picks holders; empty parts pick all.
+type Filter struct {
+	VM   string // name or UUID
+	Node string // number or name
+	Path string // pattern: * stands for anything, ? for one byte
+	Mode string
+}
+
+// Check says what is wrong with a filter.
+func (f Filter) Check() error {
+	if f.Mode != "" && f.Mode != locking.Exclusive.String() && f.Mode != locking.Shared.String() {
+		return fmt.Errorf("mode %q is not known: use %q or %q", f.Mode, locking.Exclusive, locking.Shared)
+	}
+	if len(f.Path) > maxPattern {
+		return fmt.Errorf("the pattern is longer than %d bytes", maxPattern)
+	}
+	return nil
+}
+
+// Match says whether it picks a holder.
+func (f Filter) Match(h Holder) bool {
+	return (f.VM == "" || f.VM == h.VM || f.VM == h.UUID) &&
+		(f.Node == "" || isNode(f.Node, h.NodeID, h.Node)) &&
+		(f.Mode == "" || f.Mode == h.Mode) &&
+		(f.Path == "" || glob(f.Path, h.Resource))
+}
+
+// isNode says whether text means a node: by its number or its name.
+func isNode(text string, id uint32, name string) bool {
+	return text == name || id != 0 && text == strconv.FormatUint(uint64(id), 10)
+}
+
+// glob says whether text has a pattern: * stands for anything, ? for one byte.
+func glob(pattern, text string) bool {
+	star, from := -1, 0
+	p, t := 0, 0
+	for t < len(text) {
+		switch {
+		case p < len(pattern) && pattern[p] == '*':
+			star, from = p, t
+			p++
+		case p < len(pattern) && (pattern[p] == '?' || pattern[p] == text[t]):
+			p++
+			t++
+		case star >= 0:
+			from++
+			p, t = star+1, from
+		default:
+			return false
+		}
+	}
+	return strings.Trim(pattern[p:], "*") == ""
+}
+
+// here is what this host holds.
+func (s *Server) here(ctx context.Context) []Holder {
+	id, name := s.self(ctx)
+	held := s.o.Locks.Holders()
+	list := make([]Holder, len(held))
+	for i, h := range held {
+		list[i] = holderOf(id, name, h)
+	}
+	return list
+}
+
+// self is this host's number and name. The number does not change while the
+// daemon runs, so it is asked for until it is known.
+func (s *Server) self(ctx context.Context) (uint32, string) {
+	if s.nodeID.Load() == 0 && s.o.Cluster != nil {
+		s.nodeID.Store(s.o.Cluster.Cluster(ctx).NodeID)
+	}
+	return s.node(s.nodeID.Load())
+}
+
+// addPeers adds what other nodes answered.
+func (h *Holders) addPeers(list []PeerHoldings) {
+	for _, p := range list {
+		if p.Err != "" {
+			h.Missing = append(h.Missing, Missing{NodeID: p.NodeID, Node: p.Name, Error: p.Err})
+			continue
+		}
+		for _, held := range p.Holders {
+			h.Holders = append(h.Holders, holderOf(p.NodeID, p.Name, held))
+		}
+	}
+}
+
+// noPeers is what is missing when nobody is there to ask the other nodes.
+var noPeers = Missing{Error: "this daemon cannot ask other hosts what they hold"}
+
+func (s *Server) holders(w http.ResponseWriter, r *http.Request) {
+	q, ok := query(w, r, "cluster", "vm", "node", "path", "mode")
+	if !ok {
+		return
+	}
+	all, err := flag(q, "cluster")
+	f := Filter{VM: q.Get("vm"), Node: q.Get("node"), Path: q.Get("path"), Mode: q.Get("mode")}
+	if err == nil {
+		err = f.Check()
+	}
+	switch {
+	case err != nil:
+		fail(w, http.StatusBadRequest, CodeBadRequest, err.Error())
+		return
+	case all && s.o.Cluster == nil:
+		fail(w, http.StatusConflict, CodeNoCluster, "the backend of this daemon is \"local\": there is no cluster to ask")
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), answerTimeout)
+	defer cancel()
+	a := Holders{Scope: ScopeHost, Missing: []Missing{}}
+	if all {
+		a.Scope = ScopeCluster
+		if s.o.Peers != nil {
+			a.addPeers(s.o.Peers.Holdings(ctx))
+		} else {
+			a.Missing = append(a.Missing, noPeers)
+		}
+	}
+	a.Holders = append(a.Holders, s.here(ctx)...)
+	if all && s.o.Peers != nil {
+		s.settle(ctx, &a)
+	}
+	a.pick(f.Match)
+	answer(w, a)
+}
+
+// pick keeps some holders, and puts them in order.
+func (h *Holders) pick(keep func(Holder) bool) {
+	list := make([]Holder, 0, len(h.Holders))
+	for _, one := range h.Holders {
+		if keep(one) {
+			list = append(list, one)
+		}
+	}
+	slices.SortStableFunc(list, func(a, b Holder) int {
+		if c := strings.Compare(a.Resource, b.Resource); c != 0 {
+			return c
+		}
+		if c := strings.Compare(a.Lockspace, b.Lockspace); c != 0 {
+			return c
+		}
+		return a.Since.Compare(b.Since)
+	})
+	h.Holders = list
+}
+
+// who lists the holders of one disk under any of its names, on all hosts that
+// can be asked.
+func (s *Server) who(w http.ResponseWriter, r *http.Request) {
+	q, ok := query(w, r, "path", "lockspace")
+	if !ok {
+		return
+	}
+	names, err := namesOf(q["path"])
+	if err != nil {
+		fail(w, http.StatusBadRequest, CodeBadRequest, err.Error())
+		return
+	}
+	lockspace, one := q.Get("lockspace"), q.Has("lockspace")
+	ctx, cancel := context.WithTimeout(r.Context(), answerTimeout)
+	defer cancel()
+	a := Holders{Scope: ScopeHost, Missing: []Missing{}}
+	if s.o.Cluster != nil {
+		a.Scope = ScopeCluster
+		if s.o.Peers != nil {
+			a.addPeers(s.ask(ctx, names))
+		} else {
+			a.Missing = append(a.Missing, noPeers)
+		}
+	}
+	a.Holders = append(a.Holders, s.here(ctx)...)
+	if s.o.Peers != nil {
+		s.settle(ctx, &a)
+	}
+	a.pick(func(h Holder) bool { return slices.Contains(names, h.Resource) && (!one || h.Lockspace == lockspace) })
+	a.Missing = slices.CompactFunc(a.Missing, func(a, b Missing) bool { return a.NodeID == b.NodeID })
+	answer(w, a)
+}
+
+// ask asks the peers about all names at once.
+func (s *Server) ask(ctx context.Context, names []string) []PeerHoldings {
+	answers := make([][]PeerHoldings, len(names))
+	var wg sync.WaitGroup
+	for i, name := range names {
+		wg.Go(func() { answers[i] = s.o.Peers.Holders(ctx, name) })
+	}
+	wg.Wait()
+	list := slices.Concat(answers...)
+	slices.SortStableFunc(list, func(a, b PeerHoldings) int { return int(a.NodeID) - int(b.NodeID) })
+	return list
+}
+
+// namesOf adds to paths what libvirt makes of them with file_lockspace_dir: the
+// SHA-256 in hexadecimal digits (virLockManagerLockDaemonAddResource in
+// src/locking/lock_driver_lockd.c).
+func namesOf(paths []string) ([]string, error) {
+	if len(paths) == 0 || len(paths) > maxNames {
+		return nil, fmt.Errorf("parameter \"path\" is there %d times: use it once, or up to %d times for other names of the same disk", len(paths), maxNames)
+	}
+	var names []string
+	for _, p := range paths {
+		if p == "" {
+			return nil, fmt.Errorf("parameter \"path\" is empty: name a disk")
+		}
+		for _, n := range []string{p, HashedName(p)} {
+			if !slices.Contains(names, n) {
+				names = append(names, n)
+			}
+		}
+	}
+	return names, nil
+}
+
+// HashedName is the name of a disk's resource in a lockspace that is a directory.
+func HashedName(path string) string {
+	sum := sha256.Sum256([]byte(path))
+	return hex.EncodeToString(sum[:])
+}
+
+func (s *Server) refused(w http.ResponseWriter, r *http.Request) {
+	if _, ok := query(w, r); ok {
+		answer(w, Refused{Refused: s.o.Events.Refusals(), Waiting: waitersOf(s.o.Locks.Waiting())})
+	}
+}

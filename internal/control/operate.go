@@ -1,0 +1,226 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/user"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/vmlockd/vmlockd/internal/locking"
+	"github.com/vmlockd/vmlockd/internal/rpc"
+)
+
+// maxReason bounds, in bytes, what an operator says why.
+const maxReason = 4096
+
+func (s *Server) release(w http.ResponseWriter, r *http.Request) {
+	var q ReleaseRequest
+	if !body(w, r, &q) {
+		return
+	}
+	switch {
+	case q.Resource == "" && q.Node == "":
+		fail(w, http.StatusBadRequest, CodeBadRequest, "\"resource\" is empty: name what is to be released")
+		return
+	case len(q.Reason) > maxReason:
+		fail(w, http.StatusBadRequest, CodeBadRequest, fmt.Sprintf("\"reason\" is longer than %d bytes", maxReason))
+		return
+	case q.Force && strings.TrimSpace(q.Reason) == "":
+		fail(w, http.StatusBadRequest, CodeBadRequest, "a forced release needs a \"reason\", which is logged")
+		return
+	}
+	if q.Node != "" {
+		id, name := s.self(r.Context())
+		if !isNode(q.Node, id, name) {
+			s.releaseOfNode(w, r, q)
+			return
+		}
+	}
+	ref := locking.Ref{Lockspace: q.Lockspace, Name: q.Resource}
+	only := func(h locking.Holder) bool { return q.PID == nil || h.Owner.PID == *q.PID }
+	a := Action{Time: time.Now(), What: "release", Forced: q.Force, Ref: ref, Who: callerOf(r.Context()), Reason: q.Reason}
+	for _, h := range s.o.Locks.Holders() {
+		if h.Ref == ref && only(h) {
+			a.Holders = append(a.Holders, h)
+		}
+	}
+	if len(a.Holders) == 0 {
+		failLocking(w, &locking.Error{Kind: locking.KindNotLocked, Ref: ref})
+		return
+	}
+	if !s.audit(w, r.Context(), a) {
+		return
+	}
+	// The client may go away, and the release must end all the same: it has
+	// request_timeout for that.
+	released, err := s.o.Locks.ForceRelease(context.WithoutCancel(r.Context()), ref, only, q.Force)
+	a.Holders, a.Outcome = released, "done"
+	if err != nil {
+		a.Outcome = err.Error()
+	}
+	s.audited(a)
+	var e *locking.Error
+	switch {
+	case err != nil && len(released) > 0 && errors.As(err, &e) && errors.Is(e.Err, locking.ErrUnderway):
+		answer(w, Released{Released: s.ours(r.Context(), released), Note: err.Error()})
+	case err != nil:
+		failLocking(w, err)
+	default:
+		answer(w, Released{Released: s.ours(r.Context(), released)})
+	}
+}
+
+func (s *Server) ours(ctx context.Context, held []locking.Holder) []Holder {
+	id, name := s.self(ctx)
+	list := make([]Holder, len(held))
+	for i, h := range held {
+		list[i] = holderOf(id, name, h)
+	}
+	return list
+}
+
+// releaseOfNode says what has become of the locks of another node. Nothing can be
+// released here: the DLM gives up all locks of a node as soon as that is not a
+// member any more and was fenced, where fencing is on.
+func (s *Server) releaseOfNode(w http.ResponseWriter, r *http.Request, q ReleaseRequest) {
+	if s.o.Cluster == nil {
+		fail(w, http.StatusConflict, CodeNoCluster, "the backend of this daemon is \"local\": it knows no other node")
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), answerTimeout)
+	defer cancel()
+	st := s.Status(ctx)
+	var node *Member
+	for i, m := range st.Members {
+		if isNode(q.Node, m.NodeID, m.Name) {
+			node = &st.Members[i]
+		}
+	}
+	switch {
+	case node == nil && st.Cluster.Error != "":
+		fail(w, http.StatusServiceUnavailable, CodeNotNow, st.Cluster.Error)
+	case node == nil:
+		fail(w, http.StatusNotFound, CodeNoNode, fmt.Sprintf("no node %q is known: 'vmlockctl status' lists the nodes", q.Node))
+	case node.Member == Yes:
+		fail(w, http.StatusConflict, CodeNodeMember, fmt.Sprintf("node %d is a member of the cluster and may use its locks: run 'vmlockctl release' there", node.NodeID))
+	case node.Member == Unknown:
+		fail(w, http.StatusServiceUnavailable, CodeNotNow, fmt.Sprintf("it is not known whether node %d is a member of the cluster: %s", node.NodeID, st.Cluster.Error))
+	case node.NeedsFencing:
+		fail(w, http.StatusConflict, CodeNotNow, fmt.Sprintf("the DLM keeps the locks of node %d until it is fenced. "+
+			"If you have seen yourself that it is off, 'dlm_tool fence_ack %d' says so to the DLM; if it is not, that destroys disks", node.NodeID, node.NodeID))
+	case st.Cluster.Lockspace.State != LockspaceRunning:
+		fail(w, http.StatusServiceUnavailable, CodeNotNow, fmt.Sprintf("the DLM gives up the locks of node %d when its lockspace runs again, which waits: %s",
+			node.NodeID, st.Cluster.Lockspace.WaitsFor))
+	default:
+		answer(w, Released{Released: []Holder{}, Note: fmt.Sprintf(
+			"node %d is not a member of the cluster, and the DLM has given up all its locks already: there is nothing to release", node.NodeID)})
+	}
+}
+
+func (s *Server) drained(w http.ResponseWriter, r *http.Request) {
+	if _, ok := query(w, r); ok {
+		s.answerDrain(w, r)
+	}
+}
+
+func (s *Server) drain(w http.ResponseWriter, r *http.Request) {
+	var q DrainRequest
+	if !body(w, r, &q) {
+		return
+	}
+	if len(q.Reason) > maxReason {
+		fail(w, http.StatusBadRequest, CodeBadRequest, fmt.Sprintf("\"reason\" is longer than %d bytes", maxReason))
+		return
+	}
+	who := callerOf(r.Context())
+	a := Action{Time: time.Now(), What: "drain", Who: who, Reason: q.Reason}
+	d := &Drained{Since: a.Time.UTC(), By: who.Login, Reason: q.Reason}
+	if q.Undo {
+		a.What, d = "undrain", nil
+	}
+	if q.Undo != (s.o.Drain.Drained() == nil) { // else there is nothing to do
+		if !s.audit(w, r.Context(), a) {
+			return
+		}
+		err := s.o.Drain.Drain(d)
+		a.Outcome = "done"
+		if err != nil {
+			a.Outcome = err.Error()
+		}
+		s.audited(a)
+		if err != nil {
+			fail(w, http.StatusInternalServerError, CodeFailed, err.Error())
+			return
+		}
+	}
+	s.answerDrain(w, r)
+}
+
+func (s *Server) answerDrain(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), answerTimeout)
+	defer cancel()
+	d := s.o.Drain.Drained()
+	left := Holders{Holders: s.here(ctx)}
+	left.pick(func(Holder) bool { return true })
+	answer(w, Drain{Draining: d != nil, Drained: d, Left: left.Holders, Waiting: waitersOf(s.o.Locks.Waiting())})
+}
+
+// audit tells what is about to be done, and answers if that may not be done
+// because it could not be recorded.
+func (s *Server) audit(w http.ResponseWriter, ctx context.Context, a Action) bool {
+	s.o.Log.Warn("an operator acts: "+a.What, a.attrs()...)
+	if s.o.Audit == nil {
+		return true
+	}
+	if err := s.o.Audit.Audit(ctx, a); err != nil {
+		fail(w, http.StatusInternalServerError, CodeFailed, fmt.Sprintf("nothing was done, because it could not be recorded: %v", err))
+		return false
+	}
+	return true
+}
+
+// audited tells how it went.
+func (s *Server) audited(a Action) {
+	s.o.Log.Warn("an operator acted: "+a.What, append(a.attrs(), "outcome", a.Outcome)...)
+	if s.o.Audit == nil {
+		return
+	}
+	if err := s.o.Audit.Audit(context.Background(), a); err != nil {
+		s.o.Log.Error("what an operator did could not be recorded", "what", a.What, "reason", err)
+	}
+}
+
+func (a Action) attrs() []any {
+	attrs := []any{"user", a.Who.Login, "uid", a.Who.UID, "by_pid", a.Who.PID, "why", a.Reason}
+	if a.What == "release" {
+		attrs = append(attrs, "lockspace", a.Ref.Lockspace, "name", a.Ref.Name, "forced", a.Forced, "holders", len(a.Holders))
+		if len(a.Holders) > 0 {
+			attrs = append(attrs, "holder", a.Holders[0].String())
+		}
+	}
+	return attrs
+}
+
+// callerOf is who asks. The kernel says who logged in (loginuid, proc(5)), which
+// su and sudo do not change.
+func callerOf(ctx context.Context) Caller {
+	peer, _ := ctx.Value(peerKey{}).(rpc.Peer)
+	c := Caller{UID: peer.UID, PID: peer.PID}
+	uid := strconv.FormatUint(uint64(peer.UID), 10)
+	const unset = "4294967295"
+	if text, err := os.ReadFile(fmt.Sprintf("/proc/%d/loginuid", peer.PID)); err == nil {
+		if id := strings.TrimSpace(string(text)); id != "" && id != unset {
+			uid = id
+		}
+	}
+	c.Login = uid
+	if u, err := user.LookupId(uid); err == nil {
+		c.Login = u.Username
+	}
+	return c
+}

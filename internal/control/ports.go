@@ -1,0 +1,84 @@
+package control
+
+import (
+	"context"
+	"time"
+
+	"github.com/vmlockd/vmlockd/internal/locking"
+)
+
+// Locks is what the API needs of a locking.Manager.
+type Locks interface {
+	Holders() []locking.Holder
+	Waiting() []locking.Waiter
+	ForceRelease(ctx context.Context, ref locking.Ref, only func(locking.Holder) bool, force bool) ([]locking.Holder, error)
+}
+
+// Drainer makes this host grant nothing new, also after a restart of the daemon.
+type Drainer interface {
+	// Drained is nil unless the host is being drained.
+	Drained() *Drained
+	// Drain begins a drain, or ends it if d is nil. To begin one that has begun
+	// changes nothing.
+	Drain(d *Drained) error
+}
+
+// Backend says how a cluster is doing. A local backend has none.
+type Backend interface {
+	// Cluster must return soon after ctx ends, with what is known then.
+	Cluster(ctx context.Context) Cluster
+}
+
+// Peers knows the daemons of the other hosts. It is absent in local mode.
+type Peers interface {
+	// Members lists all nodes that run vmlockd, this one too, and returns at once.
+	Members() []PeerMember
+	// Holdings asks every other node what it holds. It returns soon after ctx
+	// ends, with an Err for nodes that have not answered.
+	Holdings(ctx context.Context) []PeerHoldings
+	// Holders is Holdings of resources with one name, whatever their lockspace.
+	Holders(ctx context.Context, name string) []PeerHoldings
+}
+
+// PeerMember is a node that runs vmlockd.
+type PeerMember struct {
+	NodeID       uint32
+	Name         string
+	Version      string
+	Silent       bool   // it is in the group and does not answer
+	ConfigDigest string // equal for nodes whose configuration has to be equal
+	Self         bool
+}
+
+// PeerHoldings is what another node holds, or Err.
+type PeerHoldings struct {
+	NodeID  uint32
+	Name    string
+	Holders []locking.Holder
+	Err     string // why there is no answer
+}
+
+// Auditor keeps a record of what operators did. With an error nothing is done.
+type Auditor interface {
+	Audit(ctx context.Context, a Action) error
+}
+
+// Action is something that an operator does. It is told twice: before, with an
+// empty Outcome, and afterwards.
+type Action struct {
+	Time    time.Time
+	What    string // "release", "drain" or "undrain"
+	Forced  bool   // it was done although owners may be alive
+	Ref     locking.Ref
+	Holders []locking.Holder // who loses, or lost, the lock
+	Who     Caller
+	Reason  string // what the operator says why; may be empty unless Forced
+	Outcome string // "done", or what went wrong
+}
+
+// Caller is the process at the other end of the socket.
+type Caller struct {
+	UID   uint32
+	PID   int32
+	Login string // who logged in, before any su or sudo; the user's name if that is not known
+}

@@ -1,0 +1,65 @@
+package locking
+
+import "errors"
+
+// errDraining is why nothing is granted on a host that is being drained.
+var errDraining = errors.New("this host is being drained and grants no new locks: use another host, or end it with 'vmlockctl drain --undo'")
+
+// Drain makes the Manager grant nothing new, or ends that. What is held stays
+// held, and releases are carried out. A request that the backend was asked for
+// already is still granted, so Holders may get longer for a moment; Waiting lists
+// such requests.
+//
+// What an owner gives back while the host is drained that same owner may take
+// again: libvirt does so with the disks of a virtual machine whose migration to
+// another host has failed, and of one that is suspended and resumed.
+func (m *Manager) Drain(on bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.draining == on {
+		return
+	}
+	m.draining = on
+	for o := range m.returners {
+		o.returning = nil
+	}
+	m.returners = map[*owner]struct{}{}
+}
+
+// Draining says whether the Manager grants nothing new.
+func (m *Manager) Draining() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.draining
+}
+
+// lockedDrained is why o cannot have ref now; nil if no drain forbids it.
+func (m *Manager) lockedDrained(o *owner, ref Ref) error {
+	if !m.draining || o.returning[ref] > 0 {
+		return nil
+	}
+	return &Error{Kind: KindUnavailable, Op: "acquire", Ref: ref, Err: errDraining}
+}
+
+// lockedGaveBack notes what an owner may take again. There is no more of it than
+// was held when the drain began.
+func (m *Manager) lockedGaveBack(o *owner, ref Ref) {
+	if !m.draining || o.gone {
+		return
+	}
+	if o.returning == nil {
+		o.returning = map[Ref]int{}
+		m.returners[o] = struct{}{}
+	}
+	o.returning[ref]++
+}
+
+// lockedTookAgain notes that it did.
+func (m *Manager) lockedTookAgain(o *owner, ref Ref) {
+	if o.returning[ref] == 0 {
+		return
+	}
+	if o.returning[ref]--; o.returning[ref] == 0 {
+		delete(o.returning, ref)
+	}
+}
