@@ -25,6 +25,7 @@ const (
 	idNoFile         = "nofile"
 	idRunDirOpen     = "run-dir-open"
 	idRunDirDisk     = "run-dir-disk"
+	idRunDirMissing  = "run-dir-missing"
 	idJournal        = "journal-damaged"
 	idDraining       = "draining"
 	idDaemonWarning  = "daemon-warning"
@@ -117,6 +118,7 @@ var catalogue = []Kind{
 	{idBinaryReplaced, Warning, "vmlockd's program was replaced, and the old one still runs"},
 	{idNoFile, Warning, "vmlockd is near its limit of open files"},
 	{idRunDirOpen, Fault, "others than root can get at run_dir"},
+	{idRunDirMissing, Fault, "run_dir was removed"},
 	{idRunDirDisk, Warning, "run_dir is not on a tmpfs"},
 	{idJournal, Warning, "the journal was damaged"},
 	{idDraining, Warning, "this host is being drained"},

@@ -71,7 +71,7 @@ var daemonFaults = []fault{
 	{"limits cannot be read", true, func(w *world) { w.write("/proc/739/limits", "nonsense\n") }, []string{idUnchecked}, "739", "how many files", ""},
 	{"run_dir is open to a group", true, func(w *world) { w.at("/run/vmlockd").info.Mode = 0o750 }, []string{idRunDirOpen}, "/run/vmlockd", "0750", "chmod 700"},
 	{"run_dir is another user's", true, func(w *world) { w.at("/run/vmlockd").info.UID = 1000 }, []string{idRunDirOpen}, "/run/vmlockd", "user 1000", "chown"},
-	{"run_dir was removed", true, func(w *world) { w.remove("/run/vmlockd") }, []string{idRunDirOpen}, "/run/vmlockd", "removed", ""},
+	{"run_dir was removed", true, func(w *world) { w.remove("/run/vmlockd") }, []string{idRunDirMissing}, "/run/vmlockd", "removed", ""},
 	{"run_dir is on a disk", true, func(w *world) { w.at("/run/vmlockd").info.Tmpfs = false }, []string{idRunDirDisk}, "/run/vmlockd", "tmpfs", "run_dir ="},
 	{"run_dir cannot be seen", true, func(w *world) { w.at("/run/vmlockd").err = fs.ErrPermission }, []string{idUnchecked}, "/run/vmlockd", "", ""},
 	{"the journal was damaged", true, func(w *world) { w.write("/run/vmlockd/journal-local/journal.damaged-0badcafe-512", "") }, []string{idJournal}, "journal.damaged-0badcafe-512", "", ""},

@@ -288,7 +288,7 @@ func (x *exam) runDir() {
 	switch {
 	case absent(err):
 		if x.silent == nil {
-			x.find(idRunDirOpen, dir, "systemctl restart vmlockd while no virtual machine runs on this host", "run_dir was removed while vmlockd runs: after a restart it would not know its locks")
+			x.find(idRunDirMissing, dir, "systemctl restart vmlockd while no virtual machine runs on this host", "run_dir was removed while vmlockd runs: after a restart it would not know its locks")
 		}
 		return
 	case err != nil:
