@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"fmt"
 	"net/url"
 	"os/signal"
 	"syscall"
@@ -18,6 +19,10 @@ import (
 // doctorTimeout bounds an examination; what has not answered by then is reported
 // as such.
 const doctorTimeout = 30 * time.Second
+
+// daemonTimeout bounds each question of doctor to the daemon, which answers in
+// about a second.
+const daemonTimeout = 3 * time.Second
 
 // examination is what doctor writes as JSON.
 type examination struct {
@@ -107,7 +112,7 @@ func examinationOf(r doctor.Report) examination {
 
 // askDaemon asks vmlockd for what doctor compares with the host.
 func askDaemon(ctx context.Context, c *control.Client) (doctor.Daemon, error) {
-	st, err := ask(ctx, c.Status)
+	st, err := askSoon(ctx, c.Status)
 	if err != nil {
 		return doctor.Daemon{}, err
 	}
@@ -115,11 +120,17 @@ func askDaemon(ctx context.Context, c *control.Client) (doctor.Daemon, error) {
 	if st.Cluster != nil {
 		q.Set("cluster", "true")
 	}
-	held, err := ask(ctx, func(ctx context.Context) (control.Holders, error) { return c.Holders(ctx, q) })
+	held, err := askSoon(ctx, func(ctx context.Context) (control.Holders, error) { return c.Holders(ctx, q) })
 	if err != nil {
 		return doctor.Daemon{}, err
 	}
 	return daemonOf(st, held), nil
+}
+
+func askSoon[T any](ctx context.Context, f func(context.Context) (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, daemonTimeout, fmt.Errorf("there was no answer within %v", daemonTimeout))
+	defer cancel()
+	return f(ctx)
 }
 
 func daemonOf(st control.Status, held control.Holders) doctor.Daemon {

@@ -3,6 +3,7 @@ package doctor
 import (
 	"io/fs"
 	"strconv"
+	"syscall"
 	"time"
 )
 
@@ -60,6 +61,8 @@ var daemonFaults = []fault{
 	}, []string{idUnchecked}, libvirtSocket, "which program", "as root"},
 	{"sockets cannot be seen", true, func(w *world) { w.at("/proc/net/unix").err = errTest }, []string{idUnchecked}, "/proc/net/unix", "it is broken", ""},
 	{"the socket was removed", true, func(w *world) { w.remove(libvirtSocket) }, []string{idSocketMissing}, libvirtSocket, "removed", ""},
+	{"the socket was replaced", true, func(w *world) { w.at(libvirtSocket).err = syscall.ECONNREFUSED }, []string{idSocketMissing}, libvirtSocket, "replaced", ""},
+	{"nobody gets a connection", true, func(w *world) { w.at(libvirtSocket).err = syscall.EAGAIN }, []string{idUnchecked}, libvirtSocket, "whether libvirt can connect", ""},
 	{"nobody listens", true, func(w *world) { w.write("/proc/net/unix", "Num RefCount\n") }, []string{idSocketMissing}, libvirtSocket, "nobody", ""},
 	{"the program was replaced", true, func(w *world) { w.link("/proc/739/exe", "/usr/local/sbin/vmlockd (deleted)") }, []string{idBinaryReplaced}, "739", "/usr/local/sbin/vmlockd", "reload"},
 	{"few open files are left", true, func(w *world) {

@@ -1,10 +1,13 @@
 package doctor
 
 import (
+	"context"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -73,3 +76,16 @@ func (host) List(dir string, most int) ([]string, error) {
 }
 
 func (host) Hostname() (string, error) { return os.Hostname() }
+
+// connectTimeout bounds how long a full backlog is waited for.
+const connectTimeout = time.Second
+
+func (host) Connect(ctx context.Context, path string) error {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	c, err := new(net.Dialer).DialContext(ctx, "unix", path)
+	if err != nil {
+		return err
+	}
+	return c.Close()
+}

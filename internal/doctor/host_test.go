@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -64,6 +65,22 @@ func TestHost(t *testing.T) {
 	}
 	if _, err := h.List(filepath.Join(dir, "none"), 2); !errors.Is(err, fs.ErrNotExist) {
 		t.Error(err)
+	}
+	socket := filepath.Join(dir, "socket")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	if err := h.Connect(t.Context(), socket); err != nil {
+		t.Error(err)
+	}
+	l.Close()
+	if err := h.Connect(t.Context(), socket); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("nobody listens: %v", err)
+	}
+	if err := h.Connect(t.Context(), filepath.Join(dir, "none")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("there is no socket: %v", err)
 	}
 	list, err := processes(h)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/vmlockd/vmlockd/internal/config"
 )
@@ -127,8 +128,8 @@ func (x *exam) daemons() (list []process) {
 	return list
 }
 
-// socket looks at who listens where libvirt connects to. It does not connect:
-// where systemd listens for virtlockd, that would start it.
+// socket looks at who listens where libvirt connects to. It connects only if that
+// is vmlockd: where systemd listens for virtlockd, that would start it.
 func (x *exam) socket(daemons []process) {
 	text, err := x.System.ReadFile("/proc/net/unix", maxProc)
 	if err != nil {
@@ -161,8 +162,16 @@ func (x *exam) socket(daemons []process) {
 			x.find(idOtherDaemon, p.String(), remedy, "it listens on %s, where libvirt asks for locks: virtual machines that start now may get theirs from it, and vmlockd knows nothing of that", x.cfg.Socket)
 		}
 	}
-	if ours && !exists(x.System, x.cfg.Socket) {
-		x.find(idSocketMissing, x.cfg.Socket, "systemctl restart vmlockd: locks stay held", "the socket was removed while vmlockd listens on it: libvirt cannot ask for locks")
+	if !ours || x.counts[idOtherDaemon] > 0 {
+		return
+	}
+	// vmlockd may listen on a socket that has lost its path, or whose path is now
+	// that of one that another program has left behind.
+	switch err := x.System.Connect(x.ctx, x.cfg.Socket); {
+	case absent(err), errors.Is(err, syscall.ECONNREFUSED):
+		x.find(idSocketMissing, x.cfg.Socket, "systemctl restart vmlockd: locks stay held", "the socket was removed or replaced while vmlockd listens on it, and libvirt cannot ask for locks: %v", err)
+	case err != nil && x.silent == nil:
+		x.unchecked(x.cfg.Socket, err, "whether libvirt can connect")
 	}
 }
 

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -20,6 +21,8 @@ type System interface {
 	// List returns the names in a directory, in order; more than most are an error.
 	List(dir string, most int) ([]string, error)
 	Hostname() (string, error)
+	// Connect connects to a unix socket and closes the connection.
+	Connect(ctx context.Context, path string) error
 }
 
 // FileInfo is what is asked of a file.

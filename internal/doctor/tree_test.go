@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -150,6 +151,11 @@ func (tr *tree) List(dir string, most int) ([]string, error) {
 }
 
 func (tr *tree) Hostname() (string, error) { return tr.hostname, nil }
+
+func (tr *tree) Connect(_ context.Context, p string) error {
+	_, err := tr.get("connect", p)
+	return err
+}
 
 // The next change a tree. They panic if there is nothing to change, so that a test
 // of a fault does not go on without one.
