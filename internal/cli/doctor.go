@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"os/signal"
 	"syscall"
@@ -113,6 +114,9 @@ func examinationOf(r doctor.Report) examination {
 // askDaemon asks vmlockd for what doctor compares with the host.
 func askDaemon(ctx context.Context, c *control.Client) (doctor.Daemon, error) {
 	st, err := askSoon(ctx, c.Status)
+	if code(err) == control.CodeForbidden {
+		err = fmt.Errorf("%w: %w", fs.ErrPermission, err)
+	}
 	if err != nil {
 		return doctor.Daemon{}, err
 	}

@@ -7,7 +7,8 @@
 //
 //   - It changes nothing, runs no program, and opens no disk, so that storage that
 //     hangs does not make it hang. Facts come from files (/etc, /proc, /sys, /run),
-//     from dlm_controld's questions that are safe to ask, and from the daemon.
+//     from dlm_controld's questions that are safe to ask, and from the daemon, to
+//     whose sockets alone it connects.
 //   - What cannot be looked at is a finding of its own, Unchecked with the reason,
 //     and never taken for healthy.
 //   - A host with nothing wrong has no finding at all.

@@ -58,7 +58,8 @@ type Controld interface {
 type Options struct {
 	System   System
 	Controld Controld
-	// Daemon asks vmlockd. An error means that it did not answer.
+	// Daemon asks vmlockd. An error means that it did not answer, or if it is
+	// fs.ErrPermission that the asker may not.
 	Daemon func(context.Context) (Daemon, error)
 	// Config is the path of vmlockd's configuration file; it need not exist unless
 	// ConfigNamed.

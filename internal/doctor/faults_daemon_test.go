@@ -38,6 +38,7 @@ var daemonFaults = []fault{
 	{"vmlockd does not run", true, func(w *world) { gone(w); noVMs(w) }, []string{idNotRunning}, libvirtSocket, "does not run", "enable --now vmlockd"},
 	{"vmlockd does not run, and virtual machines do", true, gone, []string{idNotRunning, idUnchecked}, runningDir, "whether the disks", ""},
 	{"vmlockd does not answer", true, func(w *world) { w.daemonErr = errTest; noVMs(w) }, []string{idNoAnswer}, "739", "it is broken", "739"},
+	{"vmlockd may not be asked", true, func(w *world) { w.daemonErr = fs.ErrPermission; noVMs(w) }, []string{idUnchecked}, "vmlockd", "how it is", "as root"},
 	{"virtlockd took the socket", false, func(w *world) {
 		w.write("/proc/749/comm", "virtlockd\n")
 		w.link("/proc/749/fd/7", "socket:[749]")

@@ -89,16 +89,16 @@ func sameSocket(s System, path string) bool {
 // lockDaemon looks at who answers libvirt.
 func (x *exam) lockDaemon() {
 	daemons := x.daemons()
-	if x.silent != nil {
-		if len(daemons) == 0 {
-			if x.procsErr == nil {
-				x.find(idNotRunning, x.cfg.Socket, "systemctl enable --now vmlockd; if it fails, journalctl -u vmlockd says why",
-					"vmlockd does not run: no virtual machine can start; what runs keeps its locks")
-			}
-		} else {
-			x.find(idNoAnswer, daemons[0].String(), "journalctl -u vmlockd; if it hangs, kill -KILL "+strconv.Itoa(daemons[0].pid)+" and start it again: locks stay held",
-				"vmlockd runs and does not answer: %v", x.silent)
-		}
+	switch {
+	case x.silent == nil:
+	case errors.Is(x.silent, errPermission):
+		x.unchecked("vmlockd", x.silent, "how it is")
+	case len(daemons) > 0:
+		x.find(idNoAnswer, daemons[0].String(), "journalctl -u vmlockd; if it hangs, kill -KILL "+strconv.Itoa(daemons[0].pid)+" and start it again: locks stay held",
+			"vmlockd runs and does not answer: %v", x.silent)
+	case x.procsErr == nil:
+		x.find(idNotRunning, x.cfg.Socket, "systemctl enable --now vmlockd; if it fails, journalctl -u vmlockd says why",
+			"vmlockd does not run: no virtual machine can start; what runs keeps its locks")
 	}
 	x.socket(daemons)
 	for _, p := range x.called("vmlockd") {
