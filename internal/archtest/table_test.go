@@ -62,7 +62,8 @@ var rooms = []room{
 		"internal/lockprogram", "internal/logs", "internal/metrics", "internal/owner", "internal/peers",
 		"internal/rpc", "corosync", "dlm", "dlm/controld",
 	}, theirs: []string{systemd, xsync, xsys}},
-	{place: "internal/cli", ours: []string{"internal/config", "internal/control", "internal/locking", "internal/lockprogram", "internal/rpc"}, theirs: []string{cobra, xsys}},
+	{place: "internal/cli", ours: []string{"internal/config", "internal/control", "internal/doctor", "internal/locking", "internal/lockprogram", "internal/rpc", "dlm/controld"}, theirs: []string{cobra, xsys}},
+	{place: "internal/doctor", ours: []string{"internal/config", "dlm/controld"}, theirs: []string{xsys}},
 
 	// From the socket to the rules.
 	{place: "internal/lockprogram", ours: []string{"internal/rpc", "internal/locking"}},

@@ -19,6 +19,8 @@ const (
 	exitNoDaemon   = 3
 	exitRefused    = 4
 	exitIncomplete = 5
+	exitWarnings   = 6
+	exitFaults     = 7
 
 	runOffset     = 120
 	exitCannotRun = 126
@@ -34,6 +36,8 @@ var exits = map[int]string{
 	exitNoDaemon:   "vmlockd does not run or does not answer",
 	exitRefused:    "refused: the lock is held, or its owner may be alive",
 	exitIncomplete: "some hosts did not answer, the rest is shown",
+	exitWarnings:   "doctor found warnings, or could not look at something",
+	exitFaults:     "doctor found a fault",
 }
 
 // runExits are those of run.

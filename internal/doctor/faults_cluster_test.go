@@ -1,0 +1,109 @@
+package doctor
+
+import (
+	"io/fs"
+	"slices"
+	"strings"
+
+	"github.com/vmlockd/vmlockd/dlm/controld"
+)
+
+const coro = "/etc/corosync/corosync.conf"
+
+// lose takes nodes out of the cluster.
+func lose(w *world, fence bool, ids ...int) {
+	w.status.Nodes = slices.Clone(w.status.Nodes)
+	for i := range w.status.Nodes {
+		if n := &w.status.Nodes[i]; slices.Contains(ids, n.NodeID) {
+			n.Member, n.NeedFencing = false, fence
+		}
+	}
+}
+
+func noFencing(w *world) {
+	w.write("/etc/dlm/dlm.conf", "enable_fencing=0\n")
+	w.conf.EnableFencing = false
+}
+
+var clusterFaults = []fault{
+	{"no module", false, func(w *world) { w.remove("/sys/module/dlm") }, []string{idModule}, "/sys/module/dlm", "not loaded", "modprobe dlm"},
+	{"the module is not loaded at boot", false, func(w *world) {
+		w.remove("/etc/modules-load.d/dlm.conf")
+		w.write("/lib/systemd/system/dlm.service", "[Service]\nExecStart=/usr/sbin/dlm_controld\n")
+	}, []string{idModuleBoot}, "/etc/modules-load.d", "boot", "echo dlm > /etc/modules-load.d/dlm.conf"},
+	{"what is loaded at boot cannot be seen", false, func(w *world) {
+		w.remove("/etc/modules-load.d")
+		w.write("/etc/modules-load.d", "")
+		w.at("/etc/modules-load.d").err = errTest
+	}, []string{idUnchecked}, "/etc/modules-load.d", "it is broken", ""},
+	{"corosync and dlm_controld do not run", false, func(w *world) {
+		w.remove("/proc/708")
+		w.remove("/proc/735")
+		w.statusErr = controld.ErrNotRunning
+		w.daemon.Lockspace = lockspaceDead
+	}, []string{idCorosync, idControld, idReboot}, "corosync", "rebooted", "systemctl start corosync"},
+	{"dlm_controld never ran", false, func(w *world) {
+		w.remove("/proc/735")
+		w.remove("/sys/kernel/dlm")
+		w.statusErr = controld.ErrNotRunning
+		gone(w)
+		noVMs(w)
+	}, []string{idControld, idNotRunning}, "dlm_controld", "does not run", "systemctl start dlm"},
+	{"dlm_controld hangs", false, func(w *world) { w.statusErr = controld.ErrNoAnswer }, []string{idControldMum}, "dlm_controld", "does not answer", "dlm_tool status"},
+	{"dlm_controld was restarted", false, func(w *world) { w.known = controld.ErrNoLockspace }, []string{idReboot}, "/sys/kernel/dlm/vmlockd", "dlm_controld ended", "reboot"},
+	{"dlm_controld does not say whether it knows the lockspace", false, func(w *world) { w.known = errTest }, []string{idUnchecked}, "dlm_controld", "lockspace vmlockd", ""},
+	{"corosync is not started at boot", false, func(w *world) { w.remove("/etc/systemd/system/multi-user.target.wants/corosync.service") }, []string{idClusterBoot}, "corosync.service", "", "systemctl enable corosync.service"},
+	{"no quorum", false, func(w *world) {
+		lose(w, true, 2, 3)
+		w.status.Quorate = false
+		w.daemon.Lockspace, w.daemon.WaitsFor = "stopped", "quorum"
+	}, []string{idNoQuorum}, "corosync", "only the nodes 1", "corosync-quorumtool"},
+	{"a node waits for fencing", false, func(w *world) {
+		lose(w, true, 3)
+		w.daemon.Lockspace, w.daemon.WaitsFor = "stopped", "fencing"
+	}, []string{idFencingWait}, "node 3", "must be fenced", "fence_ack 3"},
+	{"a node is absent", false, func(w *world) { lose(w, false, 3) }, []string{idNodeAbsent}, "node 3", "", ""},
+	{"the lockspace is stopped", false, func(w *world) { w.daemon.Lockspace, w.daemon.WaitsFor = "stopped", "the others" }, []string{idStopped}, "lockspace vmlockd", "the others", ""},
+
+	{"no corosync.conf", false, func(w *world) { w.remove(coro) }, []string{idCoroConf}, coro, "no such file", ""},
+	{"corosync.conf cannot be read", false, func(w *world) { w.at(coro).err = fs.ErrPermission }, []string{idUnchecked}, coro, "", "as root"},
+	{"a brace is missing", false, func(w *world) { w.replace(coro, "nodelist {", "nodelist") }, []string{idCoroConf}, coro, "line 20", "corosync -t"},
+	{"no cluster_name", false, func(w *world) { w.replace(coro, "\tcluster_name: vms\n", "") }, []string{idCoroName}, coro + ":2", "no name", "cluster_name:"},
+	{"no quorum provider", false, func(w *world) { w.replace(coro, "\tprovider: corosync_votequorum\n", "") }, []string{idCoroQuorum}, coro, "both halves", "provider:"},
+	{"no nodelist", false, func(w *world) {
+		before, _, _ := strings.Cut(w.at(coro).data, "nodelist")
+		w.write(coro, before)
+	}, []string{idCoroNodes}, coro, "no nodes", "nodelist"},
+	{"a node without a number", false, func(w *world) { w.replace(coro, "\t\tnodeid: 3\n", "") }, []string{idCoroNodes}, coro, `"host3" has no nodeid`, ""},
+	{"a number twice", false, func(w *world) { w.replace(coro, "nodeid: 3", "nodeid: 2") }, []string{idCoroNodes}, coro, "same nodeid 2", ""},
+	{"two_node with three", false, func(w *world) {
+		w.replace(coro, "corosync_votequorum\n", "corosync_votequorum\n\ttwo_node: 1\n")
+	}, []string{idCoroTwoNode}, coro, "3 nodes", "remove"},
+	{"two_node without wait_for_all", false, func(w *world) {
+		w.replace(coro, "\tnode {\n\t\tnodeid: 3\n\t\tname: host3\n\t\tring0_addr: 192.0.2.3\n\t}\n", "")
+		w.replace(coro, "corosync_votequorum\n", "corosync_votequorum\n\ttwo_node: 1\n\twait_for_all: 0\n")
+	}, []string{idCoroTwoNode}, coro, "wait_for_all", "wait_for_all: 1"},
+	{"another name", false, func(w *world) { w.hostname = "host7" }, []string{idNodeName}, coro, `"host7"`, "name: host7"},
+	{"another number", false, func(w *world) { w.replace(coro, "nodeid: 1\n", "nodeid: 11\n"); w.status.Nodes[0].NodeID = 11 }, []string{idNodeID}, coro, "node 1", "nodeid: 1"},
+
+	{"fencing is off", false, noFencing, []string{idUnprotected}, "/etc/dlm/dlm.conf", "unprotected", "enable_fencing=0"},
+	{"fencing is off with two_node", false, func(w *world) {
+		noFencing(w)
+		w.replace(coro, "\tnode {\n\t\tnodeid: 3\n\t\tname: host3\n\t\tring0_addr: 192.0.2.3\n\t}\n", "")
+		w.replace(coro, "corosync_votequorum\n", "corosync_votequorum\n\ttwo_node: 1\n")
+	}, []string{idTwoNode}, "/etc/dlm/dlm.conf", "both then grant", ""},
+	{"fencing was switched on in the file", false, func(w *world) { w.conf.EnableFencing = false; w.daemon.Guarded = true }, []string{idFenceStale}, "dlm.conf", "enable_fencing=0, and the file says 1", "restart dlm"},
+	{"no fence agent", false, func(w *world) { w.write("/etc/dlm/dlm.conf", "post_join_delay=10\n") }, []string{idFenceConfig}, "dlm.conf", "wait for ever", "fence_all"},
+	{"no dlm.conf", false, func(w *world) { w.remove("/etc/dlm/dlm.conf") }, []string{idFenceConfig}, "dlm.conf", "", ""},
+	{"the fence agent is not installed", false, func(w *world) { w.remove("/usr/sbin/fence_apc") }, []string{idFenceAgent}, "dlm.conf:4", "fence_apc is not installed", ""},
+	{"the fence agent may not be executed", false, func(w *world) {
+		w.write("/etc/dlm/dlm.conf", "fence_all /opt/fence\n")
+		w.write("/opt/fence", "")
+	}, []string{idFenceAgent}, "dlm.conf:1", "may not be executed", ""},
+
+	{"a peer is silent", false, func(w *world) { w.daemon.Peers[1].Silent = true }, []string{idPeerSilent}, "host3 (node 3)", "does not answer", ""},
+	{"a peer has another version", false, func(w *world) { w.daemon.Peers[0].Version = "0.9" }, []string{idPeerVersion}, "host2 (node 2)", "0.9 there and 1.0 here", ""},
+	{"a peer has another configuration", false, func(w *world) {
+		w.daemon.Warnings = []DaemonWarning{{warnConfigurations, "host2 differs"}}
+	}, []string{idPeerConfig}, "vmlockd.toml", "host2 differs", ""},
+}

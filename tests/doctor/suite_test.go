@@ -1,0 +1,153 @@
+// Package doctor_test proves vmlockctl doctor on a real cluster: a healthy one has
+// no finding, and each fault that is set up is found, and nothing else. It needs
+// the lab; see CONTRIBUTING.md.
+package doctor_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/vmlockd/vmlockd/lab"
+)
+
+// binaries are built once, static, for the nodes.
+var binaries struct{ vmlockd, vmlockctl string }
+
+func TestMain(m *testing.M) {
+	if os.Getenv(lab.Env) != "1" {
+		os.Exit(m.Run()) // everything is skipped
+	}
+	dir, err := os.MkdirTemp("", "vmlockd-tests")
+	if err != nil {
+		panic(err)
+	}
+	binaries.vmlockd, binaries.vmlockctl = filepath.Join(dir, "vmlockd"), filepath.Join(dir, "vmlockctl")
+	for _, path := range []string{binaries.vmlockd, binaries.vmlockctl} {
+		if err := lab.BuildProgram(path, "github.com/vmlockd/vmlockd/cmd/"+filepath.Base(path), false); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.RemoveAll(dir)
+			os.Exit(1)
+		}
+	}
+	status := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(status)
+}
+
+// suite is the lab and what is done with it.
+type suite struct {
+	*lab.Lab
+	ctx   context.Context
+	begin time.Time
+}
+
+// sh runs a script in a node, which must succeed.
+func (s *suite) sh(t *testing.T, node int, script string) string {
+	t.Helper()
+	res, err := s.Node(node).Shell(s.ctx, "set -e; "+script)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !res.OK() {
+		t.Fatalf("%s on node %d: %v", script, node, res)
+	}
+	return res.Stdout
+}
+
+// must is for what returns only an error.
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// works is for commands of libvirt.
+func works(t *testing.T) func(lab.Result, error) {
+	return func(res lab.Result, err error) {
+		t.Helper()
+		if err != nil || !res.OK() {
+			t.Fatalf("%v, %v", res, err)
+		}
+	}
+}
+
+type finding struct{ ID, Severity, Where, What, Remedy string }
+
+// doctor examines a node.
+func (s *suite) doctor(t *testing.T, node int) (list []finding, ids []string) {
+	t.Helper()
+	res, err := s.Node(node).Exec(s.ctx, "vmlockctl", "doctor", "--json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out struct {
+		Backend                     string
+		Findings                    []finding
+		Faults, Warnings, Unchecked int
+	}
+	if err := json.Unmarshal([]byte(res.Stdout), &out); err != nil || out.Findings == nil {
+		t.Fatalf("%v: %v", err, res)
+	}
+	want := 0
+	switch {
+	case out.Faults > 0:
+		want = 7
+	case out.Warnings+out.Unchecked > 0:
+		want = 6
+	}
+	if res.Status != want || out.Faults+out.Warnings+out.Unchecked != len(out.Findings) {
+		t.Errorf("the status should be %d: %v", want, res)
+	}
+	ids = []string{}
+	for _, f := range out.Findings {
+		ids = append(ids, f.ID)
+	}
+	slices.Sort(ids)
+	return out.Findings, ids
+}
+
+// finds wants just these findings in a node.
+func (s *suite) finds(t *testing.T, node int, want ...string) {
+	t.Helper()
+	list, ids := s.doctor(t, node)
+	slices.Sort(want)
+	if !slices.Equal(ids, want) {
+		t.Errorf("node %d: want %q, found %q:", node, want, ids)
+	}
+	for _, f := range list {
+		t.Logf("%6.1fs node%d %s %s: %s: %s | %s", time.Since(s.begin).Seconds(), node, f.Severity, f.ID, f.Where, f.What, f.Remedy)
+	}
+}
+
+// waitFinds waits until just these findings are there.
+func (s *suite) waitFinds(t *testing.T, node int, want ...string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(s.ctx, time.Minute)
+	defer cancel()
+	var list []finding
+	slices.Sort(want)
+	err := lab.WaitFor(ctx, fmt.Sprintf("findings %q on node %d", want, node), func(context.Context) (ok bool, err error) {
+		var ids []string
+		list, ids = s.doctor(t, node)
+		return slices.Equal(ids, want), nil
+	})
+	for _, f := range list {
+		t.Logf("%6.1fs node%d %s %s: %s: %s | %s", time.Since(s.begin).Seconds(), node, f.Severity, f.ID, f.Where, f.What, f.Remedy)
+	}
+	must(t, err)
+}
+
+// restart ends a service and starts it again.
+func (s *suite) restart(t *testing.T, node int, service string) {
+	t.Helper()
+	p := s.Node(node).Service(service)
+	must(t, p.Stop(s.ctx))
+	must(t, p.Start(s.ctx))
+}
