@@ -42,8 +42,8 @@ func TestHandover(t *testing.T) {
 		fds = append(fds, temp(t))
 		put(t, c, fmt.Sprintf("file %d", i), fds[i])
 	}
-	c.Drop(fds[0])
 	empty := count(t, pid) - n
+	c.Drop(fds[0])
 	for range 2 {
 		c = replaced(t, c, path)
 		if s := c.Status(); s.PID != pid || s.Held != n-1 || s.Unkept != 0 {

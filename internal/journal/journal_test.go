@@ -233,7 +233,8 @@ func TestForgedRecord(t *testing.T) {
 }
 
 func TestConcurrent(t *testing.T) {
-	defer func(n int64) { compactMin = n }(compactMin)
+	old := compactMin
+	t.Cleanup(func() { compactMin = old }) // when no journal is open any more
 	compactMin = 16 << 10
 	dir := memoryDir(t)
 	j, _ := mustOpen(t, dir)
