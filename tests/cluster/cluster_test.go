@@ -33,6 +33,9 @@ func TestLibvirt(t *testing.T) {
 		{"Snapshot", snapshot},
 		{"SaveAndRestore", saveAndRestore},
 		{"SecondDiskRefused", secondDiskRefused},
+		{"ListCluster", listCluster},
+		{"ListDuringLoad", listDuringLoad},
+		{"ListWithoutPeer", listWithoutPeer},
 		{"DaemonKilled", daemonKilled},
 		{"OwnerEndsWhileDaemonIsDown", ownerEndsMeanwhile},
 		{"StoppedAndStarted", stoppedAndStarted},
@@ -324,4 +327,8 @@ func powerCut(t *testing.T, s *suite) {
 	s.waitFree(t, ctx, 2, path)
 	s.step(t, "the disk was free after %v", time.Since(cut).Round(time.Millisecond))
 	s.create(t, 2, vm("heir", lab.Disk{Path: path}))
+	s.waitFor(t, "the lost host to be missing in a list", func() bool {
+		l, res := s.ls(t, 3)
+		return res.Status == statusIncomplete && l.missing(1) && len(l.rows("heir")) == 1
+	}, func() string { return "" })
 }

@@ -16,7 +16,7 @@ import (
 )
 
 // binaries are built once, static, for the nodes.
-var binaries struct{ vmlockd, probe string }
+var binaries struct{ vmlockd, vmlockctl, probe string }
 
 func TestMain(m *testing.M) {
 	if os.Getenv(lab.Env) != "1" {
@@ -27,10 +27,12 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	binaries.vmlockd = filepath.Join(dir, "vmlockd")
+	binaries.vmlockctl = filepath.Join(dir, "vmlockctl")
 	binaries.probe = filepath.Join(dir, "probe")
 	for path, pkg := range map[string]string{
-		binaries.vmlockd: "github.com/vmlockd/vmlockd/cmd/vmlockd",
-		binaries.probe:   "github.com/vmlockd/vmlockd/tests/cluster/probe",
+		binaries.vmlockd:   "github.com/vmlockd/vmlockd/cmd/vmlockd",
+		binaries.vmlockctl: "github.com/vmlockd/vmlockd/cmd/vmlockctl",
+		binaries.probe:     "github.com/vmlockd/vmlockd/tests/cluster/probe",
 	} {
 		if err := lab.BuildProgram(path, pkg, false); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -54,7 +56,7 @@ func start(t *testing.T, cfg lab.Config) *suite {
 	t.Helper()
 	lab.Need(t, cfg)
 	cfg.Libvirt = true
-	cfg.Binaries = map[string]string{"probe": binaries.probe}
+	cfg.Binaries = map[string]string{"probe": binaries.probe, "vmlockctl": binaries.vmlockctl}
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
 	t.Cleanup(cancel)
 	s := &suite{Lab: lab.ForTest(t, cfg), ctx: ctx}

@@ -1,0 +1,248 @@
+package cluster_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vmlockd/vmlockd/lab"
+)
+
+// statusIncomplete is vmlockctl's exit status when not every host has answered.
+const statusIncomplete = 5
+
+// listing is what 'vmlockctl ls --json' prints (docs/control-api.md).
+type listing struct {
+	Holders []struct {
+		NodeID   int    `json:"node_id"`
+		Node     string `json:"node"`
+		VM       string `json:"vm"`
+		Mode     string `json:"mode"`
+		Resource string `json:"resource"`
+	} `json:"holders"`
+	Missing []struct {
+		NodeID int    `json:"node_id"`
+		Error  string `json:"error"`
+	} `json:"missing"`
+}
+
+func (l listing) missing(node int) bool {
+	for _, m := range l.Missing {
+		if m.NodeID == node {
+			return true
+		}
+	}
+	return false
+}
+
+// rows are the locks on disks of a test, "vm web on node 1: exclusive /path".
+func (l listing) rows(prefix string) []string {
+	list := []string{}
+	for _, h := range l.Holders {
+		if strings.HasPrefix(h.VM, prefix) {
+			list = append(list, fmt.Sprintf("vm %s on node %d: %s %s", h.VM, h.NodeID, h.Mode, h.Resource))
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
+// ls lists the cluster's locks as a node sees them.
+func (s *suite) ls(t *testing.T, node int) (listing, lab.Result) {
+	t.Helper()
+	res, err := s.Node(node).Exec(s.ctx, "vmlockctl", "ls", "--cluster", "--json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var l listing
+	if res.Status != 0 && res.Status != statusIncomplete {
+		t.Fatalf("vmlockctl on node %d: %v", node, res)
+	}
+	if err := json.Unmarshal([]byte(res.Stdout), &l); err != nil {
+		t.Fatalf("vmlockctl on node %d: %v: %v", node, err, res)
+	}
+	return l, res
+}
+
+// listCluster: on every node the list is what virsh shows on all of them, and a
+// refusal names virtual machine and host.
+func listCluster(t *testing.T, s *suite) {
+	shared := lab.Disk{Path: s.disk(t, "list-shared.img", lab.IdleGuest()), Access: lab.Shareable}
+	want := []string{}
+	for node := 1; node <= 3; node++ {
+		own := lab.Disk{Path: s.disk(t, fmt.Sprintf("list-%d.img", node), lab.IdleGuest())}
+		name := fmt.Sprintf("list%d", node)
+		disks := []lab.Disk{own}
+		want = append(want, fmt.Sprintf("vm %s on node %d: exclusive %s", name, node, own.Path))
+		if node != 2 {
+			disks = append(disks, shared)
+			want = append(want, fmt.Sprintf("vm %s on node %d: shared %s", name, node, shared.Path))
+		}
+		s.create(t, node, vm(name, disks...))
+	}
+	slices.Sort(want)
+	for _, n := range s.Nodes() {
+		names, err := n.MustSucceed(s.ctx, "virsh", "list", "--name")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprintf("list%d", n.ID()); strings.TrimSpace(names.Stdout) != got {
+			t.Fatalf("virsh on node %d lists %q, want %q alone", n.ID(), names.Stdout, got)
+		}
+		var got []string
+		// A host under load may miss the deadline of a list once.
+		s.waitFor(t, fmt.Sprintf("all locks in the list of node %d", n.ID()), func() bool {
+			l, res := s.ls(t, n.ID())
+			got = l.rows("list")
+			return res.Status == 0 && slices.Equal(got, want)
+		}, func() string { return fmt.Sprintf("got %q, want %q", got, want) })
+	}
+	path := lab.SharedDir + "/list-1.img"
+	said := ""
+	s.waitFor(t, "a refusal that names the virtual machine", func() bool {
+		said = s.createRefused(t, 2, vm("other", lab.Disk{Path: path}), path)
+		return strings.Contains(said, "is locked by virtual machine list1 (uuid ") && strings.Contains(said, "on host node1 (node 1)")
+	}, func() string { return said })
+	// Of a shared lock all holders are named.
+	s.waitFor(t, "a refusal that names both virtual machines", func() bool {
+		said = s.createRefused(t, 2, vm("other", lab.Disk{Path: shared.Path}), shared.Path)
+		return strings.Contains(said, "virtual machine list1 (") && strings.Contains(said, "virtual machine list3 (")
+	}, func() string { return said })
+	who, err := s.Node(2).MustSucceed(s.ctx, "vmlockctl", "who", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(who.Stdout, "list1") {
+		t.Errorf("who: %v", who)
+	}
+}
+
+// waitFor waits for a condition, and says at the end how it was when it did not
+// come about.
+func (s *suite) waitFor(t *testing.T, what string, ok func() bool, last func() string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(s.ctx, time.Minute)
+	defer cancel()
+	if err := lab.WaitFor(ctx, what, func(context.Context) (bool, error) { return ok(), nil }); err != nil {
+		t.Fatalf("%v; last: %s", err, last())
+	}
+}
+
+// listDuringLoad: while disks change hands all the time, no list has two exclusive
+// holders of one.
+func listDuringLoad(t *testing.T, s *suite) {
+	const snapshots = 100
+	var disks []string
+	for i := range 3 {
+		disks = append(disks, s.disk(t, fmt.Sprintf("load-%d.img", i), []byte("x")))
+	}
+	stop := lab.SharedDir + "/load-stop"
+	var load []*lab.Process
+	for _, n := range s.Nodes() {
+		for _, disk := range disks {
+			p, err := n.Start(s.ctx, fmt.Sprintf("load-%d-%s", n.ID(), disk[len(disk)-5:len(disk)-4]), "sh", "-c",
+				`while ! [ -e "$1" ]; do vmlockctl run --name load "$2" -- true && echo held; done`, "sh", stop, disk)
+			if err != nil {
+				t.Fatal(err)
+			}
+			load = append(load, p)
+		}
+	}
+	res, err := s.Node(1).Shell(s.ctx, fmt.Sprintf("for i in $(seq %d); do vmlockctl ls --cluster --json; done", snapshots))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.disk(t, "load-stop", nil)
+	held := 0
+	for _, p := range load {
+		if _, err := p.Wait(s.ctx); err != nil {
+			t.Fatal(err)
+		}
+		log, err := p.Log(s.ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		held += bytes.Count(log, []byte("held"))
+	}
+	n, seen, incomplete := 0, 0, 0
+	for d := json.NewDecoder(strings.NewReader(res.Stdout)); ; n++ {
+		var l listing
+		if err := d.Decode(&l); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		exclusive := map[string]int{}
+		for _, h := range l.Holders {
+			if h.VM == "load" {
+				seen++
+				if h.Mode == "exclusive" {
+					exclusive[h.Resource]++
+				}
+			}
+		}
+		for disk, holders := range exclusive {
+			if holders > 1 {
+				t.Errorf("snapshot %d has %d exclusive holders of %s: %+v", n, holders, disk, l.Holders)
+			}
+		}
+		if len(l.Missing) > 0 {
+			incomplete++
+		}
+	}
+	s.step(t, "%d snapshots, %d of them incomplete, with %d holders in all; %d grants meanwhile", n, incomplete, seen, held)
+	if n != snapshots || seen == 0 || held < len(disks) {
+		t.Errorf("%d snapshots, %d holders, %d grants: that shows nothing", n, seen, held)
+	}
+}
+
+// atMost is more than what a list may take when a host does not answer: a second,
+// and what a busy node needs to start the program.
+const atMost = 4 * time.Second
+
+// listWithoutPeer: a daemon that is stopped or killed is named as missing, and
+// keeps nobody waiting.
+func listWithoutPeer(t *testing.T, s *suite) {
+	disk := lab.Disk{Path: s.disk(t, "peer.img", lab.IdleGuest())}
+	s.create(t, 1, vm("peer1", disk))
+	daemon := s.Node(3).Service(lab.ServiceLock)
+	missing := func(what string) {
+		t.Helper()
+		s.waitFor(t, what, func() bool {
+			l, res := s.ls(t, 2)
+			s.step(t, "%s: answered after %v, missing %+v", what, res.Took.Round(time.Millisecond), l.Missing)
+			if res.Took > atMost {
+				t.Errorf("%s: the list took %v", what, res.Took)
+			}
+			return res.Status == statusIncomplete && l.missing(3) && !l.missing(1) && len(l.rows("peer")) == 1
+		}, func() string { return "" })
+	}
+	if err := daemon.Signal(s.ctx, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	missing("node 3's daemon is stopped")
+	if err := daemon.Signal(s.ctx, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	complete := func(what string) {
+		t.Helper()
+		s.waitFor(t, what, func() bool { l, res := s.ls(t, 2); return res.Status == 0 && len(l.rows("peer")) == 1 }, func() string { return "" })
+	}
+	complete("node 3's daemon goes on")
+	if err := daemon.Kill(s.ctx); err != nil {
+		t.Fatal(err)
+	}
+	missing("node 3's daemon is killed")
+	if err := daemon.Start(s.ctx); err != nil {
+		t.Fatal(err)
+	}
+	complete("node 3's daemon is started")
+}
