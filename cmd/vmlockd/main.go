@@ -10,7 +10,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/vmlockd/vmlockd/internal/closer"
 	"github.com/vmlockd/vmlockd/internal/config"
 	"github.com/vmlockd/vmlockd/internal/daemon"
 	"github.com/vmlockd/vmlockd/internal/holder"
@@ -60,7 +59,6 @@ func (f flags) load() (config.Config, error) {
 }
 
 func main() {
-	closer.Main() // does not return in the process that closes the DLM device last
 	holder.Main() // does not return in the process that keeps locked files open
 	var f flags
 	status := 0

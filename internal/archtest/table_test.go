@@ -52,7 +52,7 @@ var rooms = []room{
 
 	// Programs: flags and exit codes, no logic. vmlockd is also the program of the
 	// holder process, which must not get as far as anything else.
-	{place: "cmd/vmlockd", ours: []string{"internal/daemon", "internal/cli", "internal/closer", "internal/config", "internal/holder", "internal/logs"}, theirs: []string{cobra}},
+	{place: "cmd/vmlockd", ours: []string{"internal/daemon", "internal/cli", "internal/config", "internal/holder", "internal/logs"}, theirs: []string{cobra}},
 	{place: "cmd/vmlockctl", ours: []string{"internal/cli"}, theirs: []string{cobra}},
 
 	// The one place that knows all parts.

@@ -21,7 +21,6 @@ import (
 const daemonEnv = "VMLOCKD_TEST_CLOSER"
 
 func TestMain(m *testing.M) {
-	Main()
 	if dir := os.Getenv(daemonEnv); dir != "" {
 		if err := daemon(dir); err != nil {
 			fmt.Fprintln(os.Stderr, err)

@@ -15,9 +15,11 @@ import (
 // argument makes this binary a closer.
 const argument = "close-dlm-device"
 
-// Main becomes the closer if this process was started as one, and then does not
-// return. It must come first in main, before anything is opened or started.
-func Main() {
+// init becomes the closer if this process was started as one, and then does not
+// return. In main it would be too late: all the packages of the daemon, which take
+// most of the time and memory of its start, are initialized before that, and
+// hardly any before this one.
+func init() {
 	if len(os.Args) < 3 || os.Args[1] != argument {
 		return
 	}
