@@ -24,7 +24,7 @@ lint: ## gofmt, go vet and staticcheck
 	$(GO) tool staticcheck ./...
 
 lab-test: ## tests on cluster nodes with stock libvirt (root; boots User-Mode Linux)
-	VMLOCKD_LAB=1 $(GO) test -p 1 -count=1 -timeout 25m $(LAB_PACKAGES)
+	VMLOCKD_LAB=1 $(GO) test -p 1 -count=1 -timeout 30m $(LAB_PACKAGES)
 
 test: ## everything: installs what is missing, then lint, unit and lab-test
 	scripts/install-deps test

@@ -70,7 +70,10 @@ func TestFailPoints(t *testing.T) {
 			continue
 		}
 		passes := []int{1, 4}
-		if whenPassed(name) == later {
+		switch {
+		case inside():
+			passes = passes[:1] // each start takes seconds there
+		case whenPassed(name) == later:
 			passes = []int{1, 3} // as many are held exclusively in the end
 		}
 		for _, pass := range passes {
@@ -104,7 +107,10 @@ func whenPassed(name string) when {
 
 // TestKilledAtRandom ends the daemon in the middle of anything.
 func TestKilledAtRandom(t *testing.T) {
-	const rounds = 25
+	rounds := 25
+	if inside() {
+		rounds = 10
+	}
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 0))
@@ -142,10 +148,10 @@ func TestInTheLab(t *testing.T) {
 	}
 	cfg.Binaries = map[string]string{"vmlockd": lab.Build(t, vmlockd), "crash.test": self}
 	l := lab.ForTest(t, cfg)
-	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 14*time.Minute)
 	defer cancel()
 	res, err := l.Node(1).Run(ctx, lab.Cmd{
-		Args: []string{"crash.test", "-test.run", "TestFailPoints|TestKilled", "-test.v", "-test.timeout", "7m"},
+		Args: []string{"crash.test", "-test.run", "TestFailPoints|TestKilled", "-test.v", "-test.timeout", "13m"},
 		Env:  []string{insideEnv + "=1", lab.Env + "=", "HOME=/root"},
 	})
 	if err != nil {
