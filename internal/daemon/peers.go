@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vmlockd/vmlockd/corosync"
@@ -20,13 +21,19 @@ import (
 	"github.com/vmlockd/vmlockd/internal/peers"
 )
 
+// meetAfter is how long a daemon serves before it joins the group. Every host's
+// corosync hears of each that joins or leaves, and prepares megabytes for its
+// connection; a daemon that is ended again and again, or replaced, must not keep
+// them busy. Until then refusals on other hosts say what the lock itself tells.
+const meetAfter = 3 * time.Second
+
 // namesPatience bounds how long corosync is asked for the names of the hosts.
 const namesPatience = 3 * time.Second
 
 // others are the lock daemons of the cluster's other hosts. A nil *others knows
 // nobody.
 type others struct {
-	*peers.Peers
+	met    atomic.Pointer[peers.Peers] // nil before the group is joined
 	cancel context.CancelFunc
 	work   sync.WaitGroup
 
@@ -42,29 +49,56 @@ func meetOthers(c config.Config, version string, holders func() []locking.Holder
 	if c.Backend != config.BackendCluster {
 		return nil
 	}
-	options := peers.GroupOptions()
-	options.Background = true
 	ctx, cancel := context.WithCancel(context.Background())
-	group, err := corosync.Join(ctx, corosync.Host(), "vmlockd:"+c.Cluster.Lockspace, options)
-	if err != nil {
-		cancel()
-		log.Warn("the lock daemons of other hosts cannot be asked, so refusals and listings say less about them", "reason", err)
-		return nil
-	}
 	host, _ := os.Hostname()
 	o := &others{
 		cancel: cancel,
 		self:   peers.Info{Name: host, Version: version, Digest: digest(c), Guard: "none", Started: time.Now()},
 	}
-	held := func() []peers.Holding { return holdings(holders()) }
-	o.Peers = peers.New(peers.Options{Group: group, Self: o.self, Holdings: held, Log: log})
 	o.work.Go(func() {
-		if err := o.Run(ctx); err != nil {
-			log.Debug("could not leave the group of lock daemons in good order", "reason", err)
+		select {
+		case <-time.After(meetAfter):
+		case <-ctx.Done():
+			return
+		}
+		o.work.Go(func() { o.learnNames(ctx) })
+		if err := o.meet(ctx, "vmlockd:"+c.Cluster.Lockspace, holders, log); err != nil {
+			log.Warn("the lock daemons of other hosts cannot be asked, so refusals and listings say less about them", "reason", err)
 		}
 	})
-	o.work.Go(func() { o.learnNames(ctx) })
 	return o
+}
+
+// meet takes part in the group until ctx ends.
+func (o *others) meet(ctx context.Context, name string, holders func() []locking.Holder, log *slog.Logger) error {
+	options := peers.GroupOptions()
+	options.Background = true
+	group, err := corosync.Join(ctx, corosync.Host(), name, options)
+	if err != nil {
+		return err
+	}
+	o.mu.Lock()
+	p := peers.New(peers.Options{
+		Group: group, Self: o.self, Holdings: func() []peers.Holding { return holdings(holders()) }, Log: log,
+	})
+	o.met.Store(p)
+	o.mu.Unlock()
+	if err := p.Run(ctx); err != nil {
+		log.Debug("could not leave the group of lock daemons in good order", "reason", err)
+	}
+	return nil
+}
+
+// members are the daemons in the group, none before it is joined.
+func (o *others) members() []peers.Peer {
+	if o == nil {
+		return nil
+	}
+	p := o.met.Load()
+	if p == nil {
+		return nil
+	}
+	return p.Members()
 }
 
 // learnNames asks corosync for the names of the hosts, until it is told.
@@ -122,7 +156,7 @@ func (o *others) name(node uint32) string {
 	if name != "" {
 		return name
 	}
-	for _, p := range o.Peers.Members() {
+	for _, p := range o.members() {
 		if p.Node == node {
 			return p.Name
 		}
@@ -138,7 +172,9 @@ func (o *others) drains(yes bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.self.Draining = yes
-	o.Announce(o.self)
+	if p := o.met.Load(); p != nil {
+		p.Announce(o.self)
+	}
 }
 
 // figures are for metrics.
@@ -146,7 +182,7 @@ func (o *others) figures() (f metrics.Peers) {
 	if o == nil {
 		return f
 	}
-	for _, p := range o.Peers.Members() {
+	for _, p := range o.members() {
 		if p.Self {
 			continue
 		}
@@ -188,11 +224,17 @@ func holderOf(h peers.Holding) locking.Holder {
 	return out
 }
 
+var errNotMet = fmt.Errorf("this daemon has just been started, and asks the others %v later", meetAfter)
+
 // forRefusals is what the backend asks when a lock is held elsewhere.
 type forRefusals struct{ *others }
 
 func (o forRefusals) Holders(ctx context.Context, resource string) ([]locking.RemoteHolder, []uint32) {
-	list, answered := o.Peers.Holders(ctx, resource)
+	p := o.met.Load()
+	if p == nil {
+		return nil, nil
+	}
+	list, answered := p.Holders(ctx, resource)
 	out := make([]locking.RemoteHolder, len(list))
 	for i, h := range list {
 		out[i] = locking.RemoteHolder{Holder: holderOf(h), Node: h.Node}
@@ -204,7 +246,7 @@ func (o forRefusals) Holders(ctx context.Context, resource string) ([]locking.Re
 type forOperators struct{ *others }
 
 func (o forOperators) Members() []control.PeerMember {
-	list := o.Peers.Members()
+	list := o.members()
 	out := make([]control.PeerMember, len(list))
 	for i, p := range list {
 		out[i] = control.PeerMember{
@@ -233,12 +275,16 @@ func (o forOperators) Holders(ctx context.Context, name string) []control.PeerHo
 // ask asks the other hosts; also those that corosync knows and on which no vmlockd
 // answers are there, with the reason.
 func (o forOperators) ask(ctx context.Context, want func(peers.Holding) bool) (out []control.PeerHoldings) {
-	list, err := o.Peers.Holdings(ctx)
+	var list []peers.NodeHoldings
+	err := errNotMet
+	if p := o.met.Load(); p != nil {
+		list, err = p.Holdings(ctx)
+	}
 	self := map[uint32]bool{}
 	if node, err := dlm.NodeID(dlm.Host()); err == nil {
 		self[node] = true
 	}
-	for _, p := range o.Peers.Members() {
+	for _, p := range o.members() {
 		if p.Self {
 			self[p.Node] = true
 		}
