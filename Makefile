@@ -4,10 +4,13 @@ GO ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS = -s -w -X main.version=$(VERSION)
 # Packages with tests that need the lab. They share the machine's cores, so they run one after the other.
-LAB_PACKAGES = ./lab/... ./tests/... ./dlm/dlmtest/conformance/... ./corosync/corosynctest/conformance/... ./internal/difftest/...
+LAB_PACKAGES = ./lab/... ./tests/cluster ./tests/crash ./tests/deadline ./tests/local ./tests/prerequisites ./tests/stress \
+	./dlm/dlmtest/conformance/... ./internal/difftest/...
+# Those for which there is no time in 'make test'.
+MORE_LAB_PACKAGES = ./tests/doctor ./tests/peers ./corosync/corosynctest/conformance/...
 
 .DEFAULT_GOAL := help
-.PHONY: help build unit test lab-test demo lint fuzz man bench bench-parts lab clean
+.PHONY: help build unit test lab-test lab-more demo lint fuzz man bench bench-parts lab clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
@@ -24,9 +27,13 @@ lint: ## gofmt, go vet and staticcheck
 	$(GO) tool staticcheck ./...
 
 lab-test: ## tests on cluster nodes with stock libvirt (root; boots User-Mode Linux)
-	VMLOCKD_LAB=1 $(GO) test -p 1 -count=1 -timeout 30m $(LAB_PACKAGES)
+	VMLOCKD_LAB=1 VMLOCKD_STRESS_KILLS=$${VMLOCKD_STRESS_KILLS:-60} $(GO) test -p 1 -count=1 -timeout 30m $(LAB_PACKAGES)
 
-test: ## everything: installs what is missing, then lint, unit and lab-test
+lab-more: ## more of these: doctor, peers and corosync on a cluster, and 200 kills under load
+	VMLOCKD_LAB=1 $(GO) test -p 1 -count=1 -timeout 30m $(MORE_LAB_PACKAGES)
+	VMLOCKD_LAB=1 $(GO) test -count=1 -timeout 30m -run TestStressKills ./tests/stress
+
+test: ## installs what is missing, then lint, unit and lab-test
 	scripts/install-deps test
 	$(MAKE) lint unit lab-test
 
