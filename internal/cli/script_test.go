@@ -111,11 +111,13 @@ func (h *host) client() *control.Client { return control.NewClient(h.dir + "/run
 
 // until waits for a condition.
 func until(ts *testscript.TestScript, what string, f func() bool) {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
 	for end := time.Now().Add(patience); !f(); {
 		if time.Now().After(end) {
 			ts.Fatalf("waited too long for %s", what)
 		}
-		time.Sleep(5 * time.Millisecond)
+		<-tick.C // between two looks at the condition
 	}
 }
 

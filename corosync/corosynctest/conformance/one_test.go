@@ -171,6 +171,8 @@ func waitRunning(t testing.TB) {
 func waitFor(t testing.TB, what string, f func() error) {
 	t.Helper()
 	deadline := time.Now().Add(20 * time.Second)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
 	for {
 		err := f()
 		if err == nil {
@@ -179,7 +181,7 @@ func waitFor(t testing.TB, what string, f func() error) {
 		if time.Now().After(deadline) {
 			t.Fatalf("waiting for %s: %v", what, err)
 		}
-		time.Sleep(20 * time.Millisecond)
+		<-tick.C // between two looks at the condition
 	}
 }
 

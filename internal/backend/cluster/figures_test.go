@@ -35,7 +35,7 @@ func TestFigures(t *testing.T) {
 		w.controld.Lose(time.Now(), true, 2)
 		is(cluster.Figures{Joined: true, Cause: "quorum", Stopped: 19 * time.Second, Heard: true, Members: 1, Missing: 2, Fencing: 2})
 		w.controld.Freeze()
-		time.Sleep(20 * time.Second)
+		time.Sleep(20 * time.Second) // by the bubble's clock, as everywhere in bubble
 		is(cluster.Figures{Joined: true, Cause: "controld_silent", Stopped: 40 * time.Second})
 	})
 }

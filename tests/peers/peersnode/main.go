@@ -121,7 +121,7 @@ func watchStalls() *atomic.Int64 {
 	go func() {
 		for {
 			began := time.Now()
-			time.Sleep(nap)
+			time.Sleep(nap) // what is measured: how much longer than this it takes
 			if over := time.Since(began) - nap; over > 20*time.Millisecond {
 				total.Add(int64(over))
 			}
