@@ -137,7 +137,7 @@ func (s *suite) quorum(t *testing.T) {
 	// All three were alone, so none is in the right; nodes that are rebooted are.
 	s.do(t, "heal node 2", s.Node(2).Heal)
 	s.do(t, "heal node 3", s.Node(3).Heal)
-	met := every.wait(t, 4, stopped, "were separated and have met again").begun
+	met := s.met(t, every, stopped)
 	s.reboot(t, 2, 3)
 	every.wait(t, 4, met, "granted")
 	s.asker(t, 2, "heir", "hold", "mine")
@@ -149,6 +149,35 @@ func (s *suite) quorum(t *testing.T) {
 	for _, p := range []*asker{every, watch} {
 		s.do(t, "end "+p.Name(), func(ctx context.Context) error { return p.Signal(ctx, syscall.SIGTERM) })
 	}
+}
+
+// met waits until the three nodes, each of which was alone, have met again, and
+// returns when. If all three meet at once none is in the right and all wait, which
+// node 1 must say. If corosync on node 1 meets the others one after the other,
+// its dlm_controld ends corosync on each of them: of two that were alone the one
+// with the lower number is in the right (dlm_controld 4.2, daemon_cpg.c).
+func (s *suite) met(t *testing.T, every *asker, stopped time.Time) time.Time {
+	t.Helper()
+	var when time.Time
+	s.waitFor(t, "the nodes to meet again, or to be ended by node 1", func() bool {
+		for _, a := range every.answers(t) {
+			if a.begun.After(stopped) && strings.Contains(a.text, "were separated and have met again") {
+				s.step(t, "node 1 says: "+a.text)
+				when = a.begun
+				return true
+			}
+		}
+		for _, id := range []int{2, 3} {
+			log, err := s.Node(id).Log(s.ctx, lab.ServiceLock)
+			if err != nil || !strings.Contains(string(log), "this host must be rebooted") {
+				return false
+			}
+		}
+		s.step(t, "node 1 has ended corosync on nodes 2 and 3")
+		when = time.Now()
+		return true
+	})
+	return when
 }
 
 // daemonKilled: dlm_controld dies while this host has a lock.
