@@ -75,7 +75,7 @@ var rooms = []room{
 	// What fills the ports of the rules.
 	{place: "internal/backend/cluster", ours: []string{"internal/locking", "internal/failpoint", "dlm", "dlm/controld"}},
 	{place: "internal/backend/local", ours: []string{"internal/locking", "internal/failpoint", "internal/holder"}, theirs: []string{systemd, xsys}},
-	{place: "internal/guard", ours: []string{"internal/owner", "internal/locking"}, theirs: []string{xsys}},
+	{place: "internal/guard", ours: []string{"internal/owner", "internal/locking", "corosync", "dlm/controld"}, theirs: []string{xsys}},
 	{place: "internal/owner", ours: []string{"internal/locking"}, theirs: []string{xsys}},
 	{place: "internal/journal", ours: []string{"internal/locking", "internal/failpoint"}, theirs: []string{bbolt, xsys}},
 	{place: "internal/holder", ours: []string{"internal/failpoint", "internal/inherited"}, theirs: []string{xsys}},

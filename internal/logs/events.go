@@ -44,6 +44,18 @@ var Events = []Event{
 	{"restart-refused", "97bff9d062fd0df3623241f6aed902de"},
 	{"audit-unwritable", "80c6f5d67a78394fe8a6029d9711d751"},
 	{"metrics-unreachable", "bba414c77cf06fc6fe443e675b112046"},
+	{"guard-cluster-lost", "d22a7afd560ede375e48c482fde89368"},
+	{"guard-cluster-back", "8cb0d27ec5364969703dea56e8771aeb"},
+	{"guard-stopped", "81f0dc8ebb68bb9d6307841918db9044"},
+	{"guard-continued", "1b68c136f691cbf205e3f10f8ac41531"},
+	{"guard-killed", "8f1bb54ecb36659c4d8217b762d877f3"},
+	{"guard-left-stopped", "a3ff5e2f0f953ace6f59838099c93d8a"},
+	{"guard-failed", "2b5c81d9833cdecd8587d434e8cb916a"},
+	{"guard-unprotected", "686f6bbb7c0ba45d3beffbda89fe6da1"},
+	{"guard-unsafe", "da2fe1c6000f9977ac593beab3e5ccd6"},
+	{"guard-watchdog", "af8329a874b96aaf69d763743c3e1989"},
+	{"hold-off-begun", "ece5ae3a40ef0b5a0e05d0bc388f7633"},
+	{"hold-off-ended", "4ef04dabbbf299d208f8f931c438ad74"},
 }
 
 var idOf = func() map[string]string {

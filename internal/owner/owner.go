@@ -160,6 +160,9 @@ func (p *Process) stillThere(ctx context.Context) error {
 	return fmt.Errorf("process %d has not ended yet: %w", p.pid, ctx.Err())
 }
 
+// Signal sends a signal, which is no error if the process has ended.
+func (p *Process) Signal(sig unix.Signal) error { return p.signal(sig) }
+
 func (p *Process) signal(sig unix.Signal) error {
 	conn, err := p.file.SyscallConn()
 	if err == nil {

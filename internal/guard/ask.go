@@ -1,0 +1,106 @@
+package guard
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/vmlockd/vmlockd/dlm/controld"
+)
+
+const (
+	// askEvery is how often dlm_controld is asked how the cluster is, and askTimeout
+	// how long it may take to answer.
+	askEvery   = 200 * time.Millisecond
+	askTimeout = time.Second
+	// learnEvery is how often it is asked what does not change by itself, and so is
+	// corosync; learnSoon is how often while it is not known.
+	learnEvery   = 5 * time.Second
+	learnSoon    = 500 * time.Millisecond
+	learnTimeout = 3 * time.Second
+)
+
+// ask keeps what dlm_controld knows up to date.
+func (g *Guard) ask(ctx context.Context) {
+	t := time.NewTicker(askEvery)
+	defer t.Stop()
+	for {
+		begun := g.o.Clock()
+		one, cancel := context.WithTimeout(ctx, askTimeout)
+		status, err := g.o.Controld.Status(one)
+		if err == nil {
+			// A daemon that was restarted answers too, and knows no lockspace. Other
+			// failures of this question are none.
+			if known := g.o.Controld.Known(one, g.o.Lockspace); errors.Is(known, controld.ErrNoLockspace) {
+				if _, gone := g.o.Members(); gone == nil { // otherwise this host has not joined yet
+					err = known
+				}
+			}
+		}
+		cancel()
+		g.mu.Lock()
+		if ctx.Err() == nil {
+			g.silent = err
+			if err == nil {
+				g.cluster, g.askedAt, g.asked = status, begun, true
+			}
+		}
+		g.mu.Unlock()
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// learn asks for the configurations of corosync and dlm_controld.
+func (g *Guard) learn(ctx context.Context) {
+	for {
+		one, cancel := context.WithTimeout(ctx, learnTimeout)
+		totem, err := g.o.Totem(one)
+		if err == nil {
+			g.takeTotem(totem)
+		}
+		c, ferr := g.o.Controld.Config(one)
+		if ferr == nil {
+			g.takeFencing(c.EnableFencing)
+		}
+		cancel()
+		pause := learnEvery
+		if err != nil || ferr != nil {
+			pause = learnSoon
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (g *Guard) takeTotem(totem Totem) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.totem = totem
+	g.timing.Token, g.timing.Consensus = totem.Token, totem.Consensus
+	err := g.timing.Check()
+	if err != nil && (g.tooFast == nil || g.tooFast.Error() != err.Error()) && g.lockedMode() != Fencing {
+		g.log.Error("nothing new is granted, as the guard would not be safe", "event", "guard-unsafe", "reason", err)
+	}
+	g.tooFast = err
+}
+
+func (g *Guard) takeFencing(on bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.fencing != nil && *g.fencing == on {
+		return
+	}
+	g.fencing = &on
+	g.log.Info("guard: fencing by dlm_controld is known", "fencing", on, "mode", g.lockedMode().String())
+	if g.o.Mode == Fencing && !on {
+		g.log.Error("guard.mode is \"fencing\", and dlm_controld does not fence (enable_fencing=0): nothing new is granted", "event", "guard-unsafe")
+	}
+	g.news()
+}

@@ -1,0 +1,315 @@
+package guard
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/vmlockd/vmlockd/corosync"
+	"github.com/vmlockd/vmlockd/dlm/controld"
+)
+
+// Guard is the guard of this host. Run makes it work.
+type Guard struct {
+	o    Options
+	log  *slog.Logger
+	run  uint64        // tells its messages from those of an earlier guard
+	kick chan struct{} // has room for one: tell the others now
+
+	mu      sync.Mutex // guards what follows; never held while anybody is waited for
+	timing  Timing
+	totem   Totem
+	tooFast error // why the hold-off is too short for corosync's settings
+	fencing *bool // whether dlm_controld fences; nil: not known
+	ledger  *ledger
+
+	self     corosync.Member // while up
+	up       bool            // in the group
+	members  map[uint32]int  // guards in the group, by node
+	proven   time.Duration
+	isProven bool
+	returned trip // the latest
+	// provenRing is the number of the ring that the proof is of.
+	provenRing uint64
+	ringSeen   bool // corosync has said who is in the cluster, since the start
+	cluster    controld.Status
+	askedAt    time.Duration
+	asked      bool
+	silent     error
+
+	frozen  map[ownerKey]*frozen
+	lost    string // why this host has lost the cluster; "" while it has not
+	losses  int
+	changed chan struct{} // closed, and made anew, when more is known
+	owners  []Owner       // as of the last step
+	told    map[ownerKey]struct{}
+	heldOff map[uint32]bool // nodes of which the log was told that they have vanished
+	closing bool            // nothing is granted any more
+	leaving bool            // and nothing is held
+	last    Saved
+	failed  string // what the log was told last of saving
+	dog     dogState
+}
+
+type ownerKey struct {
+	pid   int32
+	start uint64
+}
+
+// New makes a Guard, which knows what an earlier one has noted. The error says what
+// is wrong with the settings. Nothing happens before Run.
+func New(o Options) (*Guard, error) {
+	g := &Guard{
+		o: o, log: o.Log, run: rand.Uint64(), kick: make(chan struct{}, 1), timing: o.Timing, ledger: newLedger(),
+		members: map[uint32]int{}, frozen: map[ownerKey]*frozen{}, changed: make(chan struct{}), told: map[ownerKey]struct{}{}, heldOff: map[uint32]bool{},
+		proven: o.Clock(),
+	}
+	if g.log == nil {
+		g.log = slog.New(slog.DiscardHandler)
+	}
+	if g.timing.Known() {
+		if err := g.timing.Check(); err != nil {
+			return nil, err
+		}
+	}
+	saved, err := o.Store.Load()
+	switch {
+	case err != nil:
+		g.log.Error("what the guard has noted cannot be read: processes that are stopped and own locks will be killed", "reason", err)
+		g.lockedSuspect()
+	case saved != nil:
+		g.ledger.restore(saved)
+		g.proven, g.dog.left = saved.Proven, saved.Armed
+		for _, f := range saved.Frozen {
+			g.lockedRestore(f)
+		}
+	}
+	return g, nil
+}
+
+// CheckTotem returns an error with a remedy if these settings are too short for
+// corosync's.
+func CheckTotem(t Timing, c Totem) error {
+	t.Token, t.Consensus = c.Token, c.Consensus
+	return t.Check()
+}
+
+// Run guards until ctx ends. It leaves stopped processes stopped; see Settle. It is
+// called once, and closes the group.
+func (g *Guard) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	work, cancel := context.WithCancel(ctx)
+	defer cancel()
+	wg.Go(func() { g.ask(work) })
+	wg.Go(func() { g.learn(work) })
+	wg.Go(func() { g.tell(work) })
+	wg.Go(func() { g.listen(work) })
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	for {
+		g.step(work, &wg)
+		select {
+		case <-ticker.C:
+			continue
+		case <-ctx.Done():
+		}
+		break
+	}
+	cancel()
+	parting, done := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer done()
+	g.bye(parting)
+	err := g.o.Group.Close(parting)
+	wg.Wait()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, f := range g.frozen {
+		f.proc.Close()
+	}
+	return err
+}
+
+// lockedView puts together what is known. Members are asked anew.
+func (g *Guard) lockedView() view {
+	v := view{
+		at: g.o.Clock(), proven: g.proven, isProven: g.isProven, majority: g.totem.Majority, configured: g.totem.Nodes,
+		cluster: g.cluster, askedAt: g.askedAt, asked: g.asked, silentErr: g.silent,
+	}
+	if node, err := g.o.Node(); err == nil {
+		v.self = node
+	}
+	v.space, v.spaceErr = g.o.Members()
+	if ring, err := g.o.Ring(); err == nil {
+		v.ring, g.ringSeen = &ring, true
+	} else {
+		v.ringLost = g.ringSeen
+	}
+	return v
+}
+
+// lockedMode is what is to be done now; Auto while that is not known.
+func (g *Guard) lockedMode() Mode {
+	switch {
+	case g.o.Mode != Auto:
+		return g.o.Mode
+	case g.fencing == nil:
+		return Auto
+	case *g.fencing:
+		return Fencing
+	}
+	return Freeze
+}
+
+// step looks once and does what follows. It waits for nobody.
+func (g *Guard) step(ctx context.Context, wg *sync.WaitGroup) {
+	owners := g.o.Owners()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.owners = owners
+	v := g.lockedView()
+	mode := g.lockedMode()
+	why := ""
+	if mode != Fencing {
+		g.ledger.look(v, g.timing, time.Now())
+		var lost bool
+		if why, lost = judge(v, g.timing); lost != (g.lost != "") {
+			g.lockedTurn(v, why, lost)
+		} else if lost {
+			g.lost = why
+		}
+	} else {
+		g.lost = ""
+	}
+	g.lockedWake()
+	if g.lost != "" {
+		g.lockedFreeze(v)
+	}
+	g.lockedTend(ctx, v, why == "", wg)
+	g.lockedDog(v, mode)
+	if g.ledger.changed {
+		g.ledger.changed = false
+		g.lockedTell(v)
+		g.lockedSave()
+		g.news()
+	}
+}
+
+// lockedTurn notes that this host has lost the cluster, or has it again.
+func (g *Guard) lockedTurn(v view, why string, lost bool) {
+	if !lost {
+		g.log.Info("this host has the cluster again", "event", "guard-cluster-back")
+		g.lost = ""
+		return
+	}
+	g.lost = why
+	g.losses++
+	g.log.Error("this host has lost the cluster: nothing new is granted, and processes with cluster locks are stopped", "event", "guard-cluster-lost",
+		"reason", why, "owners", len(g.owners), "grace", g.timing.Grace, "last_proof", v.at-v.proven)
+}
+
+// lockedTell logs who has vanished, and who is not held off for any more.
+func (g *Guard) lockedTell(v view) {
+	for node := range g.heldOff {
+		if _, ok := g.ledger.facts[node]; !ok {
+			delete(g.heldOff, node)
+			g.log.Info("hold-off has ended", "event", "hold-off-ended", "node", node)
+		}
+	}
+	for _, f := range g.ledger.list() {
+		if g.heldOff[f.Node] {
+			continue
+		}
+		g.heldOff[f.Node] = true
+		g.log.Warn("a node has vanished, or was away when this host got into the cluster: nothing new is granted until it must have stopped", "event", "hold-off-begun",
+			"node", f.Node, "left", f.Until-v.at, "promised", f.Promised && v.majority, "seen", !f.Guess)
+	}
+}
+
+// lockedWake wakes who waits to know more.
+func (g *Guard) lockedWake() {
+	close(g.changed)
+	g.changed = make(chan struct{})
+}
+
+// lockedSave writes what must survive.
+func (g *Guard) lockedSave() {
+	s := Saved{At: g.o.Clock(), Proven: g.proven, Armed: g.dog.open || g.dog.left}
+	for _, f := range g.frozen {
+		s.Frozen = append(s.Frozen, f.Frozen)
+	}
+	g.ledger.save(&s)
+	text := ""
+	if err := g.o.Store.Save(s); err != nil {
+		text = err.Error()
+	}
+	if text != g.failed && text != "" {
+		g.log.Error("the guard cannot note what must survive a restart of vmlockd: nothing new is granted, and if vmlockd ends now, processes that are stopped stay so",
+			"event", "guard-unsafe", "reason", text)
+	}
+	g.failed = text
+}
+
+// news has the others told soon.
+func (g *Guard) news() {
+	select {
+	case g.kick <- struct{}{}:
+	default:
+	}
+}
+
+// ConfirmDead notes that an operator has seen that a node is off, and tells the
+// others. It returns an error if the node is a member of the cluster.
+func (g *Guard) ConfirmDead(node uint32) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	v := g.lockedView()
+	if v.self == node {
+		return fmt.Errorf("node %d is this host", node)
+	}
+	if err := g.ledger.confirm(v, node); err != nil {
+		return err
+	}
+	g.lockedSave()
+	if g.failed != "" {
+		return fmt.Errorf("it could not be noted: %s", g.failed)
+	}
+	g.news()
+	return nil
+}
+
+// Settle lets nothing more be granted, and waits until no process is stopped
+// any more: each has gone on, or has been killed. It takes as long as the grace at
+// most, unless one is to stay stopped for an operator, which is not waited for.
+func (g *Guard) Settle(ctx context.Context) error {
+	for {
+		g.mu.Lock()
+		g.closing = true
+		left := 0
+		for _, f := range g.frozen {
+			if !f.expired {
+				left++
+			}
+		}
+		changed := g.changed
+		g.mu.Unlock()
+		if left == 0 {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("%d processes are stopped, and stay so until vmlockd is started again: %w", left, ctx.Err())
+		}
+	}
+}
+
+// Leave says that this host holds nothing, and takes nothing any more: Run tells
+// the others when it ends.
+func (g *Guard) Leave() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.closing, g.leaving = true, true
+}

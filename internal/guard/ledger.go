@@ -1,0 +1,271 @@
+package guard
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// fact is a node that has vanished, or may have.
+type fact struct {
+	Node  uint32        `json:"node"`
+	Since time.Duration `json:"since"` // when it was found gone
+	Until time.Duration `json:"until"` // when what it may have had can be granted, if Promised
+	// Promised: the guard of that node stops what it has. If not, no time is enough.
+	Promised bool `json:"promised"`
+	// Guess: nobody here has seen it vanish. It was away when this host gained quorum.
+	Guess bool `json:"guess,omitempty"`
+}
+
+// word is what the guard of another node has said of itself.
+type word struct {
+	Promise  bool          `json:"promise"`
+	Watchdog bool          `json:"watchdog,omitempty"`
+	Leaving  bool          `json:"leaving,omitempty"`
+	Needs    time.Duration `json:"needs,omitempty"`
+}
+
+// ledger knows which nodes have vanished. It is pure: it is told what is seen
+// and heard, and what time it is.
+type ledger struct {
+	known     map[uint32]time.Time // members of the lockspace besides this one, and by the wall clock when they were seen last
+	words     map[uint32]word
+	facts     map[uint32]fact
+	confirmed map[uint32]struct{} // an operator said that they are dead, and they have not come back
+	// entered: at the last look this host had quorum and was in the lockspace.
+	// Otherwise it does not know what others did meanwhile.
+	entered bool
+	ring    uint64 // at the last look with entered
+	// since is when ring was seen first.
+	since time.Duration
+	// unheard are members of the lockspace that may know of nodes that had vanished
+	// before this host came. They are waited for until heardBy.
+	unheard map[uint32]struct{}
+	heardBy time.Duration
+	changed bool // something that must be noted
+	// restored: it is of an earlier daemon, which noted it at restoredAt, and nothing
+	// was seen since.
+	restored   bool
+	restoredAt time.Duration
+}
+
+// absence is how long a daemon may have been away without having to doubt that
+// this host had quorum all the time, if the ring is still the same.
+const absence = 2 * time.Second
+
+func newLedger() *ledger {
+	return &ledger{
+		known: map[uint32]time.Time{}, words: map[uint32]word{}, facts: map[uint32]fact{},
+		confirmed: map[uint32]struct{}{}, unheard: map[uint32]struct{}{},
+	}
+}
+
+// look compares what is seen with what was. wall is the time by the wall clock.
+func (l *ledger) look(v view, t Timing, wall time.Time) {
+	if !v.quorate() || !v.inSpace() {
+		l.entered = false
+		return
+	}
+	if l.restored {
+		l.restored = false
+		l.entered = l.entered && l.ring == v.ring.ID.Seq && v.at-l.restoredAt < absence
+	}
+	for node := range l.confirmed {
+		if v.inRing(node) || slices.Contains(v.space, node) {
+			delete(l.confirmed, node)
+			l.changed = true
+		}
+	}
+	for node, seen := range l.known {
+		if !slices.Contains(v.space, node) {
+			delete(l.known, node)
+			l.changed = true
+			l.vanished(v, t, node, seen)
+		}
+	}
+	if !l.entered {
+		l.enter(v, t)
+	}
+	if l.ring != v.ring.ID.Seq {
+		l.ring, l.since, l.changed = v.ring.ID.Seq, v.at, true
+	}
+	for _, node := range v.space {
+		if node == v.self {
+			continue
+		}
+		if _, ok := l.known[node]; !ok {
+			l.changed = true
+		}
+		l.known[node] = wall
+		// It can have entered only after all its locks were gone: it was rebooted, or
+		// has left before.
+		l.drop(node)
+	}
+	for node, f := range l.facts {
+		if v.majority && f.Promised && v.at >= f.Until {
+			l.drop(node)
+		}
+	}
+	for node := range l.unheard {
+		if !slices.Contains(v.space, node) || v.at >= l.heardBy {
+			delete(l.unheard, node)
+		}
+	}
+}
+
+func (l *ledger) drop(node uint32) {
+	if _, ok := l.facts[node]; ok {
+		delete(l.facts, node)
+		l.changed = true
+	}
+}
+
+// vanished notes a node that is no member of the lockspace any more.
+func (l *ledger) vanished(v view, t Timing, node uint32, seen time.Time) {
+	w := l.words[node]
+	if w.Leaving || l.isConfirmed(node) {
+		return
+	}
+	// The times are whole seconds of this host's clock. dlm_controld lets the kernel
+	// go on only when a node was fenced, where it fences.
+	d, ok := v.daemon(node)
+	if ok && !d.Member && !d.NeedFencing && !d.Fenced.IsZero() && d.Fenced.After(seen) {
+		return
+	}
+	l.note(fact{Node: node, Since: v.at, Until: v.at + max(t.HoldOff, w.Needs), Promised: w.Promise})
+}
+
+func (l *ledger) isConfirmed(node uint32) bool {
+	_, ok := l.confirmed[node]
+	return ok
+}
+
+func (l *ledger) note(f fact) {
+	l.facts[f.Node] = f
+	l.changed = true
+}
+
+// enter is about what happened while this host had no quorum, or was not in the
+// lockspace: whoever is away now may have had quorum until just now.
+func (l *ledger) enter(v view, t Timing) {
+	l.entered, l.changed = true, true
+	for node, f := range l.facts {
+		f.Until = max(f.Until, v.at+max(t.HoldOff, l.words[node].Needs))
+		l.note(f)
+	}
+	for _, node := range v.configured {
+		_, noted := l.facts[node]
+		if noted || node == v.self || v.inRing(node) || slices.Contains(v.space, node) || l.isConfirmed(node) {
+			continue
+		}
+		w, heard := l.words[node]
+		if w.Leaving {
+			// It may have come back to a part of the cluster in which this host was not.
+			w.Promise = true
+		}
+		l.note(fact{Node: node, Since: v.at, Until: v.at + max(t.HoldOff, w.Needs), Promised: !heard || w.Promise, Guess: true})
+	}
+	clear(l.unheard)
+	for _, node := range v.space {
+		if node != v.self {
+			l.unheard[node] = struct{}{}
+		}
+	}
+	l.heardBy = v.at + t.HoldOff
+}
+
+// hear takes what the guard of another node says.
+func (l *ledger) hear(v view, from uint32, m message) {
+	needs := time.Duration(m.Needs) * time.Millisecond
+	if w := (word{Promise: m.Promise, Watchdog: m.Watchdog, Leaving: m.Leaving, Needs: needs}); l.words[from] != w {
+		l.words[from] = w
+		l.changed = true
+	}
+	for _, node := range m.Dead {
+		if node != v.self {
+			_ = l.confirm(v, node)
+		}
+	}
+	current := l.entered && v.inSpace() && v.ring != nil && m.Ring == v.ring.ID.Seq && slices.Contains(m.Space, v.self)
+	if !current {
+		// What it knows may be older than what this host must know.
+		return
+	}
+	said := map[uint32]bool{}
+	for _, f := range m.Facts {
+		said[f.Node] = true
+		own, noted := l.facts[f.Node]
+		if f.Node == v.self || slices.Contains(v.space, f.Node) || l.isConfirmed(f.Node) || noted && !own.Guess || f.Promised && f.Left == 0 {
+			continue
+		}
+		left := time.Duration(f.Left) * time.Millisecond
+		l.note(fact{Node: f.Node, Since: v.at, Until: v.at + left, Promised: f.Promised})
+	}
+	if !m.Complete {
+		return
+	}
+	delete(l.unheard, from)
+	for node, f := range l.facts {
+		if f.Guess && !said[node] {
+			l.drop(node)
+		}
+	}
+}
+
+// joined and left are about the process of a guard on a node.
+func (l *ledger) joined(node uint32) {
+	if w, ok := l.words[node]; ok && (w.Leaving || w.Promise) {
+		l.words[node] = word{Needs: w.Needs} // until it has said more
+		l.changed = true
+	}
+}
+
+// left: alone says that the guard has ended and its node has not.
+func (l *ledger) left(node uint32, alone bool) {
+	w, ok := l.words[node]
+	if !ok || !alone || w.Leaving || w.Watchdog || !w.Promise {
+		return
+	}
+	w.Promise = false
+	l.words[node] = w
+	l.changed = true
+}
+
+// confirm notes that an operator has seen that a node is dead.
+func (l *ledger) confirm(v view, node uint32) error {
+	switch {
+	case v.ring == nil || v.spaceErr != nil:
+		return fmt.Errorf("it is not known who is in the cluster: try again when corosync runs")
+	case v.inRing(node) || slices.Contains(v.space, node):
+		return fmt.Errorf("node %d is a member of the cluster: it is not dead", node)
+	}
+	if !l.isConfirmed(node) && len(l.confirmed) < maxFacts {
+		l.confirmed[node] = struct{}{}
+		l.changed = true
+	}
+	l.drop(node)
+	return nil
+}
+
+// complete reports whether nothing can have happened that is not in facts.
+func (l *ledger) complete() bool {
+	if !l.entered || len(l.unheard) > 0 {
+		return false
+	}
+	for _, f := range l.facts {
+		if f.Guess {
+			return false
+		}
+	}
+	return true
+}
+
+// list are the facts, by node.
+func (l *ledger) list() []fact {
+	list := make([]fact, 0, len(l.facts))
+	for _, f := range l.facts {
+		list = append(list, f)
+	}
+	slices.SortFunc(list, func(a, b fact) int { return int(int64(a.Node) - int64(b.Node)) })
+	return list
+}

@@ -1,0 +1,113 @@
+package guard
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// Frozen is a process that was stopped, as it is noted.
+type Frozen struct {
+	Owner
+	Since    time.Duration `json:"since"`    // by the guard's clock
+	Deadline time.Duration `json:"deadline"` // from when on it must not go on
+}
+
+// Saved is what survives the daemon. It is void after a reboot.
+type Saved struct {
+	Boot      string               `json:"boot"`
+	At        time.Duration        `json:"at"` // by the guard's clock
+	Proven    time.Duration        `json:"proven"`
+	Armed     bool                 `json:"armed,omitempty"` // the watchdog
+	Frozen    []Frozen             `json:"frozen,omitempty"`
+	Entered   bool                 `json:"entered"`
+	Ring      uint64               `json:"ring"`
+	Known     map[uint32]time.Time `json:"known,omitempty"`
+	Words     map[uint32]word      `json:"words,omitempty"`
+	Facts     []fact               `json:"facts,omitempty"`
+	Confirmed []uint32             `json:"confirmed,omitempty"`
+}
+
+// maxSaved bounds what is read. A stopped process takes 200 bytes.
+const maxSaved = 16 << 20
+
+// File keeps a Saved in a file, on a tmpfs, since it is void after a reboot.
+type File struct {
+	Path string
+	Boot string // of this boot
+}
+
+// Load returns nil if there is nothing of this boot. A file that cannot be read is
+// an error, and must not be taken for none.
+func (f File) Load() (*Saved, error) {
+	r, err := os.Open(f.Path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	b, err := io.ReadAll(io.LimitReader(r, maxSaved+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(b) > maxSaved {
+		return nil, fmt.Errorf("%s has more than %d bytes, and was not written by vmlockd", f.Path, maxSaved)
+	}
+	var s Saved
+	if err := json.Unmarshal(b, &s); err != nil {
+		return nil, fmt.Errorf("%s: %w", f.Path, err)
+	}
+	if s.Boot != f.Boot {
+		return nil, nil
+	}
+	return &s, nil
+}
+
+// Save replaces the file as a whole: whoever is killed meanwhile leaves the old
+// one or the new one.
+func (f File) Save(s Saved) error {
+	s.Boot = f.Boot
+	b, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	fresh := filepath.Join(filepath.Dir(f.Path), "."+filepath.Base(f.Path)+".new")
+	if err := os.WriteFile(fresh, b, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(fresh, f.Path)
+}
+
+// save is what a ledger has to survive.
+func (l *ledger) save(s *Saved) {
+	s.Entered, s.Ring, s.Known, s.Words, s.Facts = l.entered, l.ring, l.known, l.words, l.list()
+	s.Confirmed = s.Confirmed[:0]
+	for node := range l.confirmed {
+		s.Confirmed = append(s.Confirmed, node)
+	}
+}
+
+// restore is the opposite.
+func (l *ledger) restore(s *Saved) {
+	l.entered, l.ring = s.Entered, s.Ring
+	l.restored, l.restoredAt = true, s.At
+	for node, seen := range s.Known {
+		l.known[node] = seen
+	}
+	for node, w := range s.Words {
+		l.words[node] = w
+	}
+	for _, f := range s.Facts {
+		l.facts[f.Node] = f
+	}
+	for _, node := range s.Confirmed {
+		l.confirmed[node] = struct{}{}
+	}
+}

@@ -1,0 +1,172 @@
+package guard
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// dogState is what the guard knows of its watchdog.
+type dogState struct {
+	open bool
+	left bool   // an earlier daemon has left it open, so it runs down
+	err  string // what the log was told last
+}
+
+func (d dogState) text(configured bool) string {
+	switch {
+	case !configured:
+		return ""
+	case d.err != "":
+		return d.err
+	case d.open:
+		return "open"
+	}
+	return "closed"
+}
+
+// lockedDog feeds the watchdog while there is something to protect and the promise
+// is kept, and disarms it when there is nothing any more.
+func (g *Guard) lockedDog(v view, mode Mode) {
+	if g.o.Dog == nil {
+		return
+	}
+	if mode != Freeze || len(g.owners) == 0 && len(g.frozen) == 0 {
+		if g.dog.left {
+			// The earlier daemon did not live to disarm it.
+			g.dog = dogState{open: g.o.Dog.Feed() == nil}
+		}
+		g.lockedDisarm()
+		return
+	}
+	if !g.lockedKept(v) {
+		return // the host is reset, unless it can be kept yet
+	}
+	err := g.o.Dog.Feed()
+	if err == nil {
+		if !g.dog.open {
+			g.log.Info("watchdog is armed: it resets this host if vmlockd does not keep its promise", "event", "guard-watchdog")
+		}
+		g.dog = dogState{open: true}
+		return
+	}
+	if text := err.Error(); g.dog.err != text {
+		g.dog.err = text
+		g.log.Error("the watchdog cannot be used; this host is not reset if vmlockd hangs", "event", "guard-watchdog", "reason", err)
+	}
+}
+
+func (g *Guard) lockedDisarm() {
+	if !g.dog.open {
+		g.dog.err = ""
+		return
+	}
+	if err := g.o.Dog.Disarm(); err != nil {
+		if g.dog.err != err.Error() {
+			g.dog.err = err.Error()
+			g.log.Error("the watchdog cannot be disarmed: this host may be reset", "event", "guard-watchdog", "reason", err)
+		}
+		return
+	}
+	g.dog = dogState{}
+	g.log.Info("watchdog is disarmed", "event", "guard-watchdog")
+}
+
+// lockedKept reports whether the promise is kept at this moment.
+func (g *Guard) lockedKept(v view) bool {
+	if g.lost == "" || g.timing.Known() && v.at <= v.proven+g.timing.Lease()+stopTime {
+		return true
+	}
+	for _, o := range g.owners {
+		if f := g.frozen[ownerKey{o.PID, o.Start}]; f == nil || !f.stopped {
+			return false
+		}
+	}
+	for _, f := range g.frozen {
+		if !f.stopped || f.wish != WishFreeze && v.at >= f.Deadline+killTime {
+			return false
+		}
+	}
+	return true
+}
+
+// Disarm closes the watchdog before the daemon stops. It is after Run.
+func (g *Guard) Disarm() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.o.Dog != nil {
+		g.lockedDisarm()
+	}
+}
+
+// Device is a watchdog of the kernel (Documentation/watchdog/watchdog-api.rst).
+type Device struct {
+	Path    string
+	Timeout time.Duration // whole seconds
+
+	mu sync.Mutex
+	f  *os.File
+}
+
+// magicClose is what says that a close is meant (watchdog-api.rst).
+const (
+	magicClose = "V"
+)
+
+// Feed opens the device if it is not open. A device that others have open cannot
+// be: the error says so, and it is tried again the next time.
+func (d *Device) Feed() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.f == nil {
+		if err := d.lockedOpen(); err != nil {
+			return err
+		}
+	}
+	if _, err := d.f.Write([]byte{0}); err != nil {
+		return fmt.Errorf("%s: %w", d.Path, err)
+	}
+	return nil
+}
+
+func (d *Device) lockedOpen() error {
+	f, err := os.OpenFile(d.Path, os.O_WRONLY, 0)
+	if errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("%s belongs to another program already (sbd, wdmd, watchdog-mux?): leave guard.watchdog empty, or give vmlockd a device of its own: %w", d.Path, err)
+	}
+	if err != nil {
+		return err
+	}
+	want := int(d.Timeout / time.Second)
+	if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.WDIOC_SETTIMEOUT, want); err != nil {
+		return errors.Join(fmt.Errorf("%s does not take a timeout of %v: %w", d.Path, d.Timeout, err), closeMagic(f))
+	}
+	// Drivers round as they can.
+	if got, err := unix.IoctlGetInt(int(f.Fd()), unix.WDIOC_GETTIMEOUT); err != nil || got > want {
+		return errors.Join(fmt.Errorf("%s has made a timeout of %d s of %v (%v): set guard.watchdog_timeout to what it can do", d.Path, got, d.Timeout, err), closeMagic(f))
+	}
+	d.f = f
+	return nil
+}
+
+// Disarm closes the device with the letter that says that it is meant so. A driver
+// that was told never to stop (nowayout) resets the host all the same.
+func (d *Device) Disarm() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.f == nil {
+		return nil
+	}
+	f := d.f
+	d.f = nil
+	return closeMagic(f)
+}
+
+func closeMagic(f *os.File) error {
+	_, err := f.WriteString(magicClose)
+	return errors.Join(err, f.Close())
+}
