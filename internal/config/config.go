@@ -35,6 +35,7 @@ type Config struct {
 	MaxClients     int      `toml:"max_clients"`     // 1 to 1,000,000 open connections
 	AuditLog       string   `toml:"audit_log"`       // absolute path of the file with what operators forced
 	Cluster        Cluster  `toml:"cluster"`
+	Guard          Guard    `toml:"guard"`
 	Log            Log      `toml:"log"`
 	Metrics        Metrics  `toml:"metrics"`
 }
@@ -86,6 +87,7 @@ func Default() Config {
 		MaxClients:     4096,
 		AuditLog:       filepath.Join(logDir(os.Geteuid(), os.Getenv), "vmlockd", "audit.log"),
 		Cluster:        Cluster{Lockspace: "vmlockd"},
+		Guard:          defaultGuard(),
 		Log:            Log{Level: "info", Format: "auto"},
 	}
 }
@@ -202,7 +204,7 @@ func (c *Config) problems() (list []problem) {
 	if n := c.Cluster.Lockspace; n == "" || len(n) > maxLockspaceName || strings.Trim(n, lockspaceChars) != "" {
 		add("cluster.lockspace", "%q cannot name a lockspace: use 1 to %d letters, digits, '-' and '_'", n, maxLockspaceName)
 	}
-	return list
+	return append(list, c.Guard.problems()...)
 }
 
 const (

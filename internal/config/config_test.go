@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 func TestMistakes(t *testing.T) {
@@ -39,6 +41,14 @@ func TestMistakes(t *testing.T) {
 		{"metrics without a port", "metrics.listen = \"127.0.0.1\"\n", []string{"f.toml:1: metrics.listen", "no address"}},
 		{"metrics on any port", "metrics.listen = \"[::1]:0\"\n", []string{"f.toml:1: metrics.listen", "no port"}},
 		{"metrics on every address", "metrics.listen = \":9185\"\n", []string{"f.toml:1: metrics.listen", "no address"}},
+		{"guard mode", "[guard]\nmode = \"on\"\n", []string{"f.toml:2: guard.mode", `"on"`, `"freeze"`}},
+		{"guard hold-off", "[guard]\nhold_off = \"5s\"\n", []string{"f.toml:2: guard.hold_off", "guard.grace"}},
+		{"guard grace", "guard.grace = \"11m\"\n", []string{"f.toml:1: guard.grace", "0s to 10m"}},
+		{"guard watchdog", "[guard]\nwatchdog = \"watchdog\"\nwatchdog_timeout = \"5500ms\"\n", []string{"f.toml:2: guard.watchdog:", "f.toml:3: guard.watchdog_timeout", "whole seconds"}},
+		{"guard on loss", "[guard]\non_loss = \"pause\"\n", []string{"f.toml:2: guard.on_loss", `"freeze"`}},
+		{"guard vm", "[[guard.vm]]\nname = \"a\"\nuuid = \"b\"\non_loss = \"kill\"\n", []string{"f.toml:1: guard.vm", "either name or uuid"}},
+		{"guard vm uuid", "[[guard.vm]]\nuuid = \"b\"\non_loss = \"\"\n", []string{"guard.vm", "uuid \"b\" is none", "on_loss"}},
+		{"guard vm key", "[[guard.vm]]\nnames = \"b\"\n", []string{"f.toml:2: guard.vm.names", "no such key"}},
 		{"syntax", "backend = \n", []string{"f.toml:1"}},
 		{"twice", "backend = \"local\"\nbackend = \"local\"\n", []string{"f.toml:2", "backend"}},
 		{"two mistakes", "max_clients = 0\nsockets = 1\n", []string{"f.toml:1: max_clients", "f.toml:2: sockets"}},
@@ -77,22 +87,37 @@ lockspace = "vms"
 [log]
 level = "debug"
 format = "json"
+[guard]
+mode = "freeze"
+grace = "5s"
+hold_off = "1m"
+watchdog = "/dev/watchdog1"
+watchdog_timeout = "15s"
+on_loss = "freeze"
+[[guard.vm]]
+name = "web"
+on_loss = "ignore"
+[[guard.vm]]
+uuid = "c7a5fdbd-edaf-9455-926a-d65c16db1809"
+on_loss = "kill"
 `))
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := Config{Backend: BackendCluster, Socket: "/run/x", ControlSocket: "/run/y/control.sock", RunDir: "/run/y", RequestTimeout: Duration(3 * time.Second), MaxClients: 1024,
 		AuditLog: "/a", Metrics: Metrics{Listen: "[::1]:9185"},
-		Cluster: Cluster{Lockspace: "vms"}, Log: Log{Level: "debug", Format: "json"}}
-	if c != want {
-		t.Fatalf("got %+v\nwant %+v", c, want)
+		Cluster: Cluster{Lockspace: "vms"}, Log: Log{Level: "debug", Format: "json"},
+		Guard: Guard{Mode: GuardFreeze, Grace: Duration(5 * time.Second), HoldOff: Duration(time.Minute), Watchdog: "/dev/watchdog1", WatchdogTimeout: Duration(15 * time.Second),
+			OnLoss: OnLossFreeze, VM: []GuardVM{{Name: "web", OnLoss: OnLossIgnore}, {UUID: "c7a5fdbd-edaf-9455-926a-d65c16db1809", OnLoss: OnLossKill}}}}
+	if d := cmp.Diff(want, c); d != "" {
+		t.Fatalf("wanted (-), got (+):\n%s", d)
 	}
 }
 
 func TestFileMayBeAbsentUnlessNamed(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "none.toml")
 	c, err := Load(path, true)
-	if err != nil || c != Default() {
+	if err != nil || !cmp.Equal(c, Default()) {
 		t.Fatalf("an absent default file: %+v, %v", c, err)
 	}
 	if _, err := Load(path, false); !errors.Is(err, os.ErrNotExist) {

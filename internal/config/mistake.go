@@ -77,6 +77,9 @@ func keyTypes() map[string]string {
 			switch {
 			case f.Type == reflect.TypeFor[Duration]():
 				keys[name] = `a duration in quotes like "10s"`
+			case f.Type.Kind() == reflect.Slice:
+				keys[name] = "tables [[" + name + "]]"
+				walk(name+".", f.Type.Elem())
 			case f.Type.Kind() == reflect.Struct:
 				keys[name] = "a table [" + name + "]"
 				walk(name+".", f.Type)

@@ -58,6 +58,7 @@ type Manager struct {
 	owners     map[int32]*owner
 	underway   map[*Waiter]struct{} // requests for locks
 	draining   bool
+	holding    holding             // for HoldingProcesses
 	returners  map[*owner]struct{} // who has something in returning
 	unseen     []*owner            // who could not be looked at after a restart, and may be alive or gone
 	departed   tombstones

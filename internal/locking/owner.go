@@ -255,6 +255,7 @@ func (m *Manager) lockedOwnerGone(o *owner) {
 		return
 	}
 	o.gone = true
+	m.holding = holding{}
 	delete(m.returners, o)
 	if m.owners[o.pid] == o {
 		delete(m.owners, o.pid)

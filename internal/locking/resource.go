@@ -93,6 +93,7 @@ func (m *Manager) leave(r *resource) {
 }
 
 func (m *Manager) lockedAddHold(r *resource, h *hold) {
+	m.holding = holding{}
 	r.holds = append(r.holds, h)
 	m.byRef[h.ref] = r
 	if h.owner.holds == nil {
@@ -103,6 +104,7 @@ func (m *Manager) lockedAddHold(r *resource, h *hold) {
 }
 
 func (m *Manager) lockedRemoveHold(r *resource, h *hold) {
+	m.holding = holding{}
 	i := slices.Index(r.holds, h)
 	r.holds = slices.Delete(r.holds, i, i+1)
 	if !slices.ContainsFunc(r.holds, func(o *hold) bool { return o.ref == h.ref }) {

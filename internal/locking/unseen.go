@@ -23,6 +23,7 @@ func (m *Manager) lockedUnseen(o *owner, start uint64) {
 // lockedSeen settles what became of unseen owners, now that it is known who has
 // their pid: now, who has a process, or nobody if it is nil.
 func (m *Manager) lockedSeen(pid int32, now *owner) {
+	m.holding = holding{}
 	m.unseen = slices.DeleteFunc(m.unseen, func(o *owner) bool {
 		if o.pid != pid {
 			return false

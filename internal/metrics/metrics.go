@@ -31,6 +31,7 @@ import (
 var Causes = []string{
 	"recovering", "quorum", "fencing", "merge", "controld_silent", "controld_gone", "joining",
 	"draining", "timeout", "lost", "journal", "stopping",
+	"hold_off", "guard_lost", "guard_start", "guard_unsafe",
 }
 
 // What a request was refused for, other than a cause.

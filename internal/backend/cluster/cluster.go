@@ -57,6 +57,10 @@ type Options struct {
 	// Peers are asked who holds what was refused; nil means that there is nobody to
 	// ask, and refusals say what the holder has published.
 	Peers Peers
+	// Admit says whether a lock that the DLM has granted may be told to who asked; if
+	// not it is given back, and the error is why. It is asked before the DLM is asked as
+	// well. It may be nil.
+	Admit func(ctx context.Context) error
 	// NodeName is the name of a host by its number in the cluster, "" if it is not
 	// known; it returns at once. It may be nil.
 	NodeName func(node uint32) string
@@ -81,6 +85,7 @@ type Backend struct {
 	publisher *publisher
 	peers     Peers // may be nil
 	nodeName  func(uint32) string
+	admit     func(context.Context) error
 	lookUps   chan struct{} // has a token for each look-up under way
 
 	mu        sync.Mutex // guards what follows
@@ -119,6 +124,10 @@ func New(o Options) (*Backend, error) {
 	b.asker = &asker{client: b.controld, ctx: ctx, work: &b.work}
 	b.watch = newWatch(b.name, b.look, b.asker, o.Holders, b.log)
 	b.publisher = newPublisher(b)
+	b.admit = o.Admit
+	if b.admit == nil {
+		b.admit = func(context.Context) error { return nil }
+	}
 	b.peers, b.nodeName, b.lookUps = o.Peers, o.NodeName, make(chan struct{}, lookUps)
 	if b.goOn(o.Earlier) {
 		close(b.joined)
@@ -383,7 +392,34 @@ func (h *handle) Lock(ctx context.Context, mode locking.Mode) error {
 		return err
 	}
 	h.lock, h.mode = l, mode
+	if err := h.b.admit(r.ctx); err != nil {
+		h.undo(r.ctx)
+		return h.unavailable(err)
+	}
 	return nil
+}
+
+// undo gives back what was granted and must not be told. It is done in the
+// background if that takes longer than ctx.
+func (h *handle) undo(ctx context.Context) {
+	select {
+	case <-h.b.finish(h):
+	case <-ctx.Done():
+	}
+}
+
+// Prove converts the lock to the mode that it has, which the kernel does only for
+// a lock that this process holds, by its id.
+func (h *handle) Prove(ctx context.Context) error {
+	if h.lock == nil {
+		return errUnanswered
+	}
+	r := h.b.watch.begin(ctx, true)
+	defer r.end()
+	if err := r.waitRunning(); err != nil {
+		return err
+	}
+	return h.lock.Convert(r.ctx, modeOf(h.mode), dlm.ConvertOptions{NoQueue: true})
 }
 
 func (h *handle) request(r *request, mode locking.Mode) (*dlm.Lock, error) {
@@ -396,6 +432,9 @@ func (h *handle) request(r *request, mode locking.Mode) (*dlm.Lock, error) {
 	}
 	if err := r.waitRunning(); err != nil {
 		return nil, err
+	}
+	if err := h.b.admit(r.ctx); err != nil {
+		return nil, h.unavailable(err)
 	}
 	beforeLock.Pass()
 	defer afterLock.Pass()

@@ -1,0 +1,107 @@
+package locking
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// HoldingProcess is a process that has locks.
+type HoldingProcess struct {
+	Owner Owner  // as it registered for the oldest of them
+	Start uint64 // Process.StartTime; 0 if no process was found for it
+}
+
+// Prover is what a Handle may be as well.
+type Prover interface {
+	// Prove returns nil if whoever grants locks says at this moment that the handle's
+	// lock is held. The lock stays held in any case.
+	Prove(ctx context.Context) error
+}
+
+// HoldingProcesses lists who has locks and is not gone, in no order. The caller
+// must not change the list, which is made anew only when it differs.
+func (m *Manager) HoldingProcesses() []HoldingProcess {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.holding.valid {
+		return m.holding.list
+	}
+	list := []HoldingProcess{}
+	seen := map[*owner]struct{}{}
+	for _, r := range m.resources {
+		for _, h := range r.holds {
+			if _, ok := seen[h.owner]; ok || h.owner.gone {
+				continue
+			}
+			seen[h.owner] = struct{}{}
+			list = append(list, HoldingProcess{Owner: *h.info, Start: h.owner.lockedStart()})
+		}
+	}
+	m.holding.list, m.holding.valid = list, true
+	return list
+}
+
+// holding remembers HoldingProcesses until something changes.
+type holding struct {
+	valid bool
+	list  []HoldingProcess
+}
+
+func (o *owner) lockedStart() uint64 {
+	if o.proc != nil {
+		return o.proc.StartTime()
+	}
+	return o.start
+}
+
+// Prove has the backend prove every lock of a process. It returns nil only if it
+// has any, and all of them are held. The error may be that of ctx.
+func (m *Manager) Prove(ctx context.Context, pid int32, start uint64) error {
+	var list []*resource
+	m.mu.Lock()
+	for _, r := range m.resources {
+		for _, h := range r.holds {
+			if h.owner.pid == pid && h.owner.lockedStart() == start {
+				r.users++
+				list = append(list, r)
+				break
+			}
+		}
+	}
+	m.mu.Unlock()
+	if len(list) == 0 {
+		return errors.New("it holds no lock any more")
+	}
+	var failed error
+	for _, r := range list {
+		if failed == nil {
+			failed = m.proveOne(ctx, r, pid)
+		}
+		m.leave(r)
+	}
+	return failed
+}
+
+func (m *Manager) proveOne(ctx context.Context, r *resource, pid int32) error {
+	if err := r.enter(ctx); err != nil {
+		return fmt.Errorf("another operation on it has not ended: %w", err)
+	}
+	defer r.exit()
+	m.mu.Lock()
+	handle, lost, held := r.handle, r.lost, false
+	for _, h := range r.holds {
+		held = held || h.owner.pid == pid
+	}
+	m.mu.Unlock()
+	p, ok := handle.(Prover)
+	switch {
+	case !held:
+		return errors.New("it was given back meanwhile")
+	case lost != nil:
+		return lost
+	case !ok:
+		return errors.New("this backend cannot prove that a lock is held")
+	}
+	return p.Prove(ctx)
+}
