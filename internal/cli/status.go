@@ -42,6 +42,9 @@ func (p *page) status(st control.Status) {
 		row("quorum", "%s", p.good(c.Quorate, control.Yes))
 		fencing := map[string]string{control.Yes: "on", control.No: "off", control.Unknown: "unknown"}[c.Fencing]
 		row("fencing", "%s", p.good(fencing, "on"))
+		if g := c.Guard; g != nil {
+			p.guard(row, *g)
+		}
 		text := p.good(c.Lockspace.State, control.LockspaceRunning)
 		if c.Lockspace.WaitsFor != "" {
 			text += ": " + clean(c.Lockspace.WaitsFor)
@@ -70,6 +73,26 @@ func (p *page) status(st control.Status) {
 		for _, w := range st.Warnings {
 			p.line("%s %s", p.paint(red, "warning:"), clean(w.Message))
 		}
+	}
+}
+
+// guard says what the guard does, and to whom.
+func (p *page) guard(row func(name, format string, args ...any), g control.GuardState) {
+	text := p.good(g.Mode, g.Mode)
+	switch {
+	case g.Mode == "off":
+		text = p.paint(red, "off")
+	case g.Lost != "":
+		text += ", " + p.paint(red, "the cluster is lost: "+clean(g.Lost))
+	case g.Mode == "freeze":
+		text += fmt.Sprintf(", grace %.0f s, hold-off %.0f s (%.1f s at least)", g.Grace, g.HoldOff, g.Least)
+	}
+	if g.Watchdog != "" {
+		text += ", watchdog " + clean(g.Watchdog)
+	}
+	row("guard", "%s", text)
+	for _, vm := range g.Stopped {
+		row("stopped", "%s (pid %d), killed in %.0f s", clean(vm.VM), vm.PID, vm.Left)
 	}
 }
 

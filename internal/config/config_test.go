@@ -18,7 +18,7 @@ func TestMistakes(t *testing.T) {
 	}{
 		{"unknown key", "backend = \"local\"\nbackand = \"x\"\n", []string{"f.toml:2: backand: there is no such key", "request_timeout"}},
 		{"unknown key in a table", "[log]\nlevel = \"info\"\ncolour = true\n", []string{"f.toml:3: log.colour: there is no such key"}},
-		{"unknown table", "\n[guard]\nmode = \"off\"\n", []string{"f.toml:2: guard", "f.toml:3: guard.mode"}},
+		{"unknown table", "\n[guards]\nmode = \"off\"\n", []string{"f.toml:2: guards", "f.toml:3: guards.mode"}},
 		{"dotted unknown key", "log.color = 1\n", []string{"f.toml:1: log.color"}},
 		{"wrong type", "\nmax_clients = \"many\"\n", []string{"f.toml:2: max_clients: wrong type: this is string, and a whole number without quotes is wanted"}},
 		{"wrong type in a table", "[log]\nlevel = 5\n", []string{"f.toml:2: log.level: wrong type", "a text in quotes is wanted"}},

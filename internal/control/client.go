@@ -154,6 +154,12 @@ func (c *Client) Drain(ctx context.Context, q DrainRequest) (d Drain, err error)
 	return d, err
 }
 
+// ConfirmDead says that a node is off.
+func (c *Client) ConfirmDead(ctx context.Context, q ConfirmDeadRequest) (d ConfirmedDead, err error) {
+	err = c.call(ctx, http.MethodPost, "/v1/confirm-dead", nil, q, &d)
+	return d, err
+}
+
 // Watch calls f with each line of /v1/events until ctx ends, the daemon goes
 // away, or f returns an error, which is then its own. begun is called when the
 // daemon has accepted. Unless ctx ended it never returns nil.

@@ -201,6 +201,9 @@ func (s *Server) audited(a Action) {
 
 func (a Action) attrs() []any {
 	attrs := []any{"user", a.Who.Login, "uid", a.Who.UID, "by_pid", a.Who.PID, "why", a.Reason}
+	if a.Node != 0 {
+		attrs = append(attrs, "node", a.Node)
+	}
 	if a.What == "release" {
 		attrs = append(attrs, "lockspace", a.Ref.Lockspace, "name", a.Ref.Name, "forced", a.Forced, "holders", len(a.Holders))
 		if len(a.Holders) > 0 {

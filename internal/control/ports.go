@@ -67,9 +67,10 @@ type Auditor interface {
 // empty Outcome, and afterwards.
 type Action struct {
 	Time    time.Time
-	What    string // "release", "drain" or "undrain"
+	What    string // "release", "drain", "undrain" or "confirm-dead"
 	Forced  bool   // it was done although owners may be alive
 	Ref     locking.Ref
+	Node    uint32           // that is said to be off; 0 if it is about something else
 	Holders []locking.Holder // who loses, or lost, the lock
 	Who     Caller
 	Reason  string // what the operator says why; may be empty unless Forced

@@ -47,6 +47,7 @@ type Options struct {
 	Events  *Events
 	Cluster Backend // nil in local mode
 	Peers   Peers   // nil in local mode, and where they are not asked
+	Guard   Guard   // nil where nothing is guarded
 	Audit   Auditor // nil: actions are only in the log
 	// Warnings adds to those that the Server finds itself; it must return at once.
 	// It may be nil.
@@ -85,6 +86,8 @@ func New(o Options) *Server {
 		"/v1/events":  {http.MethodGet: s.events},
 		"/v1/release": {http.MethodPost: s.release},
 		"/v1/drain":   {http.MethodGet: s.drained, http.MethodPost: s.drain},
+
+		"/v1/confirm-dead": {http.MethodPost: s.confirmDead},
 	}
 	for path, h := range o.More {
 		s.routes[path] = map[string]http.HandlerFunc{http.MethodGet: h.ServeHTTP}

@@ -21,6 +21,8 @@ const (
 	WarnDraining      = "draining"       // this host grants nothing new
 	WarnVersions      = "versions"       // nodes run different versions
 	WarnConfiguration = "configurations" // nodes have different configurations
+	WarnGuard         = "guard"          // this host has lost the cluster, or its guard is not safe
+	WarnHoldOff       = "hold_off"       // a node has vanished, and nothing new is granted
 	WarnSilent        = "silent"         // a node is there and does not answer
 )
 
@@ -63,6 +65,32 @@ func (s *Server) Status(ctx context.Context) Status {
 		st.Warnings = append(st.Warnings, s.o.Warnings()...)
 	}
 	return st
+}
+
+// warnGuard is what an operator should know of the guard.
+func (st *Status) warnGuard(g GuardState) {
+	add := func(code, format string, args ...any) {
+		st.Warnings = append(st.Warnings, Warning{code, fmt.Sprintf(format, args...)})
+	}
+	if g.Unsafe != "" {
+		add(WarnGuard, "nothing new is granted: %s", g.Unsafe)
+	}
+	if g.Lost != "" {
+		add(WarnGuard, "this host has lost the cluster, its virtual machines are stopped (%d) and will be killed: %s", len(g.Stopped), g.Lost)
+	}
+	if g.Mode == "freeze" && !g.Promise {
+		add(WarnGuard, "not everything that owns a lock here would be stopped if this host lost the cluster, and the other hosts know that: see on_loss in the configuration, and owners without a process")
+	}
+	for _, v := range g.Vanished {
+		until := fmt.Sprintf("for %.0f seconds more", v.Left)
+		if v.Forever {
+			until = "until it is back"
+		}
+		add(WarnHoldOff, "node %d has vanished and may still use its disks: nothing new is granted %s, or until 'vmlockctl confirm-dead %d' says that it is off", v.NodeID, until, v.NodeID)
+	}
+	if w := g.Watchdog; w != "" && w != "open" && w != "closed" {
+		add(WarnGuard, "the watchdog cannot be used: %s", w)
+	}
 }
 
 func counts(held []locking.Holder) (c Counts) {
@@ -123,6 +151,9 @@ func (st *Status) warn(peers []PeerMember) {
 		if c.Fencing == No && !c.Guarded {
 			add(WarnUnprotected, "unprotected: fencing is off (enable_fencing=0) and nothing guards this host: if it is cut off from the cluster, "+
 				"other hosts get its locks while its virtual machines go on writing")
+		}
+		if g := c.Guard; g != nil {
+			st.warnGuard(*g)
 		}
 		if c.Error != "" {
 			add(WarnNoAnswer, "%s", c.Error)

@@ -165,6 +165,7 @@ type Cluster struct {
 	Quorate   string        `json:"quorate"` // Yes, No or Unknown
 	Fencing   string        `json:"fencing"` // whether it is enabled: Yes, No or Unknown
 	Guarded   bool          `json:"guarded"` // something keeps a host that is cut off from writing
+	Guard     *GuardState   `json:"guard,omitempty"`
 	Lockspace DLMLockspace  `json:"lockspace"`
 	Nodes     []ClusterNode `json:"-"` // in Status.Members
 	Error     string        `json:"error,omitempty"`

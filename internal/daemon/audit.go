@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"time"
 
@@ -40,6 +41,9 @@ func (a auditor) Audit(ctx context.Context, c control.Action) error {
 	}
 	if c.Ref != (locking.Ref{}) {
 		r.Target = strings.TrimPrefix(c.Ref.Lockspace+" "+c.Ref.Name, " ")
+	}
+	if c.Node != 0 {
+		r.Target = fmt.Sprintf("node %d", c.Node)
 	}
 	if r.Target == "" {
 		r.Target = "this host"

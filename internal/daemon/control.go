@@ -29,7 +29,10 @@ func (i *instance) startControl() {
 		Audit: auditor{i.audit}, More: map[string]http.Handler{"/metrics": i.metrics.Handler()},
 	}
 	if b, ok := i.backend.(dlmLocks); ok {
-		o.Cluster = clusterState{b.Backend}
+		o.Cluster = clusterState{b.Backend, i.guard}
+	}
+	if i.guard != nil {
+		o.Guard = i.guard
 	}
 	if i.others != nil {
 		o.Peers = forOperators{i.others}
@@ -62,7 +65,10 @@ func (i *instance) observe() func(locking.Event) {
 }
 
 // clusterState is a cluster backend as the control socket shows it.
-type clusterState struct{ *cluster.Backend }
+type clusterState struct {
+	*cluster.Backend
+	guard *guarding
+}
 
 func (c clusterState) Cluster(ctx context.Context) control.Cluster {
 	st := c.Status(ctx)
@@ -89,6 +95,7 @@ func (c clusterState) Cluster(ctx context.Context) control.Cluster {
 	if st.Fencing != nil {
 		out.Fencing = yesNo(*st.Fencing)
 	}
+	out.Guard, out.Guarded = c.guard.state()
 	switch {
 	case st.Err != nil:
 		out.Error = st.Err.Error()

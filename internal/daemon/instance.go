@@ -60,28 +60,30 @@ type backend interface {
 
 // instance is all parts of one daemon, from start to stop or handover.
 type instance struct {
-	log      *slog.Logger
-	cfg      config.Config
-	backend  backend
-	journal  *journal.Journal
-	locks    *locking.Manager
-	version  string
-	metrics  *metrics.Metrics
-	starts   metrics.Starts
-	hide     context.CancelFunc // ends showing metrics on loopback
-	audit    *audit.Log
-	events   control.Events
-	drain    *drainer
-	others   *others                         // nil in local mode, and without corosync's libraries
-	control  *control.Server                 // nil if it is not served
-	table    atomic.Pointer[locking.Manager] // locks, for parts that were made before it
-	server   *rpc.Server
-	listener *net.UnixListener
-	serving  sync.WaitGroup
-	tidy     *tidier
-	failed   chan error   // what made serving end by itself
-	waiting  atomic.Value // string: the part that is being closed
-	doubt    bool         // the journal was damaged: there may be locks that it does not tell of
+	log       *slog.Logger
+	cfg       config.Config
+	backend   backend
+	journal   *journal.Journal
+	locks     *locking.Manager
+	version   string
+	metrics   *metrics.Metrics
+	starts    metrics.Starts
+	hide      context.CancelFunc // ends showing metrics on loopback
+	audit     *audit.Log
+	events    control.Events
+	drain     *drainer
+	others    *others   // nil in local mode, and without corosync's libraries
+	guard     *guarding // nil where nothing is guarded
+	admission admission
+	control   *control.Server                 // nil if it is not served
+	table     atomic.Pointer[locking.Manager] // locks, for parts that were made before it
+	server    *rpc.Server
+	listener  *net.UnixListener
+	serving   sync.WaitGroup
+	tidy      *tidier
+	failed    chan error   // what made serving end by itself
+	waiting   atomic.Value // string: the part that is being closed
+	doubt     bool         // the journal was damaged: there may be locks that it does not tell of
 }
 
 // start brings up everything, with the connections of an earlier instance if
@@ -97,7 +99,11 @@ func start(c config.Config, version string, log *slog.Logger, from *state) (i *i
 		return i, fmt.Errorf("make run_dir: %w", err)
 	}
 	i.others = meetOthers(c, version, i.holders, log)
-	if i.backend, err = newBackend(c, log, i.holders, i.others, from.keptLocks(), from.closer()); err != nil {
+	i.admission.off = !guarded(c)
+	if i.backend, err = newBackend(c, log, i.holders, i.others, i.admission.admit, from.keptLocks(), from.closer()); err != nil {
+		return i, err
+	}
+	if err := i.startGuard(); err != nil {
 		return i, err
 	}
 	if err := from.keptLocks().discard(); err != nil {
@@ -119,6 +125,7 @@ func start(c config.Config, version string, log *slog.Logger, from *state) (i *i
 	i.table.Store(i.locks)
 	i.drain = openDrainer(c.RunDir, i.locks, i.others.drains, log)
 	i.takeBack(found)
+	i.guard.run()
 	if i.listener, err = from.listen(c.Socket); err != nil {
 		return i, err
 	}
@@ -138,14 +145,14 @@ func start(c config.Config, version string, log *slog.Logger, from *state) (i *i
 	return i, nil
 }
 
-func newBackend(c config.Config, log *slog.Logger, holders func() []locking.Holder, o *others, kept *keptLocks, earlier int) (backend, error) {
+func newBackend(c config.Config, log *slog.Logger, holders func() []locking.Holder, o *others, admit func(context.Context) error, kept *keptLocks, earlier int) (backend, error) {
 	if c.Backend == config.BackendCluster {
 		last, err := closer.NewGuard(c.RunDir, c.Cluster.Lockspace, earlier)
 		if err != nil {
 			return nil, err
 		}
 		options := cluster.Options{
-			Lockspace: c.Cluster.Lockspace, Log: log, Holders: holders, Earlier: kept.takeCluster(), LastClose: last, NodeName: o.name,
+			Lockspace: c.Cluster.Lockspace, Log: log, Holders: holders, Earlier: kept.takeCluster(), LastClose: last, NodeName: o.name, Admit: admit,
 		}
 		if o != nil {
 			options.Peers = forRefusals{o}
@@ -290,6 +297,7 @@ func (i *instance) abandon() {
 		i.listener.Close()
 	}
 	i.within("the group of lock daemons", i.others.close)
+	i.within("the guard", func(ctx context.Context) error { return i.guard.close(ctx, false) })
 	i.close(false)
 }
 
@@ -301,7 +309,16 @@ func (i *instance) stop() {
 	i.within("the connections", i.server.Shutdown)
 	i.serving.Wait()
 	i.noteStop()
+	i.waiting.Store("processes that are stopped")
+	i.guard.settle()
 	held := i.locks.Holders()
+	if len(held) == 0 && !i.doubt {
+		i.guard.leave()
+	}
+	i.within("the guard", func(ctx context.Context) error { return i.guard.close(ctx, true) })
+	if len(held) > 0 && i.guard != nil {
+		i.log.Warn("nothing guards the virtual machines of this host until vmlockd is started again, and other hosts are told so", "locks", len(held))
+	}
 	if len(held) > 0 {
 		i.log.Warn("stopping while locks are held: they stay held, nobody else can use these disks, and vmlockd takes the locks back when it is started again", "event", "stopped-holding", "locks", len(held))
 	}
@@ -351,6 +368,7 @@ func (i *instance) handOver(version int) (*state, error) {
 	// These first, while requests are still served.
 	i.stopControl()
 	i.within("the group of lock daemons", i.others.close)
+	i.within("the guard", func(ctx context.Context) error { return i.guard.close(ctx, false) })
 	file, err := i.listener.File()
 	if err != nil {
 		return nil, err

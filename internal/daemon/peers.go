@@ -53,7 +53,7 @@ func meetOthers(c config.Config, version string, holders func() []locking.Holder
 	host, _ := os.Hostname()
 	o := &others{
 		cancel: cancel,
-		self:   peers.Info{Name: host, Version: version, Digest: digest(c), Guard: "none", Started: time.Now()},
+		self:   peers.Info{Name: host, Version: version, Digest: digest(c), Guard: guardWord(c), Started: time.Now()},
 	}
 	o.work.Go(func() {
 		select {
@@ -194,9 +194,19 @@ func (o *others) figures() (f metrics.Peers) {
 	return f
 }
 
+// guardWord is what others are told of the guard for people; what counts its guard
+// tells theirs.
+func guardWord(c config.Config) string {
+	if !guarded(c) {
+		return config.GuardOff
+	}
+	return c.Guard.Mode
+}
+
 // digest tells configurations apart in what has to be the same on all hosts.
 func digest(c config.Config) string {
-	sum := sha256.Sum256([]byte("1\x00" + c.Backend + "\x00" + c.Cluster.Lockspace))
+	g := c.Guard
+	sum := sha256.Sum256(fmt.Appendf(nil, "2\x00%s\x00%s\x00%s\x00%v\x00%v", c.Backend, c.Cluster.Lockspace, g.Mode, g.Grace, g.HoldOff))
 	return hex.EncodeToString(sum[:8])
 }
 

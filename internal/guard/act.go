@@ -195,10 +195,13 @@ func (g *Guard) lockedRestore(f Frozen) {
 	g.lockedStop(r)
 }
 
-// lockedSuspect takes owners that are stopped for ones that an earlier daemon has
+// lookForStopped takes owners that are stopped for ones that an earlier daemon has
 // stopped, when that is not known. Nobody knows until when they may go on.
-func (g *Guard) lockedSuspect() {
-	for _, o := range g.o.Owners() {
+func (g *Guard) lookForStopped() {
+	owners := g.o.Owners()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, o := range owners {
 		if o.Start == 0 {
 			continue
 		}

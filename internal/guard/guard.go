@@ -51,6 +51,7 @@ type Guard struct {
 	leaving bool            // and nothing is held
 	last    Saved
 	failed  string // what the log was told last of saving
+	suspect bool   // what was noted cannot be read
 	dog     dogState
 }
 
@@ -79,7 +80,7 @@ func New(o Options) (*Guard, error) {
 	switch {
 	case err != nil:
 		g.log.Error("what the guard has noted cannot be read: processes that are stopped and own locks will be killed", "reason", err)
-		g.lockedSuspect()
+		g.suspect = true
 	case saved != nil:
 		g.ledger.restore(saved)
 		g.proven, g.dog.left = saved.Proven, saved.Armed
@@ -109,6 +110,9 @@ func (g *Guard) Run(ctx context.Context) error {
 	wg.Go(func() { g.listen(work) })
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
+	if g.suspect {
+		g.lookForStopped()
+	}
 	for {
 		g.step(work, &wg)
 		select {

@@ -56,7 +56,7 @@ func (g *Guard) lockedDog(v view, mode Mode) {
 	}
 	if text := err.Error(); g.dog.err != text {
 		g.dog.err = text
-		g.log.Error("the watchdog cannot be used; this host is not reset if vmlockd hangs", "event", "guard-watchdog", "reason", err)
+		g.log.Error("the watchdog cannot be used; this host is not reset if vmlockd hangs", "event", "guard-failed", "reason", err)
 	}
 }
 
@@ -68,7 +68,7 @@ func (g *Guard) lockedDisarm() {
 	if err := g.o.Dog.Disarm(); err != nil {
 		if g.dog.err != err.Error() {
 			g.dog.err = err.Error()
-			g.log.Error("the watchdog cannot be disarmed: this host may be reset", "event", "guard-watchdog", "reason", err)
+			g.log.Error("the watchdog cannot be disarmed: this host may be reset", "event", "guard-failed", "reason", err)
 		}
 		return
 	}

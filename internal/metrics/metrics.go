@@ -29,9 +29,8 @@ import (
 // Causes are the words of locking.Cause that have a series of their own; others
 // are counted as "other".
 var Causes = []string{
-	"recovering", "quorum", "fencing", "merge", "controld_silent", "controld_gone", "joining",
+	"recovering", "quorum", "fencing", "merge", "controld_silent", "controld_gone", "hold_off", "guard_lost", "guard_start", "guard_unsafe", "joining",
 	"draining", "timeout", "lost", "journal", "stopping",
-	"hold_off", "guard_lost", "guard_start", "guard_unsafe",
 }
 
 // What a request was refused for, other than a cause.

@@ -76,7 +76,7 @@ func startVMLockd(t *testing.T, nodes int) *suite {
 	return start(t, lab.Config{
 		Nodes:         nodes,
 		VMLockd:       binaries.vmlockd,
-		VMLockdConfig: func(int) string { return "backend = \"cluster\"\n" },
+		VMLockdConfig: func(int) string { return "backend = \"cluster\"\nguard.mode = \"off\"\n" },
 	})
 }
 

@@ -26,7 +26,7 @@ func start(t *testing.T, cfg lab.Config) *suite {
 	t.Helper()
 	lab.Need(t, cfg)
 	cfg.VMLockd = lab.Build(t, "github.com/vmlockd/vmlockd/cmd/vmlockd")
-	cfg.VMLockdConfig = func(int) string { return "backend = \"cluster\"\n" }
+	cfg.VMLockdConfig = func(int) string { return "backend = \"cluster\"\nguard.mode = \"off\"\n" }
 	cfg.Binaries = map[string]string{"asker": lab.Build(t, "github.com/vmlockd/vmlockd/tests/deadline/asker")}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	t.Cleanup(cancel)

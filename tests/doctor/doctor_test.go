@@ -66,7 +66,7 @@ var commands = []struct {
 func TestDoctor(t *testing.T) {
 	cfg := lab.Config{
 		Libvirt: true, VMLockd: binaries.vmlockd, Binaries: map[string]string{"vmlockctl": binaries.vmlockctl},
-		VMLockdConfig: func(int) string { return "backend = \"cluster\"\n" },
+		VMLockdConfig: func(int) string { return "backend = \"cluster\"\nguard.mode = \"off\"\n" },
 		Fencing:       lab.ScriptFencing, FenceScript: fenceScript,
 		Files: map[string]string{"/etc/modules-load.d/dlm.conf": "dlm\n"},
 	}

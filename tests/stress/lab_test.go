@@ -39,7 +39,7 @@ func newLab(t *testing.T) *labSystem {
 	t.Cleanup(func() { goleak.VerifyNone(t, ignore) })
 	l := lab.ForTest(t, lab.Config{
 		VMLockd:       vmlockd(t),
-		VMLockdConfig: func(int) string { return "backend = \"cluster\"\n[log]\nlevel = \"warning\"\n" },
+		VMLockdConfig: func(int) string { return "backend = \"cluster\"\nguard.mode = \"off\"\n[log]\nlevel = \"warning\"\n" },
 	})
 	s := &labSystem{lab: l, free: make([][]*lab.Process, len(l.Nodes()))}
 	s.waitDaemons(t)

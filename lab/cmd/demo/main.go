@@ -32,7 +32,7 @@ func main() {
 }
 
 // vmConfig is all the configuration that vmlockd needs on each host.
-const vmConfig = "backend = \"cluster\"\n"
+const vmConfig = "backend = \"cluster\"\nguard.mode = \"off\"\n"
 
 type demo struct {
 	ctx   context.Context

@@ -1,0 +1,114 @@
+package control
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+)
+
+// Guard acts for an operator. It is absent where nothing is guarded.
+type Guard interface {
+	// ConfirmDead ends the hold-off for a node that is off. It is an error if the
+	// node is a member of the cluster.
+	ConfirmDead(node uint32) error
+}
+
+// GuardState is how the guard of this host is.
+type GuardState struct {
+	Mode     string         `json:"mode"`           // "fencing", "freeze", "auto" while it is not known which, "off"
+	Promise  bool           `json:"promise"`        // what owns locks here is stopped when this host loses the cluster
+	Lost     string         `json:"lost,omitempty"` // why it has lost it
+	Unsafe   string         `json:"unsafe,omitempty"`
+	Grace    float64        `json:"grace_seconds"`
+	HoldOff  float64        `json:"hold_off_seconds"`
+	Least    float64        `json:"least_hold_off_seconds"` // 0 while corosync's timeouts are not known
+	Watchdog string         `json:"watchdog,omitempty"`     // "open", "closed", or what is wrong
+	Stopped  []StoppedVM    `json:"stopped"`
+	Vanished []VanishedNode `json:"vanished"`
+}
+
+// StoppedVM is a process that was stopped.
+type StoppedVM struct {
+	VM   string  `json:"vm"`
+	UUID string  `json:"uuid"`
+	PID  int32   `json:"pid"`
+	Left float64 `json:"left_seconds"` // until it is killed
+}
+
+// VanishedNode is a node that nothing new is granted because of.
+type VanishedNode struct {
+	NodeID  uint32  `json:"node_id"`
+	Left    float64 `json:"left_seconds"`
+	Forever bool    `json:"forever"` // no time is enough
+	Seen    bool    `json:"seen"`    // it was seen to vanish; otherwise it was away when this host got into the cluster
+}
+
+// ConfirmDeadRequest is the body of POST /v1/confirm-dead.
+type ConfirmDeadRequest struct {
+	Node   string `json:"node"`   // number or name
+	Reason string `json:"reason"` // must be there
+}
+
+// ConfirmedDead answers it.
+type ConfirmedDead struct {
+	NodeID uint32 `json:"node_id"`
+	Name   string `json:"name"`
+}
+
+func (s *Server) confirmDead(w http.ResponseWriter, r *http.Request) {
+	var q ConfirmDeadRequest
+	if !body(w, r, &q) {
+		return
+	}
+	switch {
+	case s.o.Guard == nil:
+		fail(w, http.StatusConflict, CodeNoCluster, "nothing is guarded here: the backend is \"local\" or guard.mode is \"off\"")
+		return
+	case strings.TrimSpace(q.Reason) == "":
+		fail(w, http.StatusBadRequest, CodeBadRequest, "a \"reason\" is needed, which is logged: how is it known that the node is off?")
+		return
+	case len(q.Reason) > maxReason:
+		fail(w, http.StatusBadRequest, CodeBadRequest, fmt.Sprintf("\"reason\" is longer than %d bytes", maxReason))
+		return
+	}
+	node := s.find(r, q.Node)
+	if node == nil {
+		fail(w, http.StatusNotFound, CodeNoNode, fmt.Sprintf("no node %q is known: 'vmlockctl status' lists the nodes", q.Node))
+		return
+	}
+	a := Action{Time: time.Now(), What: "confirm-dead", Forced: true, Node: node.NodeID, Who: callerOf(r.Context()), Reason: q.Reason}
+	if !s.audit(w, r.Context(), a) {
+		return
+	}
+	err := s.o.Guard.ConfirmDead(node.NodeID)
+	a.Outcome = "done"
+	if err != nil {
+		a.Outcome = err.Error()
+	}
+	s.audited(a)
+	if err != nil {
+		fail(w, http.StatusConflict, CodeNodeMember, err.Error())
+		return
+	}
+	answer(w, ConfirmedDead{NodeID: node.NodeID, Name: node.Name})
+}
+
+// find is a node that is known by number or name: of those of the cluster, or one
+// that has vanished.
+func (s *Server) find(r *http.Request, text string) *Member {
+	st := s.Status(r.Context())
+	for i, m := range st.Members {
+		if isNode(text, m.NodeID, m.Name) {
+			return &st.Members[i]
+		}
+	}
+	if st.Cluster != nil && st.Cluster.Guard != nil {
+		for _, v := range st.Cluster.Guard.Vanished {
+			if isNode(text, v.NodeID, "") {
+				return &Member{NodeID: v.NodeID}
+			}
+		}
+	}
+	return nil
+}

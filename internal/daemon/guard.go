@@ -1,0 +1,295 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/vmlockd/vmlockd/corosync"
+	"github.com/vmlockd/vmlockd/dlm"
+	"github.com/vmlockd/vmlockd/dlm/controld"
+	"github.com/vmlockd/vmlockd/internal/config"
+	"github.com/vmlockd/vmlockd/internal/control"
+	"github.com/vmlockd/vmlockd/internal/guard"
+	"github.com/vmlockd/vmlockd/internal/journal"
+	"github.com/vmlockd/vmlockd/internal/locking"
+)
+
+const (
+	// totemPatience bounds how long corosync is asked for its timeouts before anything
+	// is served; a daemon that has not heard them refuses until it has.
+	totemPatience = 3 * time.Second
+	// guardFile is in run_dir: who was stopped, and who has vanished.
+	guardFile = "guard.json"
+)
+
+// guarding is the guard with what it listens to. A nil *guarding guards nothing.
+type guarding struct {
+	*guard.Guard
+	quorum *corosync.Quorum
+	group  *corosync.Group
+	cancel context.CancelFunc
+	done   chan struct{} // closed when Run has ended; nil before it was started
+	log    *slog.Logger
+	grace  time.Duration
+}
+
+// admission is what the backend asks, which is made before the guard is.
+type admission struct {
+	off   bool
+	guard atomic.Pointer[guard.Guard]
+}
+
+var errUnguarded = errors.New("the guard has not been started yet")
+
+func (a *admission) admit(ctx context.Context) error {
+	if a.off {
+		return nil
+	}
+	g := a.guard.Load()
+	if g == nil {
+		return errUnguarded
+	}
+	return g.Admit(ctx)
+}
+
+func guarded(c config.Config) bool {
+	return c.Backend == config.BackendCluster && c.Guard.Mode != config.GuardOff
+}
+
+// startGuard makes the guard of this host. It is an error if it could not be safe
+// with these settings. It begins to work with run.
+func (i *instance) startGuard() error {
+	c := i.cfg
+	if !guarded(c) {
+		if c.Backend == config.BackendCluster {
+			i.log.Warn("guard.mode is \"off\": if this host loses the cluster its virtual machines go on writing, and without fencing other hosts get their locks")
+		}
+		return nil
+	}
+	boot, err := journal.BootID()
+	if err != nil {
+		return err
+	}
+	o := guard.Options{
+		Mode: guardMode(c.Guard.Mode), Lockspace: c.Cluster.Lockspace,
+		Timing: guard.Timing{Grace: time.Duration(c.Guard.Grace), HoldOff: time.Duration(c.Guard.HoldOff)},
+		Clock:  guard.BootClock, Node: func() (uint32, error) { return dlm.NodeID(dlm.Host()) },
+		Totem:   totem(corosync.NewCmap(corosync.Host())),
+		Members: func() ([]uint32, error) { return guard.Members(c.Cluster.Lockspace) },
+		// A client of its own: one asks one question at a time.
+		Controld: controld.Host(), Owners: i.owners, Processes: guard.System{}, Prove: i.prove, Wish: wishes(c.Guard),
+		Store: guard.File{Path: filepath.Join(c.RunDir, guardFile), Boot: boot}, Name: i.others.name, Log: i.log,
+	}
+	if c.Guard.Watchdog != "" {
+		o.Timing.Watchdog = time.Duration(c.Guard.WatchdogTimeout)
+		o.Dog = &guard.Device{Path: c.Guard.Watchdog, Timeout: o.Timing.Watchdog}
+	}
+	if err := checkTotem(o); err != nil {
+		return err
+	}
+	g := &guarding{log: i.log, grace: o.Timing.Grace}
+	ctx := context.Background()
+	if g.quorum, err = corosync.Track(ctx, corosync.Host(), corosync.Options{Background: true}); err == nil {
+		if g.group, err = corosync.Join(ctx, corosync.Host(), "vmlockd-guard:"+c.Cluster.Lockspace, corosync.Options{Background: true}); err != nil {
+			_ = g.quorum.Close(ctx)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("guard.mode %q needs corosync: install its client libraries (libcpg4, libquorum5, libcmap4), or set guard.mode to \"off\": %w", c.Guard.Mode, err)
+	}
+	o.Ring, o.Group = g.quorum.Ring, g.group
+	i.guard = g
+	if g.Guard, err = guard.New(o); err != nil {
+		return err
+	}
+	i.admission.guard.Store(g.Guard)
+	return nil
+}
+
+// checkTotem refuses settings that corosync's are known to make unsafe. Where
+// dlm_controld fences they do not matter.
+func checkTotem(o guard.Options) error {
+	ctx, cancel := context.WithTimeout(context.Background(), totemPatience)
+	defer cancel()
+	if o.Mode == guard.Fencing {
+		return nil
+	}
+	if o.Mode == guard.Auto {
+		if c, err := o.Controld.Config(ctx); err != nil || c.EnableFencing {
+			return nil
+		}
+	}
+	if c, err := o.Totem(ctx); err == nil {
+		return guard.CheckTotem(o.Timing, c)
+	}
+	return nil
+}
+
+// run begins to guard, once it is known who has locks.
+func (g *guarding) run() {
+	if g == nil {
+		return
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	g.cancel, g.done = cancel, make(chan struct{})
+	go func() {
+		defer close(g.done)
+		if err := g.Run(ctx); err != nil {
+			g.log.Debug("could not leave the group of guards in good order", "reason", err)
+		}
+	}()
+}
+
+// state is for people. guarded: something keeps a host that is cut off from writing.
+func (g *guarding) state() (out *control.GuardState, guarded bool) {
+	if g == nil {
+		return &control.GuardState{Mode: config.GuardOff, Stopped: []control.StoppedVM{}, Vanished: []control.VanishedNode{}}, false
+	}
+	s := g.Status()
+	out = &control.GuardState{
+		Mode: s.Mode.String(), Promise: s.Promise, Lost: s.Lost, Unsafe: s.Unsafe, Watchdog: s.Watchdog,
+		Grace: s.Timing.Grace.Seconds(), HoldOff: s.Timing.HoldOff.Seconds(), Stopped: []control.StoppedVM{}, Vanished: []control.VanishedNode{},
+	}
+	if s.Timing.Known() {
+		out.Least = s.Timing.LeastHoldOff().Seconds()
+	}
+	now := guard.BootClock()
+	for _, f := range s.Stopped {
+		out.Stopped = append(out.Stopped, control.StoppedVM{VM: f.Name, UUID: f.UUID, PID: f.PID, Left: max(f.Deadline-now, 0).Seconds()})
+	}
+	for _, v := range s.Vanished {
+		out.Vanished = append(out.Vanished, control.VanishedNode{NodeID: v.Node, Left: v.Left.Seconds(), Forever: v.Forever, Seen: v.Observed})
+	}
+	return out, s.Unsafe == "" && s.Mode != guard.Auto
+}
+
+// settle is for the end of the daemon, after the last request: processes that are
+// stopped go on or are killed.
+func (g *guarding) settle() {
+	if g == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), g.grace+stopTimeout)
+	defer cancel()
+	if err := g.Settle(ctx); err != nil {
+		g.log.Error("stopping while processes are stopped as this host has lost the cluster", "event", "guard-failed", "reason", err)
+	}
+}
+
+// leave says that this host holds nothing any more.
+func (g *guarding) leave() {
+	if g != nil {
+		g.Leave()
+	}
+}
+
+// close ends the guard; what is stopped stays so. With disarm the watchdog is
+// closed such that it resets nothing.
+func (g *guarding) close(ctx context.Context, disarm bool) error {
+	if g == nil {
+		return nil
+	}
+	var err error
+	if g.done != nil {
+		g.cancel()
+		select {
+		case <-g.done:
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+	} else {
+		err = g.group.Close(ctx)
+	}
+	if disarm && g.Guard != nil {
+		g.Disarm()
+	}
+	return errors.Join(err, g.quorum.Close(ctx))
+}
+
+// owners are the processes with locks.
+func (i *instance) owners() []guard.Owner {
+	locks := i.table.Load()
+	if locks == nil {
+		return nil
+	}
+	held := locks.HoldingProcesses()
+	list := make([]guard.Owner, len(held))
+	for n, h := range held {
+		list[n] = guard.Owner{PID: h.Owner.PID, Start: h.Start, Name: h.Owner.Name, UUID: locking.FormatUUID(h.Owner.UUID)}
+	}
+	return list
+}
+
+func (i *instance) prove(ctx context.Context, o guard.Owner) error {
+	locks := i.table.Load()
+	if locks == nil {
+		return errUnguarded
+	}
+	return locks.Prove(ctx, o.PID, o.Start)
+}
+
+func guardMode(mode string) guard.Mode {
+	switch mode {
+	case config.GuardFencing:
+		return guard.Fencing
+	case config.GuardFreeze:
+		return guard.Freeze
+	}
+	return guard.Auto
+}
+
+// wishes finds what is wanted for a virtual machine.
+func wishes(c config.Guard) func(guard.Owner) guard.Wish {
+	wish := map[string]guard.Wish{config.OnLossKill: guard.WishKill, config.OnLossFreeze: guard.WishFreeze, config.OnLossIgnore: guard.WishIgnore}
+	names, uuids := map[string]guard.Wish{}, map[string]guard.Wish{}
+	for _, vm := range c.VM {
+		if vm.UUID != "" {
+			uuids[strings.ToLower(vm.UUID)] = wish[vm.OnLoss]
+		} else {
+			names[vm.Name] = wish[vm.OnLoss]
+		}
+	}
+	return func(o guard.Owner) guard.Wish {
+		if w, ok := uuids[o.UUID]; ok {
+			return w
+		}
+		if w, ok := names[o.Name]; ok {
+			return w
+		}
+		return wish[c.OnLoss]
+	}
+}
+
+// totem asks corosync for what the guard has to know.
+func totem(cmap *corosync.Cmap) func(context.Context) (guard.Totem, error) {
+	return func(ctx context.Context) (t guard.Totem, err error) {
+		for key, to := range map[string]*time.Duration{"runtime.config.totem.token": &t.Token, "runtime.config.totem.consensus": &t.Consensus} {
+			ms, err := cmap.Uint32(ctx, key)
+			if err != nil {
+				return t, err
+			}
+			*to = time.Duration(ms) * time.Millisecond
+		}
+		nodes, err := cmap.Nodes(ctx)
+		if err != nil {
+			return t, err
+		}
+		for _, n := range nodes {
+			t.Nodes = append(t.Nodes, n.ID)
+		}
+		quorum, err := cmap.List(ctx, "quorum.")
+		if err != nil {
+			return t, err
+		}
+		// With a device corosync leaves two_node out of account (votequorum(5)).
+		two, _ := quorum["quorum.two_node"].Uint()
+		t.Majority = quorum["quorum.provider"].String() == "corosync_votequorum" && (two == 0 || quorum["quorum.device.model"].String() != "")
+		return t, nil
+	}
+}

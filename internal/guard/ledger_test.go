@@ -1,0 +1,247 @@
+package guard
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vmlockd/vmlockd/corosync"
+	"github.com/vmlockd/vmlockd/dlm/controld"
+)
+
+var lab = Timing{Token: 5650 * time.Millisecond, Consensus: 6780 * time.Millisecond, Grace: 10 * time.Second, HoldOff: time.Minute}
+
+func TestTiming(t *testing.T) {
+	three := Timing{Token: 3650 * time.Millisecond, Consensus: 4380 * time.Millisecond, Grace: 10 * time.Second, HoldOff: time.Minute}
+	if got := three.LeastHoldOff(); got != 32214*time.Millisecond {
+		t.Errorf("the shortest hold-off is %v; docs/guard.md says 32.2 s", got)
+	}
+	if err := three.Check(); err != nil {
+		t.Error(err)
+	}
+	three.HoldOff = three.LeastHoldOff() - time.Millisecond
+	err := three.Check()
+	if err == nil || !strings.Contains(err.Error(), "32.214s") || !strings.Contains(err.Error(), "guard.hold_off") {
+		t.Errorf("one millisecond less: %v", err)
+	}
+	three.HoldOff, three.Watchdog = time.Minute, 30*time.Second
+	if err := three.Check(); err == nil {
+		t.Error("a watchdog that takes as long as the rest makes no difference")
+	}
+}
+
+// seen is what node 1 of three sees.
+func seen(at time.Duration, ring uint64, members ...uint32) view {
+	return view{
+		at: at, self: 1, majority: true, configured: []uint32{1, 2, 3}, space: members, asked: true,
+		ring: &corosync.Ring{ID: corosync.RingID{Seq: ring}, Members: members, Quorate: len(members) > 1},
+	}
+}
+
+// watching is a ledger of node 1 that has seen all, with promises.
+func watching() *ledger {
+	l := newLedger()
+	l.look(seen(0, 1, 1, 2, 3), lab, time.Unix(1000, 0))
+	for _, node := range []uint32{2, 3} {
+		l.hear(seen(0, 1, 1, 2, 3), node, message{Promise: true, Complete: true, Ring: 1, Space: []uint32{1, 2, 3}})
+	}
+	return l
+}
+
+func (l *ledger) only(t *testing.T, what string) fact {
+	t.Helper()
+	if len(l.facts) != 1 {
+		t.Fatalf("%s: %+v are held off for, and it should be one", what, l.list())
+	}
+	return l.list()[0]
+}
+
+func (l *ledger) none(t *testing.T, what string) {
+	t.Helper()
+	if len(l.facts) != 0 {
+		t.Fatalf("%s: %+v are held off for", what, l.list())
+	}
+}
+
+func TestVanished(t *testing.T) {
+	l := watching()
+	l.none(t, "all are there")
+	if !l.complete() {
+		t.Fatal("all were heard, and it is not complete")
+	}
+	l.look(seen(time.Second, 2, 1, 2), lab, time.Unix(1001, 0))
+	if f := l.only(t, "node 3 is gone"); f.Node != 3 || f.Until != time.Second+lab.HoldOff || !f.Promised || f.Guess {
+		t.Errorf("%+v", f)
+	}
+	l.look(seen(time.Second+lab.HoldOff-1, 2, 1, 2), lab, time.Unix(1060, 0))
+	l.only(t, "a moment before the end")
+	l.look(seen(time.Second+lab.HoldOff, 2, 1, 2), lab, time.Unix(1061, 0))
+	l.none(t, "at the end")
+}
+
+func TestNoHoldOff(t *testing.T) {
+	for name, f := range map[string]func(l *ledger, v *view){
+		"it has left": func(l *ledger, v *view) {
+			l.hear(*v, 3, message{Promise: true, Leaving: true, Ring: 1})
+			l.left(3, true)
+		},
+		"it was fenced": func(_ *ledger, v *view) {
+			v.cluster.Nodes = []controld.DaemonNode{{NodeID: 3, Failed: time.Unix(1002, 0), Fenced: time.Unix(1003, 0)}}
+		},
+		"it was confirmed": func(l *ledger, v *view) {
+			l.look(*v, lab, time.Unix(1001, 0))
+			if err := l.confirm(*v, 3); err != nil {
+				panic(err)
+			}
+		},
+		"it was confirmed elsewhere": func(l *ledger, v *view) {
+			l.look(*v, lab, time.Unix(1001, 0))
+			l.hear(*v, 2, message{Promise: true, Dead: []uint32{3}})
+		},
+		"it is back": func(l *ledger, v *view) {
+			l.look(*v, lab, time.Unix(1001, 0))
+			*v = seen(2*time.Second, 3, 1, 2, 3)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l, v := watching(), seen(time.Second, 2, 1, 2)
+			f(l, &v)
+			l.look(v, lab, time.Unix(1004, 0))
+			l.none(t, name)
+			// And what another guard has not heard of yet does not bring it back.
+			l.hear(v, 2, message{Promise: true, Ring: v.ring.ID.Seq, Space: []uint32{1, 2}, Facts: []told{{Node: 3, Left: 1000, Promised: true}}})
+			if name == "it was confirmed" || name == "it was confirmed elsewhere" || name == "it is back" {
+				l.none(t, "told again")
+			}
+		})
+	}
+}
+
+// An old record of fencing, a confirmation of a member, and a lost promise count for nothing.
+func TestHoldOffInDoubt(t *testing.T) {
+	l, v := watching(), seen(time.Second, 2, 1, 2)
+	v.cluster.Nodes = []controld.DaemonNode{{NodeID: 3, Failed: time.Unix(500, 0), Fenced: time.Unix(600, 0)}}
+	l.look(v, lab, time.Unix(1001, 0))
+	l.only(t, "it was fenced, but an earlier time")
+
+	l = watching()
+	if err := l.confirm(seen(time.Second, 1, 1, 2, 3), 3); err == nil {
+		t.Error("a member was confirmed dead")
+	}
+
+	l = watching()
+	l.left(3, true) // vmlockd was killed there
+	l.look(seen(time.Second, 2, 1, 2), lab, time.Unix(1001, 0))
+	l.look(seen(time.Hour, 2, 1, 2), lab, time.Unix(5000, 0))
+	if f := l.only(t, "its guard was killed, an hour ago"); f.Promised {
+		t.Errorf("%+v", f)
+	}
+
+	l = watching()
+	l.left(3, false) // with its whole node
+	l.look(seen(time.Second, 2, 1, 2), lab, time.Unix(1001, 0))
+	if f := l.only(t, "its node is gone"); !f.Promised {
+		t.Errorf("%+v", f)
+	}
+
+	l = watching()
+	v = seen(time.Second, 2, 1, 2)
+	v.majority = false
+	l.look(v, lab, time.Unix(1001, 0))
+	v.at = time.Hour
+	l.look(v, lab, time.Unix(5000, 0))
+	l.only(t, "quorum is no majority")
+}
+
+// Who gains quorum does not know who had it before, unless another guard does.
+func TestGainedQuorum(t *testing.T) {
+	l := watching()
+	l.look(seen(time.Second, 2, 1), lab, time.Unix(1001, 0)) // alone: no quorum
+	l.look(seen(2*time.Minute, 3, 1, 2), lab, time.Unix(1120, 0))
+	if f := l.only(t, "quorum is back without node 3"); f.Until != 2*time.Minute+lab.HoldOff {
+		t.Errorf("hold-off does not begin with the quorum: %+v", f)
+	}
+
+	l = newLedger() // just booted
+	v := seen(time.Second, 7, 1, 2)
+	l.look(v, lab, time.Unix(1001, 0))
+	if f := l.only(t, "node 3 was not there"); !f.Guess || l.complete() {
+		t.Errorf("%+v, complete %v", f, l.complete())
+	}
+	l.hear(v, 2, message{Promise: true, Complete: true, Ring: 6, Space: []uint32{1, 2}})
+	l.only(t, "node 2 speaks of another ring")
+	l.hear(v, 2, message{Promise: true, Complete: true, Ring: 7, Space: []uint32{2}})
+	l.only(t, "node 2 has not seen this host in the lockspace")
+	l.hear(v, 2, message{Promise: true, Complete: true, Ring: 7, Space: []uint32{1, 2}})
+	l.none(t, "node 2 was there all the time")
+	if !l.complete() {
+		t.Error("and so this host knows all")
+	}
+
+	l = newLedger()
+	l.look(v, lab, time.Unix(1001, 0))
+	l.hear(v, 2, message{Promise: true, Complete: true, Ring: 7, Space: []uint32{1, 2}, Facts: []told{{Node: 3, Left: 5000, Promised: true}}})
+	if f := l.only(t, "node 2 knows when node 3 vanished"); f.Until != 6*time.Second || f.Guess {
+		t.Errorf("%+v", f)
+	}
+}
+
+// A restart of the daemon loses nothing, and finds what happened meanwhile.
+func TestLedgerSurvives(t *testing.T) {
+	l := watching()
+	l.look(seen(time.Second, 2, 1, 2), lab, time.Unix(1001, 0))
+	again := func(at time.Duration) *ledger {
+		var s Saved
+		l.save(&s)
+		s.At = at
+		n := newLedger()
+		n.restore(&s)
+		return n
+	}
+	n := again(2 * time.Second)
+	n.look(seen(3*time.Second, 2, 1, 2), lab, time.Unix(1003, 0))
+	if f := n.only(t, "after a restart"); f.Until != time.Second+lab.HoldOff {
+		t.Errorf("%+v", f)
+	}
+	n = again(2 * time.Second)
+	n.look(seen(10*time.Second, 2, 1, 2), lab, time.Unix(1010, 0))
+	if f := n.only(t, "after a long absence"); f.Until != 10*time.Second+lab.HoldOff {
+		t.Errorf("%+v", f)
+	}
+	l = watching()
+	n = again(time.Second)
+	n.look(seen(2*time.Second, 2, 1, 2), lab, time.Unix(1002, 0))
+	if f := n.only(t, "it vanished meanwhile"); f.Node != 3 || !f.Promised {
+		t.Errorf("%+v", f)
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	b, err := encode(message{Promise: true, Facts: []told{{Node: 3, Left: 1, Promised: true}}, Dead: []uint32{4}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	f.Add([]byte(`{"v":2,"new":[1]}`))
+	f.Add([]byte(`{"v":0}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m, err := decode(b)
+		if err != nil {
+			return
+		}
+		if m.Version < 1 || max(len(m.Facts), len(m.Dead), len(m.Space)) > maxFacts || m.Needs < 0 || m.Needs > maxLeft {
+			t.Fatalf("out of bounds: %+v", m)
+		}
+		l, v := watching(), seen(time.Second, 2, 1, 2)
+		l.look(v, lab, time.Unix(1001, 0))
+		l.hear(v, 2, m)
+		for _, f := range l.list() {
+			if f.Node == 1 || f.Node == 2 || f.Until > v.at+2*time.Hour {
+				t.Fatalf("a message made this host hold off for %+v", f)
+			}
+		}
+		if _, ok := l.facts[3]; !ok && len(m.Dead) == 0 {
+			t.Fatal("a message ended the hold-off for a node that it does not call dead")
+		}
+	})
+}

@@ -1,0 +1,156 @@
+package guard
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/vmlockd/vmlockd/internal/locking"
+	"github.com/vmlockd/vmlockd/internal/owner"
+)
+
+func await(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	ticker := time.NewTicker(5 * time.Millisecond)
+	defer ticker.Stop()
+	late := time.After(20 * time.Second)
+	for !done() {
+		select {
+		case <-ticker.C:
+		case <-late:
+			t.Fatalf("%s: not within 20 s", what)
+		}
+	}
+}
+
+// busy starts a process that writes to a file without end.
+func busy(t *testing.T) (pid int32, start uint64, size func() int64) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "out")
+	cmd := exec.Command("sh", "-c", "while :; do echo x >> \"$0\"; done", path)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	p, err := owner.Processes{}.Open(int32(cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	return int32(cmd.Process.Pid), p.StartTime(), func() int64 {
+		info, err := os.Stat(path)
+		if err != nil {
+			return 0
+		}
+		return info.Size()
+	}
+}
+
+func TestProcessStopsAndGoesOn(t *testing.T) {
+	pid, start, size := busy(t)
+	await(t, "it writes", func() bool { return size() > 0 })
+	if _, err := (System{}).Open(pid, start+1); !errors.Is(err, locking.ErrNoProcess) {
+		t.Fatalf("another process with that pid: %v", err)
+	}
+	p, err := System{}.Open(pid, start)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if p.Stopped() {
+		t.Fatal("stopped before it was")
+	}
+	if err := p.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "it is stopped", p.Stopped)
+	before := size()
+	for range 50 {
+		if !p.Stopped() || size() != before {
+			t.Fatal("it goes on although it is stopped")
+		}
+	}
+	if err := p.Continue(); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "it writes again", func() bool { return size() > before })
+	if err := p.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-p.Gone():
+	case <-time.After(20 * time.Second):
+		t.Fatal("it does not end")
+	}
+	if err := p.Stop(); err != nil {
+		t.Errorf("a process that has ended: %v", err)
+	}
+}
+
+func TestScopeOf(t *testing.T) {
+	for text, want := range map[string]string{
+		"0::/machine.slice/machine-qemu\\x2d1\\x2dweb.scope/libvirt/emulator\n": "machine.slice/machine-qemu\\x2d1\\x2dweb.scope",
+		"0::/system.slice/libvirtd.service\n":                                   "",
+		"3:freezer:/machine.slice/machine-qemu-1.scope\n0::/\n":                 "",
+		"": "",
+	} {
+		if got := scopeOf(text); got != want {
+			t.Errorf("%q: %q, and not %q", text, got, want)
+		}
+	}
+}
+
+func TestFile(t *testing.T) {
+	dir := t.TempDir()
+	f := File{Path: filepath.Join(dir, "guard.json"), Boot: "b1"}
+	if s, err := f.Load(); s != nil || err != nil {
+		t.Fatalf("nothing is there: %v, %v", s, err)
+	}
+	want := Saved{At: time.Hour, Proven: time.Minute, Frozen: []Frozen{{Owner: Owner{PID: 7, Start: 9, Name: "web"}, Since: 1, Deadline: 2}}}
+	if err := f.Save(want); err != nil {
+		t.Fatal(err)
+	}
+	s, err := f.Load()
+	if err != nil || s == nil || len(s.Frozen) != 1 || s.Frozen[0] != want.Frozen[0] || s.Proven != want.Proven {
+		t.Fatalf("%+v, %v", s, err)
+	}
+	if s, err := (File{Path: f.Path, Boot: "b2"}).Load(); s != nil || err != nil {
+		t.Errorf("after a reboot: %v, %v", s, err)
+	}
+	if err := os.WriteFile(f.Path, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Load(); err == nil {
+		t.Error("what cannot be read is taken for nothing")
+	}
+}
+
+func TestMembers(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := membersIn(dir, "vms"); err == nil {
+		t.Error("no such lockspace, and no error")
+	}
+	for _, n := range []string{"10", "2"} {
+		if err := os.MkdirAll(filepath.Join(dir, "vms", "nodes", n), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := membersIn(dir, "vms"); err != nil || len(got) != 2 || got[0] != 2 || got[1] != 10 {
+		t.Errorf("%v, %v", got, err)
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "vms", "nodes", "x"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := membersIn(dir, "vms"); err == nil {
+		t.Error("a node that is no number")
+	}
+}
