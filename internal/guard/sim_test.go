@@ -186,7 +186,15 @@ func (w *world) faults(ctx context.Context, steps int) {
 	w.settle(ctx, 10*time.Second)
 	for range steps {
 		x := w.nodes[pick(len(w.nodes))]
-		switch pick(16) {
+		what := pick(16)
+		switch {
+		case pick(2) == 0:
+		case w.breach == slowClock:
+			x, what = w.nodes[0], 12 // where only the clock says that it is time
+		case w.breach == longPause:
+			what = 0
+		}
+		switch what {
 		case 0, 1: // one node is cut off
 			if w.breach == longPause {
 				w.mu.Lock()
