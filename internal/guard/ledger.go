@@ -201,10 +201,12 @@ func (l *ledger) hear(v view, from uint32, m message) {
 		left := time.Duration(f.Left) * time.Millisecond
 		l.note(fact{Node: f.Node, Since: v.at, Until: v.at + left, Promised: f.Promised})
 	}
+	// Now this host knows what that one knows, whether or not that is all: when all
+	// have been heard there is nobody left who could know more.
+	delete(l.unheard, from)
 	if !m.Complete {
 		return
 	}
-	delete(l.unheard, from)
 	for node, f := range l.facts {
 		if f.Guess && !said[node] {
 			l.drop(node)

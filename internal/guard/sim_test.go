@@ -92,11 +92,12 @@ func (x *node) acquire(ctx context.Context, r string) *proc {
 
 // power ends everything on a node.
 func (x *node) power() {
-	if x.w.isOn(x) {
-		x.kill()
-	}
+	x.w.mu.Lock()
+	x.on = false // so that nobody hears of the end of its guard
+	x.w.mu.Unlock()
+	x.kill()
 	x.w.change(fmt.Sprintf("power of node %d is cut", x.id), func() {
-		x.on, x.running, x.inSpace, x.space, x.saved, x.group = false, false, false, nil, nil, nil
+		x.running, x.inSpace, x.space, x.saved, x.group = false, false, nil, nil, nil
 		for _, p := range x.w.procs {
 			if p.node == x {
 				p.lockedEnd()

@@ -46,7 +46,7 @@ type node struct {
 func newNode(w *world, id uint32) *node {
 	x := &node{w: w, id: id, on: true, running: true, inSpace: true, speed: 0.976 + 0.048*w.rng.Float64()}
 	if w.breach == slowClock && id == 1 {
-		x.speed = 0.4
+		x.speed = 0.2
 	}
 	return x
 }
@@ -116,6 +116,7 @@ func (g *group) Send(_ context.Context, data []byte) error {
 // Close is also what the others see of the death of the process.
 func (g *group) Close(context.Context) error {
 	w := g.x.w
+	time.Sleep(60 * time.Millisecond) // what was sent before comes first, as with corosync
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	g.mu.Lock()

@@ -18,7 +18,7 @@ const (
 	noMajority        // A1: both halves have quorum
 	deafRing          // A2: messages come back in a ring that is not whole any more
 	longPause         // A3: the guard stands still
-	slowClock         // A4: the clock of one host runs at half the speed
+	slowClock         // A4: the clock of one host runs at a fifth of the speed
 	dlmRevives        // A5: the DLM runs a lockspace again that was dropped
 	lateWrites        // A6: writes arrive long after their process was stopped
 	falseWord         // A7: a guard promises to stop processes and does not

@@ -1,0 +1,304 @@
+package guard
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// bench is a world of three nodes with a process on node 1.
+type bench struct {
+	*world
+	t   *testing.T
+	ctx context.Context
+	p   *proc
+}
+
+// onBench runs f when the process runs and all guards know all.
+func onBench(t *testing.T, b breach, f func(*bench)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(1, 3, b)
+		for _, x := range w.nodes {
+			x.start()
+		}
+		be := &bench{world: w, t: t, ctx: t.Context()}
+		t.Cleanup(func() {
+			if t.Failed() {
+				report(t, w)
+			}
+			for _, x := range w.nodes {
+				if x.guard != nil {
+					x.kill()
+				}
+			}
+		})
+		be.settle(be.ctx, 5*time.Second)
+		if be.p = w.nodes[0].acquire(be.ctx, "disk0"); be.p == nil {
+			t.Fatalf("nothing is granted in a whole cluster: %v", w.nodes[0].guard.Admit(be.ctx))
+		}
+		be.settle(be.ctx, time.Second)
+		f(be)
+	})
+}
+
+func (b *bench) state() (running, ended bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.p.running, b.p.ended
+}
+
+func (b *bench) is(what string, running, ended bool) {
+	b.t.Helper()
+	if r, e := b.state(); r != running || e != ended {
+		b.t.Errorf("%s: it runs: %v, it has ended: %v", what, r, e)
+	}
+}
+
+// fall takes the network apart and returns when node 1 has noticed.
+func (b *bench) fall() {
+	b.change("the network falls apart", func() { copy(b.parts, []int{1, 2, 3}) })
+	for b.ctx.Err() == nil && b.now() < time.Minute {
+		b.mu.Lock()
+		quorate := b.nodes[0].ring.Quorate
+		b.mu.Unlock()
+		if !quorate {
+			return
+		}
+		b.settle(b.ctx, 100*time.Millisecond)
+	}
+	b.t.Error("node 1 has quorum for ever")
+}
+
+func TestStoppedWithinASecond(t *testing.T) {
+	onBench(t, none, func(b *bench) {
+		b.fall()
+		b.settle(b.ctx, time.Second)
+		b.is("a second after quorum was lost", false, false)
+		b.settle(b.ctx, b.timing.Grace)
+		b.is("after the grace", false, true)
+	})
+}
+
+// The guard is killed while a process is stopped.
+func TestStoppedOutlivesTheGuard(t *testing.T) {
+	for name, tc := range map[string]struct {
+		heals          bool
+		away           time.Duration
+		running, ended bool
+	}{
+		"its time is over when the next one starts":      {true, 20 * time.Second, false, true},
+		"the cluster is back in time":                    {true, 100 * time.Millisecond, true, false},
+		"the cluster is not back":                        {false, 100 * time.Millisecond, false, true},
+		"the cluster is back, and the next guard is not": {true, 7 * time.Second, false, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			onBench(t, none, func(b *bench) {
+				x := b.nodes[0]
+				b.fall()
+				b.settle(b.ctx, 300*time.Millisecond)
+				b.is("before the guard is killed", false, false)
+				x.kill()
+				if tc.heals {
+					b.change("the network heals", b.lockedHeal)
+				}
+				b.settle(b.ctx, tc.away)
+				b.is("without a guard", false, false)
+				x.start()
+				b.settle(b.ctx, 12*time.Second)
+				b.is("with the next guard", tc.running, tc.ended)
+			})
+		})
+	}
+}
+
+// Without a proof by the kernel a process does not go on, although the cluster is back.
+func TestNoProofNoGo(t *testing.T) {
+	onBench(t, none, func(b *bench) {
+		x := b.nodes[0]
+		b.fall()
+		b.settle(b.ctx, 300*time.Millisecond)
+		x.guard.mu.Lock()
+		x.guard.o.Prove = func(context.Context, Owner) error { return errors.New("the kernel does not know it") }
+		x.guard.mu.Unlock()
+		b.change("the network heals", b.lockedHeal)
+		b.settle(b.ctx, 12*time.Second)
+		b.is("the cluster is back, the proof is not", false, true)
+	})
+}
+
+func TestWishes(t *testing.T) {
+	for name, tc := range map[string]struct {
+		wish             Wish
+		running, ended   bool
+		promise, granted bool
+	}{
+		"kill":   {WishKill, false, true, true, true},
+		"freeze": {WishFreeze, false, false, true, true},
+		"ignore": {WishIgnore, true, false, false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			onBench(t, none, func(b *bench) {
+				g := b.nodes[0].guard
+				g.mu.Lock()
+				g.o.Wish = func(Owner) Wish { return tc.wish }
+				g.mu.Unlock()
+				b.settle(b.ctx, 2*time.Second)
+				if got := g.Status().Promise; got != tc.promise {
+					b.t.Errorf("it promises: %v", got)
+				}
+				b.change("node 1 is cut off", func() { b.parts[0] = 1 })
+				b.settle(b.ctx, b.timing.FenceBy()+5*time.Second)
+				b.is("after its time", tc.running, tc.ended)
+				b.settle(b.ctx, b.timing.HoldOff)
+				// Who ignores has told the others, and so they never take its disks.
+				err := b.nodes[1].guard.Admit(b.ctx)
+				if (err == nil) != tc.granted {
+					b.t.Errorf("node 2, long after: %v", err)
+				}
+				if !tc.granted && !strings.Contains(err.Error(), "confirm-dead 1") {
+					b.t.Errorf("what can be done is not said: %v", err)
+				}
+				if err := b.nodes[1].guard.ConfirmDead(1); err != nil {
+					b.t.Error(err)
+				}
+				b.settle(b.ctx, time.Second)
+				for _, x := range b.nodes[1:] {
+					if err := x.guard.Admit(b.ctx); err != nil {
+						b.t.Errorf("node %d, after an operator has confirmed it: %v", x.id, err)
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestRefusalNamesNodeAndSeconds(t *testing.T) {
+	onBench(t, none, func(b *bench) {
+		b.nodes[2].power()
+		b.settle(b.ctx, 5*time.Second)
+		err := b.nodes[1].guard.Admit(b.ctx)
+		var r *Refusal
+		if !errors.As(err, &r) || r.Cause() != "hold_off" || r.Node != 3 || r.Left <= 0 || r.Left > b.timing.HoldOff {
+			b.t.Fatalf("%v", err)
+		}
+		if text := err.Error(); !strings.Contains(text, "node 3") || !strings.Contains(text, "seconds more") {
+			b.t.Errorf("%q", text)
+		}
+		if err := b.nodes[1].guard.ConfirmDead(1); err == nil {
+			b.t.Error("a member was confirmed dead")
+		}
+		b.settle(b.ctx, r.Left+time.Second)
+		if err := b.nodes[1].guard.Admit(b.ctx); err != nil {
+			b.t.Errorf("after that: %v", err)
+		}
+		b.is("and node 1 went on", true, false)
+	})
+}
+
+// A guard that leaves in good order makes nobody wait.
+func TestLeave(t *testing.T) {
+	onBench(t, none, func(b *bench) {
+		x := b.nodes[2]
+		if err := x.guard.Settle(b.ctx); err != nil {
+			b.t.Fatal(err)
+		}
+		if err := x.guard.Admit(b.ctx); err == nil {
+			b.t.Error("something is granted by a guard that is about to end")
+		}
+		x.guard.Leave()
+		x.kill()
+		b.settle(b.ctx, time.Second)
+		b.change("node 3 is shut down", func() { x.on, x.inSpace, x.running = false, false, false })
+		b.settle(b.ctx, 5*time.Second)
+		if err := b.nodes[1].guard.Admit(b.ctx); err != nil {
+			b.t.Errorf("after a node has left: %v", err)
+		}
+	})
+}
+
+// dog is a watchdog that notes what is done with it.
+type dog struct {
+	fed, disarmed int
+	err           error
+}
+
+func (d *dog) Feed() error {
+	if d.err == nil {
+		d.fed++
+	}
+	return d.err
+}
+
+func (d *dog) Disarm() error {
+	d.disarmed++
+	return nil
+}
+
+func TestWatchdog(t *testing.T) {
+	onBench(t, none, func(b *bench) {
+		x, d := b.nodes[0], &dog{}
+		use := func(f func()) {
+			x.guard.mu.Lock()
+			defer x.guard.mu.Unlock()
+			f()
+		}
+		fed := func(during time.Duration) (n int) {
+			use(func() { n = d.fed })
+			b.settle(b.ctx, during)
+			use(func() { n = d.fed - n })
+			return n
+		}
+		use(func() { x.guard.o.Dog = d })
+		if fed(time.Second) == 0 {
+			b.t.Error("not fed while a process has a lock")
+		}
+		b.fall()
+		if fed(time.Second) == 0 {
+			b.t.Error("not fed while all is stopped as promised")
+		}
+		b.settle(b.ctx, b.timing.Grace+2*time.Second)
+		b.is("after the grace", false, true)
+		if n := fed(time.Second); n != 0 || d.disarmed != 1 {
+			b.t.Errorf("with nothing left it was fed %d times, and disarmed %d times", n, d.disarmed)
+		}
+	})
+	// What cannot be stopped is what it is for.
+	onBench(t, falseWord, func(b *bench) {
+		x, d := b.nodes[0], &dog{}
+		x.guard.mu.Lock()
+		x.guard.o.Dog = d
+		x.guard.mu.Unlock()
+		b.fall()
+		b.settle(b.ctx, b.timing.Lease()+2*time.Second)
+		x.guard.mu.Lock()
+		before := d.fed
+		x.guard.mu.Unlock()
+		b.settle(b.ctx, 5*time.Second)
+		x.guard.mu.Lock()
+		defer x.guard.mu.Unlock()
+		if d.fed != before {
+			b.t.Error("fed although a process runs that was to be stopped")
+		}
+	})
+}
+
+// A process that is stopped, of which the notes say nothing as they are damaged, is killed.
+func TestUnreadableNotes(t *testing.T) {
+	onBench(t, none, func(b *bench) {
+		x := b.nodes[0]
+		b.fall()
+		b.settle(b.ctx, 300*time.Millisecond)
+		x.kill()
+		b.mu.Lock()
+		x.saved = []byte("{")
+		b.mu.Unlock()
+		b.change("the network heals", b.lockedHeal)
+		x.start()
+		b.settle(b.ctx, 3*time.Second)
+		b.is("nobody knows until when it may go on", false, true)
+	})
+}
