@@ -34,6 +34,7 @@ const (
 	OpOpen            Op = "Open"
 	OpLock            Op = "Lock"
 	OpUnlock          Op = "Unlock"
+	OpProve           Op = "Prove"
 )
 
 // Call is one call as rules see it.

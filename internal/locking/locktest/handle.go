@@ -122,6 +122,13 @@ func (h *handle) Lock(ctx context.Context, mode locking.Mode) error {
 	return err
 }
 
+// Prove implements locking.Prover.
+func (h *handle) Prove(ctx context.Context) error {
+	defer h.enter(OpProve)()
+	h.expect(OpProve, stateLocked)
+	return h.b.serve(ctx, Call{Op: OpProve, Ref: h.ref, ID: h.file.id}, func() error { return nil }, func() {})
+}
+
 // Unlock implements locking.Handle.
 func (h *handle) Unlock(ctx context.Context) error {
 	defer h.enter(OpUnlock)()

@@ -1,0 +1,116 @@
+package cluster_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+
+	"github.com/vmlockd/vmlockd/dlm"
+	"github.com/vmlockd/vmlockd/dlm/dlmtest"
+	"github.com/vmlockd/vmlockd/internal/backend/cluster"
+	"github.com/vmlockd/vmlockd/internal/locking"
+)
+
+// gated is a backend on one node of a cluster, with a gate that can say no.
+func gated(t *testing.T, admit func(asked int) error, f func(t *testing.T, b *cluster.Backend, nodes *dlmtest.Cluster)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		nodes := dlmtest.NewCluster(2)
+		var asked atomic.Int32
+		b, err := cluster.New(cluster.Options{
+			Lockspace: space, Kernel: nodes.Node(1).NewProcess(),
+			Admit: func(context.Context) error { return admit(int(asked.Add(1))) },
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		f(t, b, nodes)
+		if err := b.Close(t.Context(), false); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func lockOn(t *testing.T, b *cluster.Backend, mode locking.Mode) (locking.Handle, error) {
+	t.Helper()
+	h, err := b.Open(t.Context(), locking.Ref{Name: "a"}, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h, h.Lock(t.Context(), mode)
+}
+
+// What is granted and not admitted is given back, and the refusal says why.
+func TestNotAdmitted(t *testing.T) {
+	vanished := errors.New("node 2 has vanished")
+	for name, at := range map[string]int{"before the DLM is asked": 1, "after it has granted": 2} {
+		t.Run(name, func(t *testing.T) {
+			gated(t, func(asked int) error {
+				if asked == at {
+					return vanished
+				}
+				return nil
+			}, func(t *testing.T, b *cluster.Backend, nodes *dlmtest.Cluster) {
+				_, err := lockOn(t, b, locking.Exclusive)
+				var e *locking.Error
+				if !errors.As(err, &e) || e.Kind != locking.KindUnavailable || !errors.Is(err, vanished) {
+					t.Fatalf("got %v", err)
+				}
+				synctest.Wait()
+				if held := nodes.Locks(space, cluster.ResourceName(locking.Ref{Name: "a"})); len(held) != 0 {
+					t.Errorf("what was not admitted is still held: %+v", held)
+				}
+				if b.Unsettled() != 0 {
+					t.Error("something is left to be settled")
+				}
+				// Asked again, now that it is admitted.
+				h, err := lockOn(t, b, locking.Exclusive)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := h.Unlock(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
+// A proof is a conversion, and changes nothing.
+func TestProve(t *testing.T) {
+	gated(t, func(int) error { return nil }, func(t *testing.T, b *cluster.Backend, nodes *dlmtest.Cluster) {
+		for _, mode := range []locking.Mode{locking.Exclusive, locking.Shared} {
+			h, err := lockOn(t, b, mode)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p, ok := h.(locking.Prover)
+			if !ok {
+				t.Fatal("the handle cannot prove anything")
+			}
+			before := nodes.Locks(space, cluster.ResourceName(locking.Ref{Name: "a"}))
+			if err := p.Prove(t.Context()); err != nil {
+				t.Errorf("%v: %v", mode, err)
+			}
+			after := nodes.Locks(space, cluster.ResourceName(locking.Ref{Name: "a"}))
+			if len(before) != 1 || len(after) != 1 || before[0] != after[0] {
+				t.Errorf("%v: before %+v, after %+v", mode, before, after)
+			}
+			// In a lockspace that does not run there is no proof.
+			nodes.Suspend(space)
+			if err := p.Prove(t.Context()); err == nil || !strings.Contains(err.Error(), "DLM") {
+				t.Errorf("%v, stopped: %v", mode, err)
+			}
+			nodes.Resume(space)
+			if err := h.Unlock(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := p.Prove(t.Context()); !errors.Is(err, dlm.ErrUnlocked) {
+				t.Errorf("%v, given back: %v", mode, err)
+			}
+		}
+	})
+}
