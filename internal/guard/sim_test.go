@@ -341,7 +341,7 @@ func seeds(t *testing.T, usual int) int {
 // With all assumptions of docs/guard.md there is no overlap.
 func TestNoOverlap(t *testing.T) {
 	grants, freed, held := 0, 0, 0
-	for seed := range seeds(t, 60) {
+	for seed := range seeds(t, 25) {
 		synctest.Test(t, func(t *testing.T) {
 			w := simulate(uint64(seed), 2+seed%4, none)
 			if w.worst != "" {
