@@ -31,10 +31,8 @@ func (g *Guard) ask(ctx context.Context) {
 		if err == nil {
 			// A daemon that was restarted answers too, and knows no lockspace. Other
 			// failures of this question are none.
-			if known := g.o.Controld.Known(one, g.o.Lockspace); errors.Is(known, controld.ErrNoLockspace) {
-				if _, gone := g.o.Members(); gone == nil { // otherwise this host has not joined yet
-					err = known
-				}
+			if known := g.o.Controld.Known(one, g.o.Lockspace); errors.Is(known, controld.ErrNoLockspace) && g.uses() {
+				err = known
 			}
 		}
 		cancel()
@@ -52,6 +50,14 @@ func (g *Guard) ask(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// uses reports whether this host is in the lockspace, or was; otherwise it has not
+// joined yet.
+func (g *Guard) uses() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.used || len(g.owners) > 0
 }
 
 // learn asks for the configurations of corosync and dlm_controld.

@@ -26,6 +26,8 @@ type Guard struct {
 	fencing *bool // whether dlm_controld fences; nil: not known
 	ledger  *ledger
 
+	nodeID   uint32          // this one; 0 until it is known
+	used     bool            // this host was seen in the lockspace
 	self     corosync.Member // while up
 	up       bool            // in the group
 	members  map[uint32]int  // guards in the group, by node
@@ -83,6 +85,7 @@ func New(o Options) (*Guard, error) {
 		g.suspect = true
 	case saved != nil:
 		g.ledger.restore(saved)
+		g.used = saved.Entered
 		g.proven, g.dog.left = saved.Proven, saved.Armed
 		for _, f := range saved.Frozen {
 			g.lockedRestore(f)
@@ -142,10 +145,16 @@ func (g *Guard) lockedView() view {
 		at: g.o.Clock(), proven: g.proven, isProven: g.isProven, majority: g.totem.Majority, configured: g.totem.Nodes,
 		cluster: g.cluster, askedAt: g.askedAt, asked: g.asked, silentErr: g.silent,
 	}
-	if node, err := g.o.Node(); err == nil {
-		v.self = node
+	if g.nodeID == 0 {
+		// It does not change before the cluster's software is started anew.
+		if node, err := g.o.Node(); err == nil {
+			g.nodeID = node
+		}
 	}
+	v.self = g.nodeID
 	v.space, v.spaceErr = g.o.Members()
+	g.used = g.used || v.inSpace()
+	v.used = g.used || len(g.owners) > 0
 	if ring, err := g.o.Ring(); err == nil {
 		v.ring, g.ringSeen = &ring, true
 	} else {

@@ -25,6 +25,8 @@ type view struct {
 	// configured are the nodes of corosync's configuration.
 	configured []uint32
 
+	// used: this host was seen in the lockspace, or has locks in it.
+	used     bool
 	space    []uint32 // members of the lockspace, as the kernel was told
 	spaceErr error    // why they are not known
 
@@ -74,8 +76,10 @@ func judge(v view, t Timing) (why string, lost bool) {
 		return fmt.Sprintf("dlm_controld has not answered for %v", (v.at - v.askedAt).Round(100*time.Millisecond)), true
 	case v.cluster.MergeWait:
 		return "this part of the cluster was separated from another and has met it again", true
-	case v.spaceErr == nil && v.self != 0 && !v.inSpace():
-		return "this host is not a member of the DLM lockspace", true
+	case v.used && v.spaceErr != nil:
+		return fmt.Sprintf("the members of the DLM lockspace are not known any more: %v", v.spaceErr), true
+	case v.used && !v.inSpace():
+		return "this host is not a member of the DLM lockspace any more", true
 
 	case !t.Known():
 		return "corosync has not said yet what its timeouts are", false
@@ -85,8 +89,10 @@ func judge(v view, t Timing) (why string, lost bool) {
 		return "this host has not proved yet that it is in the cluster", false
 	case !v.asked:
 		return "dlm_controld has not answered yet", false
-	case !v.inSpace():
+	case v.spaceErr != nil:
 		return fmt.Sprintf("the members of the DLM lockspace are not known: %v", v.spaceErr), false
+	case !v.inSpace():
+		return "this host is not a member of the DLM lockspace", false
 	}
 	return "", false
 }
