@@ -51,9 +51,8 @@ type Guard struct {
 	heldOff map[uint32]bool // nodes of which the log was told that they have vanished
 	closing bool            // nothing is granted any more
 	leaving bool            // and nothing is held
-	last    Saved
-	failed  string // what the log was told last of saving
-	suspect bool   // what was noted cannot be read
+	failed  string          // what the log was told last of saving
+	suspect bool            // what was noted cannot be read
 	dog     dogState
 }
 
