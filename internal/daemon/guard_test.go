@@ -1,0 +1,53 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/vmlockd/vmlockd/internal/config"
+	"github.com/vmlockd/vmlockd/internal/guard"
+)
+
+func TestWishes(t *testing.T) {
+	const uuid = "c7a5fdbd-edaf-9455-926a-d65c16db1809"
+	wish := wishes(config.Guard{OnLoss: config.OnLossFreeze, VM: []config.GuardVM{
+		{Name: "web", OnLoss: config.OnLossIgnore}, {UUID: "C7A5FDBD-EDAF-9455-926A-D65C16DB1809", OnLoss: config.OnLossKill},
+	}})
+	for _, tc := range []struct {
+		o    guard.Owner
+		want guard.Wish
+	}{
+		{guard.Owner{Name: "web"}, guard.WishIgnore},
+		{guard.Owner{Name: "web", UUID: uuid}, guard.WishKill},
+		{guard.Owner{Name: "other", UUID: "00000000-0000-0000-0000-000000000000"}, guard.WishFreeze},
+	} {
+		if got := wish(tc.o); got != tc.want {
+			t.Errorf("%+v: %v, and not %v", tc.o, got, tc.want)
+		}
+	}
+}
+
+// Before there is a guard nothing is admitted, unless there is to be none.
+func TestAdmission(t *testing.T) {
+	a := &admission{}
+	if err := a.admit(context.Background()); !errors.Is(err, errUnguarded) {
+		t.Errorf("got %v", err)
+	}
+	a.off = true
+	if err := a.admit(context.Background()); err != nil {
+		t.Error(err)
+	}
+	c := config.Default()
+	if guarded(c) {
+		t.Error("local locks are guarded")
+	}
+	c.Backend = config.BackendCluster
+	if !guarded(c) {
+		t.Error("a cluster is not guarded by default")
+	}
+	c.Guard.Mode = config.GuardOff
+	if guarded(c) {
+		t.Error("off is not off")
+	}
+}

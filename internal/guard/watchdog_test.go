@@ -1,0 +1,33 @@
+package guard
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// A device that does not take the timeout is not left running.
+func TestDeviceThatIsNone(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "watchdog")
+	d := &Device{Path: path, Timeout: 10 * time.Second}
+	if err := d.Feed(); err == nil {
+		t.Error("a device that is not there was fed")
+	}
+	if _, err := os.Stat(path); err == nil {
+		t.Error("and it was made")
+	}
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Feed(); err == nil || !strings.Contains(err.Error(), "does not take a timeout of 10s") {
+		t.Errorf("a file: %v", err)
+	}
+	if b, err := os.ReadFile(path); err != nil || string(b) != magicClose {
+		t.Errorf("it was closed with %q, %v", b, err)
+	}
+	if err := d.Disarm(); err != nil {
+		t.Errorf("disarm what is not armed: %v", err)
+	}
+}
