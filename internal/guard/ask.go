@@ -13,11 +13,14 @@ const (
 	// how long it may take to answer.
 	askEvery   = 200 * time.Millisecond
 	askTimeout = time.Second
-	// learnEvery is how often it is asked what does not change by itself, and so is
-	// corosync; learnSoon is how often while it is not known.
-	learnEvery   = 5 * time.Second
-	learnSoon    = 500 * time.Millisecond
-	learnTimeout = 3 * time.Second
+	// learnEvery is how often it is asked what does not change by itself, and
+	// learnSoon how often while that is not known.
+	learnEvery = 5 * time.Second
+	learnSoon  = 500 * time.Millisecond
+	// totemEvery is how often corosync is asked for its timeouts: it makes a connection
+	// of megabytes for each question. totemTimeout bounds one attempt.
+	totemEvery   = time.Minute
+	totemTimeout = 20 * time.Second
 )
 
 // ask keeps what dlm_controld knows up to date.
@@ -60,21 +63,43 @@ func (g *Guard) uses() bool {
 	return g.used || len(g.owners) > 0
 }
 
-// learn asks for the configurations of corosync and dlm_controld.
+// learn asks whether dlm_controld fences.
 func (g *Guard) learn(ctx context.Context) {
-	for {
-		one, cancel := context.WithTimeout(ctx, learnTimeout)
-		totem, err := g.o.Totem(one)
+	again(ctx, learnEvery, askTimeout, func(ctx context.Context) error {
+		c, err := g.o.Controld.Config(ctx)
 		if err == nil {
-			g.takeTotem(totem)
-		}
-		c, ferr := g.o.Controld.Config(one)
-		if ferr == nil {
 			g.takeFencing(c.EnableFencing)
 		}
+		return err
+	})
+}
+
+// learnTotem asks for the timeouts of corosync.
+func (g *Guard) learnTotem(ctx context.Context) {
+	said := ""
+	again(ctx, totemEvery, totemTimeout, func(ctx context.Context) error {
+		totem, err := g.o.Totem(ctx)
+		if err == nil {
+			g.takeTotem(totem)
+		} else if err.Error() != said {
+			said = err.Error()
+			g.log.Warn("guard: corosync does not say what its timeouts are; until it has, nothing is granted", "reason", err)
+		}
+		return err
+	})
+}
+
+// again asks until ctx ends: every so often, and sooner after a failure.
+func again(ctx context.Context, every, timeout time.Duration, ask func(context.Context) error) {
+	for {
+		one, cancel := context.WithTimeout(ctx, timeout)
+		err := ask(one)
 		cancel()
-		pause := learnEvery
-		if err != nil || ferr != nil {
+		if err == nil {
+			err = ctx.Err()
+		}
+		pause := every
+		if err != nil {
 			pause = learnSoon
 		}
 		select {

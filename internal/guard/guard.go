@@ -108,6 +108,7 @@ func (g *Guard) Run(ctx context.Context) error {
 	defer cancel()
 	wg.Go(func() { g.ask(work) })
 	wg.Go(func() { g.learn(work) })
+	wg.Go(func() { g.learnTotem(work) })
 	wg.Go(func() { g.tell(work) })
 	wg.Go(func() { g.listen(work) })
 	ticker := time.NewTicker(tick)

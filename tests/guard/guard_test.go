@@ -79,7 +79,7 @@ func (s *suite) begin(t *testing.T) *run {
 	r := &run{suite: s, t: t, id: fmt.Sprintf("run%d", s.runs), dir: filepath.Join(s.Shared(), fmt.Sprintf("run%d", s.runs))}
 	s.must(t, os.Mkdir(r.dir, 0o777))
 	r.write(3)
-	r.await("node 3 to write", detection, func() bool { return len(r.records(3)) > 0 })
+	r.await("node 3 to write", 2*time.Minute, func() bool { return len(r.records(3)) > 0 })
 	r.write(1)
 	return r
 }
