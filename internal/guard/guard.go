@@ -30,6 +30,7 @@ type Guard struct {
 	used     bool            // this host was seen in the lockspace
 	self     corosync.Member // while up
 	up       bool            // in the group
+	fresh    bool            // since a moment: it has not said who is in it
 	members  map[uint32]int  // guards in the group, by node
 	proven   time.Duration
 	isProven bool

@@ -19,11 +19,14 @@ type node struct {
 	id    uint32
 	speed float64 // of its clock
 
-	on     bool
-	ring   corosync.Ring
-	deafAt time.Duration // from when on the old ring delivers nothing; 0 if the ring is whole
-	stall  time.Duration // until when the ring delivers nothing
-	hung   bool          // corosync says nothing, and is not in any ring
+	on   bool
+	ring corosync.Ring
+	// Until shown the guard is told of the ring before: the group is told at another time.
+	earlier corosync.Ring
+	shown   time.Duration
+	deafAt  time.Duration // from when on the old ring delivers nothing; 0 if the ring is whole
+	stall   time.Duration // until when the ring delivers nothing
+	hung    bool          // corosync says nothing, and is not in any ring
 
 	inSpace      bool
 	dropped      bool // by a part with quorum
@@ -169,6 +172,9 @@ func (x *node) start() {
 		Ring: func() (corosync.Ring, error) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
+			if w.now() < x.shown {
+				return x.earlier, nil
+			}
 			return x.ring, nil
 		},
 		Totem: func(context.Context) (Totem, error) {

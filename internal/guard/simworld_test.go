@@ -164,6 +164,7 @@ func (w *world) install(form int, x *node, ring corosync.Ring) {
 		return
 	}
 	old := x.ring.Members
+	x.earlier, x.shown = x.ring, w.now()+w.lockedUpTo(200*time.Millisecond)
 	x.ring, x.deafAt = ring, 0
 	if !ring.Quorate {
 		x.running = false

@@ -97,7 +97,7 @@ func (g *Guard) handle(ev corosync.Event) {
 	defer g.mu.Unlock()
 	switch ev := ev.(type) {
 	case corosync.Up:
-		g.up, g.self = true, ev.Self
+		g.up, g.fresh, g.self = true, true, ev.Self
 		clear(g.members)
 	case corosync.Down:
 		g.up = false
@@ -131,11 +131,15 @@ func (g *Guard) lockedMembers(ev corosync.Membership) {
 			g.ledger.joined(node)
 		}
 	}
-	// A guard that ended while this one was away.
-	v := g.lockedView()
-	for node := range g.ledger.words {
-		if now[node] == 0 {
-			g.ledger.left(node, v.inRing(node))
+	if g.fresh {
+		// A guard that ended while this one was away. Later it is told in Left: what
+		// corosync says of the ring comes at another time, and may be older.
+		g.fresh = false
+		v := g.lockedView()
+		for node := range g.ledger.words {
+			if now[node] == 0 {
+				g.ledger.left(node, v.inRing(node))
+			}
 		}
 	}
 	g.members = now

@@ -12,8 +12,9 @@ const (
 	// beat is how often a message goes to the group to prove membership.
 	beat = 500 * time.Millisecond
 	// leaseSlack is what a lease has beyond the time that corosync needs to form a
-	// new ring: a healthy host must not be stopped because another one was lost.
-	leaseSlack = 3 * time.Second
+	// new ring, for dlm_controld to agree to it and two messages to go round: a healthy
+	// host must not be stopped because another one was lost.
+	leaseSlack = 6 * time.Second
 	// settleTime is how long a ring must be there for grants to be made in it: what
 	// dlm_controld makes of it reaches the kernel and the answers of dlm_controld at
 	// different times.
