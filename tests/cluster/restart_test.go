@@ -116,12 +116,18 @@ func upgradeDuringMigration(t *testing.T, s *suite) {
 		go func() {
 			signals := 0
 			defer func() { done <- signals }()
-			for ctx.Err() == nil {
+			// Without a pause the nodes would do little else, and the migration takes minutes.
+			for tick := time.NewTicker(3 * time.Second); ctx.Err() == nil; {
 				if s.Node(n).Service(lab.ServiceLock).Signal(ctx, syscall.SIGUSR1) == nil {
 					signals++
 				}
 				// The answer comes from the new program or from the old one; in either case some time has passed.
 				_, _ = s.Node(n).Exec(ctx, "probe", "try", "/nobody/has/this")
+				select {
+				case <-tick.C:
+				case <-ctx.Done():
+					tick.Stop()
+				}
 			}
 		}()
 	}

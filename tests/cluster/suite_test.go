@@ -75,6 +75,7 @@ func startVMLockd(t *testing.T, nodes int) *suite {
 	t.Helper()
 	return start(t, lab.Config{
 		Nodes:         nodes,
+		Transport:     lab.KNET, // as real clusters have it
 		VMLockd:       binaries.vmlockd,
 		VMLockdConfig: func(int) string { return "backend = \"cluster\"\n" },
 	})
