@@ -73,7 +73,7 @@ var rooms = []room{
 	{place: "internal/rpc"},
 
 	// What fills the ports of the rules.
-	{place: "internal/backend/cluster", ours: []string{"internal/locking", "internal/failpoint", "dlm", "dlm/controld"}},
+	{place: "internal/backend/cluster", ours: []string{"internal/locking", "internal/failpoint", "dlm", "dlm/controld"}, theirs: []string{xsys}},
 	{place: "internal/backend/local", ours: []string{"internal/locking", "internal/failpoint", "internal/holder"}, theirs: []string{systemd, xsys}},
 	{place: "internal/guard", ours: []string{"internal/owner", "internal/locking"}, theirs: []string{xsys}},
 	{place: "internal/owner", ours: []string{"internal/locking"}, theirs: []string{xsys}},
