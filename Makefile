@@ -13,7 +13,7 @@ MORE_LAB_PACKAGES = ./tests/doctor ./tests/peers ./corosync/corosynctest/conform
 .PHONY: help build unit test lab-test lab-more demo lint fuzz man bench bench-parts lab clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 build: ## build bin/vmlockd and bin/vmlockctl, without cgo
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...

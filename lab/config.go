@@ -93,8 +93,8 @@ type Config struct {
 
 	// LockDaemon is who listens on virtlockd's socket. Empty means VMLockd if VMLockd is set, else NoLockDaemon.
 	LockDaemon LockDaemon
-	// VMLockd is the path on this machine of the vmlockd program, for LockDaemon VMLockd. It should be linked
-	// statically (CGO_ENABLED=0), or for this machine's own C library.
+	// VMLockd is the path on this machine of the vmlockd program, for LockDaemon VMLockd. It should be built
+	// without cgo (CGO_ENABLED=0), or for this machine's own C library.
 	VMLockd string
 	// VMLockdConfig is the text of /etc/vmlockd/vmlockd.toml in the node with the given number. nil, or an
 	// empty text, means that there is no such file.

@@ -18,7 +18,7 @@ func TestMistakes(t *testing.T) {
 		{"unknown key in a table", "[log]\nlevel = \"info\"\ncolour = true\n", []string{"f.toml:3: log.colour: there is no such key"}},
 		{"unknown table", "\n[guard]\nmode = \"off\"\n", []string{"f.toml:2: guard", "f.toml:3: guard.mode"}},
 		{"dotted unknown key", "log.color = 1\n", []string{"f.toml:1: log.color"}},
-		{"wrong type", "\nmax_clients = \"many\"\n", []string{"f.toml:2: max_clients: wrong type: this is string, and a whole number without quotes is wanted"}},
+		{"wrong type", "\nmax_clients = \"many\"\n", []string{"f.toml:2: max_clients: wrong type: this is a text, and a whole number without quotes is wanted"}},
 		{"wrong type in a table", "[log]\nlevel = 5\n", []string{"f.toml:2: log.level: wrong type", "a text in quotes is wanted"}},
 		{"duration as a number", "request_timeout = 10\n", []string{"f.toml:1: request_timeout", `for example "10s"`}},
 		{"bad duration", "request_timeout = \"10\"\n", []string{"f.toml:1", `"10" is not a duration`}},
@@ -39,6 +39,29 @@ func TestMistakes(t *testing.T) {
 		{"metrics without a port", "metrics.listen = \"127.0.0.1\"\n", []string{"f.toml:1: metrics.listen", "no address"}},
 		{"metrics on any port", "metrics.listen = \"[::1]:0\"\n", []string{"f.toml:1: metrics.listen", "no port"}},
 		{"metrics on every address", "metrics.listen = \":9185\"\n", []string{"f.toml:1: metrics.listen", "no address"}},
+		{"other case", "backend = \"cluster\"\nBackend = \"local\"\n", []string{"f.toml:2: Backend: there is no such key: write backend"}},
+		{"other case alone", "BACKEND = \"cluster\"\n", []string{"f.toml:1: BACKEND: there is no such key: write backend"}},
+		{"other case in a table", "[log]\nLevel = \"info\"\n", []string{"f.toml:2: log.Level: there is no such key: write log.level"}},
+		{"table in other case", "[Log]\nlevel = \"info\"\n", []string{"f.toml:1: Log: there is no such key: write log", "f.toml:2: Log.level: there is no such key"}},
+		{"other case and a wrong type", "Max_Clients = \"x\"\n", []string{"f.toml:1: Max_Clients: there is no such key: write max_clients"}},
+		{"other letters that fold", "bac\u212aend = \"local\"\n", []string{"f.toml:1"}},
+		{"dots in quotes", "'log.level' = \"info\"\n", []string{"there is no such key: the keys are"}},
+		{"number for a table", "log = 5\n", []string{"f.toml:1: log: wrong type: this is a whole number, and a table [log] is wanted"}},
+		{"text for a table", "\ncluster = \"x\"\n", []string{"f.toml:2: cluster: wrong type: this is a text, and a table [cluster] is wanted"}},
+		{"array for a table", "\n[[log]]\nlevel = \"info\"\n", []string{"f.toml:2: log: wrong type: this is an array", "a table [log] is wanted"}},
+		{"table for a text", "[backend]\nx = 1\n", []string{"f.toml:1: backend: wrong type: this is a table", "a text in quotes is wanted"}},
+		{"array for a text", "backend = [\"local\"]\n", []string{"f.toml:1: backend: wrong type", "a text in quotes is wanted"}},
+		{"table for a duration", "request_timeout = { s = 1 }\n", []string{"f.toml:1: request_timeout"}},
+		{"inline table", "\nlog = { level = \"loud\" }\n", []string{`f.toml:2: log.level: "loud" is not known`}},
+		{"wrong type in an inline table", "\nlog = { level = 5 }\n", []string{"f.toml:2: log.level: wrong type"}},
+		{"unknown key in an inline table", "\nlog = { colour = 5 }\n", []string{"f.toml:2: log.colour: there is no such key"}},
+		{"quoted key", "\n'max_clients' = 0\n", []string{"f.toml:2: max_clients: 0 is out of range"}},
+		{"quoted key in a quoted table", "[\"log\"]\n\"level\" = \"loud\"\n", []string{"f.toml:2: log.level"}},
+		{"dots with spaces", "\nlog . level = \"loud\"\n", []string{"f.toml:2: log.level"}},
+		{"run_dir that is too long for its sockets", "run_dir = \"/" + strings.Repeat("x", 94) + "\"\n", []string{"f.toml:1: run_dir", "95 bytes", "at most 94"}},
+		{"the same, with another control socket", "run_dir = \"/" + strings.Repeat("x", 94) + "\"\ncontrol_socket = \"/c\"\n", []string{"f.toml:1: run_dir", "at most 94"}},
+		{"socket where the control socket is", "run_dir = \"/r\"\nsocket = \"/r/control.sock\"\n", []string{"f.toml:2: socket", "another path"}},
+		{"the same, with detours", "run_dir = \"/r/\"\nsocket = \"/r/./control.sock\"\n", []string{"f.toml:2: socket", "another path"}},
 		{"syntax", "backend = \n", []string{"f.toml:1"}},
 		{"twice", "backend = \"local\"\nbackend = \"local\"\n", []string{"f.toml:2", "backend"}},
 		{"two mistakes", "max_clients = 0\nsockets = 1\n", []string{"f.toml:1: max_clients", "f.toml:2: sockets"}},
@@ -86,6 +109,18 @@ format = "json"
 		Cluster: Cluster{Lockspace: "vms"}, Log: Log{Level: "debug", Format: "json"}}
 	if c != want {
 		t.Fatalf("got %+v\nwant %+v", c, want)
+	}
+}
+
+// TestLongestRunDir: what is accepted has room for the sockets in it.
+func TestLongestRunDir(t *testing.T) {
+	dir := "/" + strings.Repeat("x", 93)
+	c, err := Parse("f.toml", []byte("run_dir = \""+dir+"\"\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(c.ControlSocket); n != maxSocketPath || c.ControlSocket != dir+"/control.sock" {
+		t.Errorf("the control socket is %q, of %d bytes", c.ControlSocket, n)
 	}
 }
 

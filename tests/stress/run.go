@@ -32,13 +32,16 @@ const maxAtOnce = 5
 // Run loads the daemons until Options.Operations are done, sees that everything
 // becomes free again, and returns what was done. An error is something that the
 // history does not show: answers that no rule knows, locks that stay after all
-// have released theirs. The history is good for Check in that case too.
+// have released theirs, or a load that met no resistance. The history is good for Check in that case too.
 func Run(ctx context.Context, sys System, o Options) (*History, error) {
 	r := &run{Options: o, sys: sys, history: newHistory()}
 	r.prepare()
 	r.Log("seed %d: %d operations, %d resources, %d nodes with %d owners each", r.Seed, r.Operations, r.Resources, sys.Nodes(), r.Owners)
 	err := r.load(ctx)
 	r.Log("the load took %v: %s", r.history.now().Round(time.Millisecond), r.history.Summary())
+	if err == nil {
+		err = r.history.effect(r.Operations) // before allFree, which is granted a lot
+	}
 	if err == nil {
 		err = r.allFree(ctx)
 	}

@@ -30,14 +30,6 @@ import (
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
-// joinPatience is how long New waits for the lockspace before it returns all
-// the same: joining waits for quorum, and libvirt is better told so than left
-// without a daemon.
-const joinPatience = 3 * time.Second
-
-// joinRetry is the pause after a failed attempt to join.
-const joinRetry = 500 * time.Millisecond
-
 // Options say where locks are held. Lockspace must be set.
 type Options struct {
 	Lockspace string     // the DLM lockspace, the same on all hosts
@@ -60,6 +52,8 @@ type Options struct {
 	// NodeName is the name of a host by its number in the cluster, "" if it is not
 	// known; it returns at once. It may be nil.
 	NodeName func(node uint32) string
+	// Privileged reports whether this process has CAP_SYS_ADMIN; nil asks the kernel.
+	Privileged func() bool
 }
 
 // Backend holds locks in one DLM lockspace.
@@ -82,6 +76,8 @@ type Backend struct {
 	peers     Peers // may be nil
 	nodeName  func(uint32) string
 	lookUps   chan struct{} // has a token for each look-up under way
+
+	privileged func() bool
 
 	mu        sync.Mutex // guards what follows
 	space     *dlm.Lockspace
@@ -120,15 +116,22 @@ func New(o Options) (*Backend, error) {
 	b.watch = newWatch(b.name, b.look, b.asker, o.Holders, b.log)
 	b.publisher = newPublisher(b)
 	b.peers, b.nodeName, b.lookUps = o.Peers, o.NodeName, make(chan struct{}, lookUps)
+	b.privileged = o.Privileged
+	if b.privileged == nil {
+		b.privileged = mayAdminister
+	}
 	if b.goOn(o.Earlier) {
 		close(b.joined)
 		return b, nil
 	}
 	b.letGo() // of what an earlier program of this process has not handed over
-	fatal := make(chan error, 1)
+	// Unbuffered: what is not received here, because New has returned, must not be
+	// the last word of a daemon that serves.
+	fatal, returned := make(chan error), make(chan struct{})
+	defer close(returned)
 	go func() {
 		defer close(b.joined)
-		b.join(ctx, fatal)
+		b.join(ctx, fatal, returned)
 	}()
 	patience := time.NewTimer(joinPatience)
 	defer patience.Stop()
@@ -137,99 +140,11 @@ func New(o Options) (*Backend, error) {
 		cancel()
 		return nil, err
 	case <-b.joined:
-		select {
-		case err := <-fatal:
-			cancel()
-			return nil, err
-		default:
-		}
 	case <-patience.C:
 		_, err := b.lockspace()
 		b.log.Warn("waiting to join the DLM lockspace; locks are refused until then", "event", "lockspace-not-joined", "dlm", b.name, "cause", locking.Cause(err), "reason", err)
 	}
 	return b, nil
-}
-
-// join tries until it has joined or ctx ends. A part that is missing at the
-// first try goes to fatal and ends it.
-func (b *Backend) join(ctx context.Context, fatal chan<- error) {
-	for first := true; ; first = false {
-		space, err := b.tryJoin(ctx)
-		if err == nil {
-			b.enter(space)
-			b.log.Info("joined the DLM lockspace", "event", "lockspace-joined", "dlm", b.name)
-			return
-		}
-		if ctx.Err() != nil {
-			return
-		}
-		if first && missingPart(err) {
-			fatal <- err
-			return
-		}
-		if b.setWhy(err) {
-			b.log.Warn("could not join the DLM lockspace yet, trying again", "event", "lockspace-not-joined", "dlm", b.name, "cause", locking.Cause(err), "reason", err)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(joinRetry):
-		}
-	}
-}
-
-// setWhy says why this host has not joined, and reports whether that is news.
-func (b *Backend) setWhy(err error) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	news := b.why.Error() != err.Error()
-	b.why = err
-	return news
-}
-
-// tryJoin opens the lockspace if this host is a member already, as after a
-// restart of the daemon, which needs nobody's consent. Otherwise it joins, but
-// only once the cluster has quorum and its membership is settled: dlm_controld
-// (4.2) never completes the join of a node that began it alone, before it met
-// the others.
-func (b *Backend) tryJoin(ctx context.Context) (*dlm.Lockspace, error) {
-	if err := b.awaitEarlier(ctx); err != nil {
-		return nil, err
-	}
-	space, err := dlm.Open(ctx, b.kernel, b.name, b.dlmOptions())
-	if err == nil || !errors.Is(err, dlm.ErrNoLockspace) {
-		return space, err
-	}
-	// First things first: without the module nobody needs dlm_controld.
-	device, err := b.kernel.Control()
-	if err != nil {
-		return nil, err
-	}
-	device.Close()
-	if b.controld != nil {
-		if err := b.ready(ctx); err != nil {
-			return nil, err
-		}
-	}
-	b.setWhy(errJoining)
-	return dlm.Create(ctx, b.kernel, b.name, b.dlmOptions())
-}
-
-func (b *Backend) ready(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, joinPatience)
-	defer cancel()
-	st, err := b.controld.Status(ctx)
-	switch {
-	case errors.Is(err, controld.ErrNotRunning):
-		return dlm.ErrNoDaemon
-	case err != nil:
-		return err
-	case !st.Quorate:
-		return &stopped{reason{causeQuorum, "the cluster has no quorum, so this host cannot join the DLM lockspace; see corosync-quorumtool -s"}}
-	case st.DaemonRing != st.ClusterRing || st.FencingUnknown:
-		return &stopped{reason{causeRecovering, "the cluster's membership is changing, this host joins the DLM lockspace when that is over"}}
-	}
-	return nil
 }
 
 // enter begins to use the lockspace.
@@ -261,15 +176,6 @@ func (b *Backend) look() (bool, error) {
 		return true, nil
 	}
 	return state.Running()
-}
-
-func missingPart(err error) bool {
-	for _, part := range []error{dlm.ErrNoModule, dlm.ErrNoDevice, dlm.ErrPrivilege, dlm.ErrNoDaemon} {
-		if errors.Is(err, part) {
-			return true
-		}
-	}
-	return false
 }
 
 func (b *Backend) lockspace() (*dlm.Lockspace, error) {

@@ -94,7 +94,7 @@ func free(t *testing.T, path string) bool {
 		t.Fatal(err)
 	}
 	defer unix.Close(fd)
-	l := flock(false)
+	l := theirs()
 	err = unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &l)
 	if err != nil && err != unix.EAGAIN {
 		t.Fatal(err)
