@@ -112,9 +112,15 @@ func logDir(euid int, getenv func(string) string) string {
 	return filepath.Join(getenv("HOME"), ".local", "state")
 }
 
-// controlName is the control socket's name in RunDir, where no other socket has
-// a longer one.
-const controlName = "control.sock"
+// The names of sockets in RunDir. No other one is longer than controlName.
+const (
+	controlName = "control.sock"
+	holderName  = "holder.sock"
+)
+
+// HolderSocket is the absolute path of the socket of the process that keeps
+// locked files open.
+func (c *Config) HolderSocket() string { return filepath.Join(c.RunDir, holderName) }
 
 // Load reads path. With optional, a file that does not exist is an empty one.
 // The error joins everything that is wrong, one *Mistake each where a place in
@@ -184,6 +190,8 @@ func (c *Config) problems() (list []problem) {
 			add(key, "the path is %d bytes long: unix(7) allows %d, choose a shorter one", len(path), maxSocketPath)
 		case strings.ContainsRune(path, 0):
 			add(key, "the path contains a NUL byte: remove it")
+		case filepath.Clean(path) == c.HolderSocket():
+			add(key, "%q is where the process listens that keeps locked files open: choose another path", path)
 		}
 	}
 	socket("socket", c.Socket)

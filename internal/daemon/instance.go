@@ -184,7 +184,7 @@ type keptFiles struct {
 }
 
 func newKeptFiles(c config.Config, log *slog.Logger, kept *holder.Handover) (keptFiles, error) {
-	o := holder.Options{Socket: filepath.Join(c.RunDir, "holder.sock"), Log: log}
+	o := holder.Options{Socket: c.HolderSocket(), Log: log}
 	if kept != nil {
 		keeper, err := holder.Resume(o, kept)
 		if err == nil {

@@ -315,6 +315,9 @@ func (h *handle) unavailable(why error) error {
 // notJoined is why this host is not in the lockspace, or if that is under way,
 // what dlm_controld waits for.
 func (b *Backend) notJoined(ctx context.Context, why error) error {
+	if missingPart(why) {
+		return &stopped{reason{causeJoining, "this host cannot join the DLM lockspace yet: " + why.Error()}}
+	}
 	if why != errJoining {
 		return why
 	}

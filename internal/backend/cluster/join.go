@@ -24,6 +24,7 @@ const joinRetry = 500 * time.Millisecond
 // first try goes to fatal and ends it, unless New has returned before, which is
 // when nobody would be told.
 func (b *Backend) join(ctx context.Context, fatal chan<- error, returned <-chan struct{}) {
+	said := ""
 	for first := true; ; first = false {
 		space, err := b.tryJoin(ctx)
 		if err == nil {
@@ -41,7 +42,9 @@ func (b *Backend) join(ctx context.Context, fatal chan<- error, returned <-chan 
 			case <-returned:
 			}
 		}
-		if b.setWhy(err) {
+		b.setWhy(err)
+		if text := err.Error(); text != said { // not every attempt is news
+			said = text
 			b.log.Warn("could not join the DLM lockspace yet, trying again", "event", "lockspace-not-joined", "dlm", b.name, "cause", locking.Cause(err), "reason", err)
 		}
 		select {
@@ -52,13 +55,11 @@ func (b *Backend) join(ctx context.Context, fatal chan<- error, returned <-chan 
 	}
 }
 
-// setWhy says why this host has not joined, and reports whether that is news.
-func (b *Backend) setWhy(err error) bool {
+// setWhy says why this host has not joined.
+func (b *Backend) setWhy(err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	news := b.why.Error() != err.Error()
 	b.why = err
-	return news
 }
 
 // tryJoin opens the lockspace if this host is a member already, as after a

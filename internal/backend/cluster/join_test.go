@@ -118,14 +118,32 @@ func (kernelWithoutModule) Control() (dlm.Device, error) { return nil, dlm.ErrNo
 // it is not over.
 func TestMissingPartLate(t *testing.T) {
 	entering(t, func(w *world, join func(bool) error) {
+		start := time.Now()
 		end := w.refuse(syscall.EUNATCH, 4*time.Second)
 		if err := join(true); err != nil {
 			t.Fatal(err)
 		}
 		w.refused("a", "still joining")
-		time.Sleep(2 * time.Second) // by the bubble's clock: until the first attempt is over
+		time.Sleep(time.Until(start.Add(4200 * time.Millisecond))) // by the bubble's clock: until the first attempt is over
+		w.refused("a", "dlm_controld is not running: start corosync")
 		if text := w.logged(); !strings.Contains(text, "trying again") || !strings.Contains(text, "dlm_controld is not running") {
 			t.Errorf("logged:\n%s", text)
+		}
+		end()
+		w.granted("a")
+	})
+}
+
+// TestJoinLogsOnce: what fails again and again for one reason is said once.
+func TestJoinLogsOnce(t *testing.T) {
+	entering(t, func(w *world, join func(bool) error) {
+		end := w.refuse(syscall.EPERM, 0)
+		if err := join(true); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute) // by the bubble's clock
+		if n := strings.Count(w.logged(), "trying again"); n != 1 {
+			t.Errorf("%d lines in a minute:\n%s", n, w.logged())
 		}
 		end()
 		w.granted("a")
