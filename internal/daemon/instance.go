@@ -115,6 +115,7 @@ func start(c config.Config, version string, log *slog.Logger, from *state) (i *i
 		RequestTimeout: time.Duration(c.RequestTimeout),
 		AnyLockspace:   c.Backend == config.BackendCluster,
 		Journal:        i.journal,
+		Later:          tellLater(log),
 	})
 	i.table.Store(i.locks)
 	i.drain = openDrainer(c.RunDir, i.locks, i.others.drains, log)
@@ -271,8 +272,8 @@ func (i *instance) takeBack(found journal.Recovered) {
 	// answer. What is left over goes when that was given.
 	percent := debug.SetGCPercent(restoreGC)
 	defer i.tidy.did(int64(len(found.Entries)), func() { debug.SetGCPercent(percent) })
-	i.locks.Restore(ctx, i.backend, found.Entries, found.Lockspaces, doubt)
-	if n := len(found.Entries); n > 0 {
+	later := i.locks.Restore(ctx, i.backend, found.Entries, found.Lockspaces, doubt)
+	if n := len(found.Entries); n > 0 && later == 0 {
 		i.log.Info("locks from before the restart were taken back", "event", "locks-restored", "entries", n, "took", time.Since(begin))
 	}
 	// What a damaged journal may have explained stays locked.

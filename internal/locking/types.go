@@ -62,6 +62,11 @@ var ErrStale = errors.New("the name leads to another file now")
 // that the lock to take back is not held any more.
 var ErrNotHeld = errors.New("not held any more")
 
+// ErrNotYet is what Restored.Err is, wrapped, when the backend cannot tell yet
+// whether the lock is held. The text of the wrapping error says what it waits for.
+// That is no alarm: the lock is as safe as before.
+var ErrNotYet = errors.New("the locks from before the lock daemon's restart cannot be taken back yet")
+
 // ErrUnderway is what Handle.Unlock returns, wrapped, when the lock cannot be
 // given back now and the backend finishes the job by itself.
 var ErrUnderway = errors.New("it is given back as soon as possible, which is not now")
