@@ -157,7 +157,7 @@ func newBackend(c config.Config, log *slog.Logger, holders func() []locking.Hold
 		}
 		return dlmLocks{b, last}, nil
 	}
-	closer.Earlier(earlier).End() // the configuration names another backend now
+	closer.Earlier(earlier).Dismiss() // the configuration names another backend now
 	b, err := newKeptFiles(c, log, kept.takeLocal())
 	if err != nil {
 		return nil, fmt.Errorf("backend \"local\" cannot be used on this host: the process that keeps locks across restarts: %w", err)
@@ -173,7 +173,9 @@ type dlmLocks struct {
 
 func (d dlmLocks) Keep(ctx context.Context) (keptLocks, error) {
 	h, err := d.Handover(ctx)
-	d.last.Close()
+	if err == nil { // otherwise requests go on, and are counted, until the next program
+		d.last.Close()
+	}
 	return keptLocks{cluster: h}, err
 }
 

@@ -69,14 +69,16 @@ type Backend struct {
 	name     string
 	log      *slog.Logger
 
-	ctx     context.Context    // ends when Close begins
-	cancel  context.CancelFunc // ends join, and all work
-	joined  chan struct{}      // closed when join has ended
-	work    group
-	last    LastClose // may be nil
-	asker   *asker
-	watch   *watch
-	fencing fencing
+	ctx    context.Context    // ends when Close begins
+	cancel context.CancelFunc // ends join, and all work
+	joined chan struct{}      // closed when join has ended
+	work   group
+	last   LastClose // may be nil
+	// keepFailed is what the log was told last of last.Keep; for keepNow only.
+	keepFailed string
+	asker      *asker
+	watch      *watch
+	fencing    fencing
 
 	publisher *publisher
 	peers     Peers // may be nil
@@ -124,7 +126,9 @@ func New(o Options) (*Backend, error) {
 		close(b.joined)
 		return b, nil
 	}
-	b.letGo() // of what an earlier program of this process has not handed over
+	if b.last != nil {
+		b.last.Dismiss() // of what an earlier program of this process has not handed over
+	}
 	fatal := make(chan error, 1)
 	go func() {
 		defer close(b.joined)
@@ -183,6 +187,11 @@ func (b *Backend) setWhy(err error) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	news := b.why.Error() != err.Error()
+	if was, ok := errors.AsType[*earlierOpen](b.why); ok {
+		if is, ok := errors.AsType[*earlierOpen](err); ok {
+			news = was.reason.cause != is.reason.cause // the text may have a time in it
+		}
+	}
 	b.why = err
 	return news
 }
@@ -212,6 +221,8 @@ func (b *Backend) tryJoin(ctx context.Context) (*dlm.Lockspace, error) {
 		}
 	}
 	b.setWhy(errJoining)
+	beforeJoin.Pass()
+	defer afterJoin.Pass()
 	return dlm.Create(ctx, b.kernel, b.name, b.dlmOptions())
 }
 
@@ -238,7 +249,7 @@ func (b *Backend) enter(space *dlm.Lockspace) {
 	if err != nil {
 		b.log.Warn("the kernel does not say whether the DLM lockspace runs; when it does not, refusals take longer and name no reason", "dlm", b.name, "reason", err)
 	}
-	b.keepOpen(space)
+	b.keepOpen(b.ctx, space)
 	node, err := dlm.NodeID(b.kernel)
 	if err != nil {
 		b.log.Warn("refusals on other hosts will not say that the lock is held on this one", "dlm", b.name, "reason", err)
@@ -289,10 +300,16 @@ func (b *Backend) Close(ctx context.Context, leave bool) error {
 	if !leave || unfinished > 0 || space.Stats().Unsettled > 0 {
 		return b.closeSpace(ctx, space)
 	}
-	b.letGo()
-	err = space.Leave(ctx, false)
+	if err := b.closeSpace(ctx, space); err != nil {
+		return err
+	}
+	beforeLeave.Pass()
+	defer afterLeave.Pass()
+	err = dlm.Remove(ctx, b.kernel, b.name, false)
 	if errors.Is(err, dlm.ErrLockspaceUse) {
-		// This node keeps books about locks of others. With force they move there.
+		// This node keeps books about locks of others, which move there with force. Or
+		// it has locks of which no journal tells: to the kernel it is the same.
+		b.log.Warn("leaving the DLM lockspace by force, as the kernel says that it is in use; that is so when this host keeps the books of other hosts' locks, which they take over. Locks that this host may have and no journal tells of end with that", "dlm", b.name)
 		err = dlm.Remove(ctx, b.kernel, b.name, true)
 	}
 	return err
@@ -301,11 +318,12 @@ func (b *Backend) Close(ctx context.Context, leave bool) error {
 // closeSpace makes orphans of the locks. If requests have no answer the device
 // stays open until they have: then it is closed after this process's end.
 func (b *Backend) closeSpace(ctx context.Context, space *dlm.Lockspace) error {
-	err := space.Close(ctx)
-	if err == nil {
-		b.letGo()
+	beforeClose.Pass()
+	defer afterClose.Pass()
+	if err := space.Close(ctx); err != nil {
+		return err
 	}
-	return err
+	return b.letGo(ctx)
 }
 
 // retire ends everything but the lockspace itself, which is nil if there is none
@@ -409,12 +427,19 @@ func (h *handle) unavailable(why error) error {
 // notJoined is why this host is not in the lockspace, or if that is under way,
 // what dlm_controld waits for.
 func (b *Backend) notJoined(ctx context.Context, why error) error {
-	if why != errJoining {
+	early, isEarly := errors.AsType[*earlierOpen](why)
+	if why != errJoining && !isEarly {
 		return why
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*askTimeout)
 	defer cancel()
 	r := explain(b.asker.get(ctx), time.Now(), nil)
+	if isEarly {
+		if r.cause == early.reason.cause {
+			return why // in more words
+		}
+		return &stopped{r}
+	}
 	if r.cause == causeRecovering {
 		return why
 	}

@@ -47,8 +47,14 @@ func (b *Backend) goOn(h *dlm.Handover) bool {
 	err := errors.New("the configuration names another lockspace now")
 	var space *dlm.Lockspace
 	var locks []*dlm.Lock
-	// Without a bound, as what is not closed cannot be adopted.
+	// What is not closed cannot be adopted. Earlier sees to that afterwards, if there is
+	// a LastClose, which has the device open too; otherwise nobody does.
 	ctx := context.Background()
+	if b.last != nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, joinPatience)
+		defer cancel()
+	}
 	if h.Lockspace == b.name {
 		beforeResume.Pass()
 		space, locks, err = dlm.Resume(ctx, b.kernel, h, b.dlmOptions())

@@ -79,8 +79,10 @@ func (b *Backend) restored(h locking.Held, l *dlm.Lock) *handle {
 	return &handle{b: b, ref: h.Ref, name: h.ID, mode: h.Mode, lock: l, written: h.Mode == locking.Exclusive}
 }
 
-// earlier is the lockspace that this host was a member of. Opening it needs
-// nobody else, so if it is there it is waited for.
+// earlier is the lockspace that this host was a member of. Opening it needs nobody
+// else. But while the device of an earlier process is open its locks are not
+// orphans, and the kernel may keep it open for as long as the lockspace is stopped:
+// then the error is locking.ErrNotYet.
 func (b *Backend) earlier(ctx context.Context) (*dlm.Lockspace, error) {
 	if space, _ := b.lockspace(); space != nil {
 		return space, nil
@@ -88,15 +90,14 @@ func (b *Backend) earlier(ctx context.Context) (*dlm.Lockspace, error) {
 	if _, err := b.kernel.Minor(b.name); errors.Is(err, dlm.ErrNoLockspace) {
 		return nil, fmt.Errorf("%w: this host is not in the DLM lockspace any more", locking.ErrNotHeld)
 	}
-	select {
-	case <-b.joined:
-	case <-ctx.Done():
-	}
 	space, why := b.lockspace()
-	if space == nil {
+	switch {
+	case space != nil:
+		return space, nil
+	case b.ctx.Err() != nil:
 		return nil, fmt.Errorf("the DLM lockspace cannot be opened: %w", why)
 	}
-	return space, nil
+	return nil, fmt.Errorf("%w: %w", locking.ErrNotYet, b.notJoined(ctx, why))
 }
 
 // Replaceable is nil if this process can be replaced by another program now. In
@@ -207,6 +208,8 @@ func (b *Backend) awaitAnswers(ctx context.Context, space *dlm.Lockspace, name s
 			return fmt.Errorf("the DLM lockspace is stopped: %w", ctx.Err())
 		}
 	}
+	beforeAdoptLate.Pass()
+	defer afterAdoptLate.Pass()
 	l, err := space.Lock(ctx, name, dlm.NL, dlm.LockOptions{NoQueue: true})
 	if err != nil {
 		return err
