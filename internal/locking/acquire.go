@@ -181,7 +181,7 @@ func (m *Manager) lock(ctx context.Context, r *resource, h Handle, granted *hold
 	if err := h.Lock(ctx, mode); err != nil {
 		h.Close()
 		stale, busy := errors.Is(err, ErrStale), errors.Is(err, ErrBusy)
-		m.forget(granted.seq, stale || busy)
+		m.forget(granted.seq, stale || busy || errors.Is(err, ErrNotAsked))
 		if stale {
 			return errAgain
 		}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/vmlockd/vmlockd/internal/locking"
+	"github.com/vmlockd/vmlockd/internal/locking/locktest"
 )
 
 var errNoQuorum = fmt.Errorf("%w: no quorum", locking.ErrNotYet)
@@ -176,3 +177,31 @@ func TestRestoreNotYetAndClosed(t *testing.T) {
 		p.Kill()
 	})
 }
+
+// While the backend is unsettled about one request, refusals of which it is certain
+// leave nothing in the journal.
+func TestNotAskedIsForgotten(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		p := w.ps.Start(1)
+		w.m.Restore(context.Background(), unsettled{w.b}, nil, nil, false)
+		g := w.register(1)
+		w.b.Fail(locktest.On(locktest.OpLock, "id-a"), fmt.Errorf("stopped: %w", locking.ErrNotAsked), 100)
+		for range 100 {
+			w.refused(g.Acquire(context.Background(), disk("a"), ex, false), locking.KindSystem)
+		}
+		w.journalled()
+		w.b.Fail(locktest.On(locktest.OpLock, "id-a"), errIO, 1)
+		w.refused(g.Acquire(context.Background(), disk("a"), ex, false), locking.KindSystem)
+		w.journalled(locking.EntryIntended)
+		g.Close()
+		p.Kill()
+		settle()
+		w.told()
+	})
+}
+
+// unsettled is a backend with a request that never has an outcome.
+type unsettled struct{ *locktest.Backend }
+
+func (unsettled) Restore(context.Context, []locking.Held) []locking.Restored { return nil }
+func (unsettled) Unsettled() int                                             { return 1 }

@@ -58,6 +58,10 @@ var ErrBusy = errors.New("held by another host or program")
 // was opened, for example because the file was replaced. Opening again helps.
 var ErrStale = errors.New("the name leads to another file now")
 
+// ErrNotAsked is what Handle.Lock returns, wrapped, when it is certain that nothing
+// is locked and nothing will be, as nobody was asked.
+var ErrNotAsked = errors.New("nobody was asked")
+
 // ErrNotHeld is what Restored.Err is, wrapped or not, when the backend knows
 // that the lock to take back is not held any more.
 var ErrNotHeld = errors.New("not held any more")

@@ -308,8 +308,9 @@ func (b *Backend) Close(ctx context.Context, leave bool) error {
 	err = dlm.Remove(ctx, b.kernel, b.name, false)
 	if errors.Is(err, dlm.ErrLockspaceUse) {
 		// This node keeps books about locks of others, which move there with force. Or
-		// it has locks of which no journal tells: to the kernel it is the same.
-		b.log.Warn("leaving the DLM lockspace by force, as the kernel says that it is in use; that is so when this host keeps the books of other hosts' locks, which they take over. Locks that this host may have and no journal tells of end with that", "dlm", b.name)
+		// it has orphans of which no journal tells: the kernel does not say which, nor how
+		// many.
+		b.log.Warn("leaving the DLM lockspace by force, as the kernel says that it is in use: most often this host keeps the books of other hosts' locks, and they take those over. If the kernel of this host holds locks that the daemon knows nothing of, they end with that", "dlm", b.name)
 		err = dlm.Remove(ctx, b.kernel, b.name, true)
 	}
 	return err
@@ -396,6 +397,9 @@ func (h *handle) Lock(ctx context.Context, mode locking.Mode) error {
 		return &elsewhere{b: h.b, name: h.name, mode: mode}
 	case err != nil && r.ctx.Err() != nil && errors.As(r.why(), new(*stopped)):
 		// Whatever the request was doing, this is why it got no further.
+		if errors.Is(err, locking.ErrNotAsked) {
+			return &notAsked{h.unavailable(r.why())}
+		}
 		return h.unavailable(r.why())
 	case err != nil:
 		return err
@@ -407,18 +411,25 @@ func (h *handle) Lock(ctx context.Context, mode locking.Mode) error {
 func (h *handle) request(r *request, mode locking.Mode) (*dlm.Lock, error) {
 	space, why := h.b.lockspace()
 	if space == nil {
-		return nil, h.unavailable(h.b.notJoined(r.ctx, why))
+		return nil, &notAsked{h.unavailable(h.b.notJoined(r.ctx, why))}
 	}
 	if err := h.b.waitReleased(r.ctx, h.name); err != nil {
-		return nil, err
+		return nil, &notAsked{err}
 	}
 	if err := r.waitRunning(); err != nil {
-		return nil, err
+		return nil, &notAsked{err}
 	}
 	beforeLock.Pass()
 	defer afterLock.Pass()
 	return space.Lock(r.ctx, h.name, modeOf(mode), dlm.LockOptions{NoQueue: true, Persistent: true})
 }
+
+// notAsked is the error of a request of which the kernel knows nothing.
+type notAsked struct{ err error }
+
+func (e *notAsked) Error() string        { return e.err.Error() }
+func (e *notAsked) Unwrap() error        { return e.err }
+func (e *notAsked) Is(target error) bool { return target == locking.ErrNotAsked }
 
 func (h *handle) unavailable(why error) error {
 	return &locking.Error{Kind: locking.KindUnavailable, Op: "acquire", Ref: h.ref, Err: why}
