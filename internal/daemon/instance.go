@@ -279,6 +279,9 @@ func (i *instance) takeBack(found journal.Recovered) {
 		i.log.Info("locks from before the restart were taken back", "event", "locks-restored", "entries", n, "took", time.Since(begin))
 	}
 	// What a damaged journal may have explained stays locked.
+	if b, ok := i.backend.(dlmLocks); ok && !doubt {
+		b.DropUnclaimed()
+	}
 	if b, ok := i.backend.(keptFiles); ok && !doubt {
 		n, err := b.DropOthers(ctx)
 		if n > 0 || err != nil {

@@ -351,3 +351,54 @@ func TestLastCloseIsStuck(t *testing.T) {
 		}
 	})
 }
+
+// What was handed over and no record tells of is given back, and logged; a lock that
+// holds nothing goes without a word.
+func TestDropUnclaimed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log safeBuffer
+		nodes := dlmtest.NewCluster(1)
+		o := cluster.Options{Lockspace: space, Kernel: nodes.Node(1).NewProcess(), Log: slog.New(slog.NewTextHandler(&log, nil))}
+		b, err := cluster.New(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var held []locking.Held
+		for _, name := range []string{"known", "unknown"} {
+			ref := locking.Ref{Name: name}
+			h, err := b.Open(t.Context(), ref, false)
+			if err == nil {
+				err = h.Lock(t.Context(), locking.Exclusive)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			held = append(held, locking.Held{ID: h.ID(), Ref: ref, Mode: locking.Exclusive})
+		}
+		if o.Earlier, err = b.Handover(t.Context()); err != nil || o.Earlier == nil {
+			t.Fatalf("handover: %v", err)
+		}
+		if b, err = cluster.New(o); err != nil {
+			t.Fatal(err)
+		}
+		if res := b.Restore(t.Context(), held[:1]); res[0].Err != nil {
+			t.Fatal(res[0].Err)
+		}
+		if n := b.DropUnclaimed(); n != 1 {
+			t.Errorf("%d are given back, want 1", n)
+		}
+		synctest.Wait()
+		if names := nodes.Names(space); len(names) != 1 || names[0] != held[0].ID {
+			t.Errorf("left: %v", names)
+		}
+		if n := strings.Count(log.String(), "no record tells"); n != 1 {
+			t.Errorf("logged %d times:\n%s", n, log.String())
+		}
+		if n := b.DropUnclaimed(); n != 0 {
+			t.Errorf("%d again", n)
+		}
+		if err := b.Close(t.Context(), false); err != nil {
+			t.Error(err)
+		}
+	})
+}

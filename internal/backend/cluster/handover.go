@@ -79,8 +79,7 @@ func (b *Backend) goOn(h *dlm.Handover) bool {
 }
 
 // takeHanded is a lock that was handed over, the oldest of that name and mode;
-// nil if there is none. One that nobody takes stays held: no entry of the journal
-// explains it, and it is an orphan again after this process.
+// nil if there is none. What nobody takes is for DropUnclaimed.
 func (b *Backend) takeHanded(name string, mode dlm.Mode) *dlm.Lock {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -12,6 +12,8 @@ var (
 	beforeAdopt  = failpoint.New("cluster.adopt.before")
 	afterAdopt   = failpoint.New("cluster.adopt.after")
 
+	beforeAdoptOne  = failpoint.New("cluster.adoptone.before")
+	afterAdoptOne   = failpoint.New("cluster.adoptone.after")
 	beforeAdoptLate = failpoint.New("cluster.adoptlate.before")
 	afterAdoptLate  = failpoint.New("cluster.adoptlate.after")
 	beforeJoin      = failpoint.New("cluster.join.before")
