@@ -46,9 +46,11 @@ func (ls *Lockspace) doubt(n int64) {
 	}
 }
 
-// countLocked keeps Options.UnderWay.
+// countLocked keeps Options.UnderWay. A result may be read before the write of its request has returned.
 func (l *Lock) countLocked() {
-	inKernel := l.write != nil && l.write.place == nil || l.cur != nil && l.cur.written || l.unlock != nil && l.unlock.written
+	open := func(r *request) bool { return r != nil && r.outcome == nil }
+	inKernel := !l.dead && (l.write != nil && l.write.place == nil && open(l.write.req) ||
+		open(l.cur) && l.cur.written || l.unlock != nil && l.unlock.written)
 	if inKernel == l.counted {
 		return
 	}

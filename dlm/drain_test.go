@@ -218,3 +218,26 @@ func TestUnderWay(t *testing.T) {
 		t.Errorf("%d requests are under way at the end", n)
 	}
 }
+
+// A result that is read before the write of its request returns is not expected any
+// more.
+func TestUnderWayAfterEarlyResult(t *testing.T) {
+	var count atomic.Int64
+	device := &scripted{results: make(chan []byte)} // a send ends when the reader has it
+	device.check = func() {
+		device.results <- result(1, castAddr, 0)
+		device.results <- result(99, castAddr, 0) // then the first one was handled
+		tick := time.NewTicker(time.Millisecond)
+		defer tick.Stop()
+		for count.Load() != 0 { // or the test hangs
+			<-tick.C
+		}
+	}
+	ls := start(device, "space", device, Options{UnderWay: &count})
+	if _, err := ls.Lock(t.Context(), "a", EX, LockOptions{NoQueue: true}); err != nil {
+		t.Fatal(err)
+	}
+	if err := ls.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+}

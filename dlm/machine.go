@@ -305,6 +305,8 @@ func (l *Lock) castLocked(res *abi.LockResult, lvb []byte) {
 	if r.written {
 		l.applyLocked(r)
 		l.stepLocked()
+	} else {
+		l.countLocked()
 	}
 }
 
