@@ -49,6 +49,9 @@ func (b *Backend) awaitEarlier(ctx context.Context) error {
 	soon, cancel := context.WithTimeout(ctx, earlierWithin)
 	defer cancel()
 	err := b.last.Earlier(soon)
+	if err == nil {
+		b.asker.joined("") // until enter
+	}
 	if err == nil || ctx.Err() != nil {
 		return err
 	}

@@ -139,7 +139,12 @@ func (b *Backend) earlier(ctx context.Context) (*dlm.Lockspace, error) {
 	case b.ctx.Err() != nil:
 		return nil, fmt.Errorf("the DLM lockspace cannot be opened: %w", why)
 	}
-	return nil, fmt.Errorf("%w: %w", locking.ErrNotYet, b.notJoined(ctx, why))
+	if _, known := errors.AsType[*earlierOpen](why); !known {
+		// It is found out again every few seconds (awaitEarlier), which is enough for one
+		// who asks several times a second, perhaps for hours.
+		why = b.notJoined(ctx, why)
+	}
+	return nil, fmt.Errorf("%w: %w", locking.ErrNotYet, why)
 }
 
 // Replaceable is nil if this process can be replaced by another program now. In
