@@ -85,7 +85,7 @@ var rooms = []room{
 	{place: "internal/owner", ours: []string{"internal/locking"}, theirs: []string{xsys}},
 	{place: "internal/journal", ours: []string{"internal/locking", "internal/failpoint"}, theirs: []string{bbolt, xsys}},
 	{place: "internal/holder", ours: []string{"internal/failpoint", "internal/inherited"}, theirs: []string{xsys}},
-	{place: "internal/closer", ours: []string{"internal/inherited", "dlm"}, theirs: []string{xsys}},
+	{place: "internal/closer", ours: []string{"internal/failpoint", "internal/inherited", "dlm"}, theirs: []string{xsys}},
 	{place: "internal/peers", ours: []string{"corosync"}},
 	{place: "internal/identity", theirs: []string{xsys}},
 	{place: "internal/audit"},

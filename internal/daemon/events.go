@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"log/slog"
+	"time"
 
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/logs"
@@ -53,6 +54,18 @@ func observers(list ...func(locking.Event)) func(locking.Event) {
 		for _, f := range list {
 			f(e)
 		}
+	}
+}
+
+// tellLater is for locking.Options.Later.
+func tellLater(log *slog.Logger) func(int, error, time.Duration) {
+	return func(entries int, why error, took time.Duration) {
+		if why == nil {
+			log.Info("locks from before the restart were taken back, now that the kernel could be asked", "event", "locks-restored", "entries", entries, "took", took)
+			return
+		}
+		log.Warn("locks from before the restart cannot be taken back yet: they stay held, and their disks are refused until then",
+			"event", "locks-not-yet", "entries", entries, "reason", why, "cause", locking.Cause(why))
 	}
 }
 

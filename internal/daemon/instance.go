@@ -115,6 +115,7 @@ func start(c config.Config, version string, log *slog.Logger, from *state) (i *i
 		RequestTimeout: time.Duration(c.RequestTimeout),
 		AnyLockspace:   c.Backend == config.BackendCluster,
 		Journal:        i.journal,
+		Later:          tellLater(log),
 	})
 	i.table.Store(i.locks)
 	i.drain = openDrainer(c.RunDir, i.locks, i.others.drains, log)
@@ -156,7 +157,7 @@ func newBackend(c config.Config, log *slog.Logger, holders func() []locking.Hold
 		}
 		return dlmLocks{b, last}, nil
 	}
-	closer.Earlier(earlier).End() // the configuration names another backend now
+	closer.Earlier(earlier).Dismiss() // the configuration names another backend now
 	b, err := newKeptFiles(c, log, kept.takeLocal())
 	if err != nil {
 		return nil, fmt.Errorf("backend \"local\" cannot be used on this host: the process that keeps locks across restarts: %w", err)
@@ -172,7 +173,9 @@ type dlmLocks struct {
 
 func (d dlmLocks) Keep(ctx context.Context) (keptLocks, error) {
 	h, err := d.Handover(ctx)
-	d.last.Close()
+	if err == nil { // otherwise requests go on, and are counted, until the next program
+		d.last.Close()
+	}
 	return keptLocks{cluster: h}, err
 }
 
@@ -271,11 +274,14 @@ func (i *instance) takeBack(found journal.Recovered) {
 	// answer. What is left over goes when that was given.
 	percent := debug.SetGCPercent(restoreGC)
 	defer i.tidy.did(int64(len(found.Entries)), func() { debug.SetGCPercent(percent) })
-	i.locks.Restore(ctx, i.backend, found.Entries, found.Lockspaces, doubt)
-	if n := len(found.Entries); n > 0 {
+	later := i.locks.Restore(ctx, i.backend, found.Entries, found.Lockspaces, doubt)
+	if n := len(found.Entries); n > 0 && later == 0 {
 		i.log.Info("locks from before the restart were taken back", "event", "locks-restored", "entries", n, "took", time.Since(begin))
 	}
 	// What a damaged journal may have explained stays locked.
+	if b, ok := i.backend.(dlmLocks); ok && !doubt {
+		b.DropUnclaimed()
+	}
 	if b, ok := i.backend.(keptFiles); ok && !doubt {
 		n, err := b.DropOthers(ctx)
 		if n > 0 || err != nil {

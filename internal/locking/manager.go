@@ -32,14 +32,20 @@ type Options struct {
 	AnyLockspace bool
 	// Journal may be nil, for locks that end with the Manager.
 	Journal Journal
+	// Later is told when locks of an earlier process cannot be taken back yet: of how
+	// many entries that is so, and why. It is told again, with no reason and how long
+	// it took, when they have been settled; each lock was then told to Observe. It must
+	// be quick, and may be nil.
+	Later func(entries int, why error, took time.Duration)
 }
 
 // Manager knows all lockspaces, resources and owners of this host.
 type Manager struct {
-	backend Backend
-	procs   Processes
-	observe func(Event)
-	timeout time.Duration
+	backend   Backend
+	procs     Processes
+	observe   func(Event)
+	tellLater func(int, error, time.Duration)
+	timeout   time.Duration
 	// anyLockspace is Options.AnyLockspace.
 	anyLockspace bool
 	journal      Journal
@@ -61,8 +67,9 @@ type Manager struct {
 	returners  map[*owner]struct{} // who has something in returning
 	unseen     []*owner            // who could not be looked at after a restart, and may be alive or gone
 	departed   tombstones
-	uncertain  []uint64   // journal entries of requests that were given up
-	unsettled  func() int // Restorer.Unsettled; nil until Restore
+	uncertain  []uint64      // journal entries of requests that were given up
+	unsettled  func() int    // Restorer.Unsettled; nil until Restore
+	later      *laterRestore // nil unless something is to be taken back yet
 
 	counts counts // written with mu held, read without
 }
@@ -87,6 +94,9 @@ func New(o Options) *Manager {
 	}
 	if m.observe == nil {
 		m.observe = func(Event) {}
+	}
+	if m.tellLater = o.Later; m.tellLater == nil {
+		m.tellLater = func(int, error, time.Duration) {}
 	}
 	m.counts.lockspaces.Store(int64(len(m.lockspaces)))
 	m.ctx, m.cancel = context.WithCancel(context.Background())

@@ -19,6 +19,7 @@ type resource struct {
 	handle Handle  // holds the lock while holds is not empty
 	holds  []*hold // oldest first
 	lost   error   // why the lock of holds could not be taken back after a restart
+	notYet bool    // it is not known yet whether it can; until then no hold ends
 }
 
 // hold is one owner's use of a resource. An owner that shares a resource twice

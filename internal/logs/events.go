@@ -40,6 +40,7 @@ var Events = []Event{
 	{"daemon-stopped", "42d2e56f194fa408955cf4e2064f4d34"},
 	{"stopped-holding", "73f412ed33d0eeb137898196a8ab3bdd"},
 	{"locks-restored", "9a2b8ab391325e25c0d70ac76d13360f"},
+	{"locks-not-yet", "7f0b8c3e92d14a5e8d6a41c7b05f39e2"},
 	{"journal-damaged", "10615b5df4e5767276f02d1b924b5470"},
 	{"restart-refused", "97bff9d062fd0df3623241f6aed902de"},
 	{"audit-unwritable", "80c6f5d67a78394fe8a6029d9711d751"},

@@ -58,9 +58,10 @@ var disks = []string{"a", "b", "c", "d"}
 
 var pids = []int32{1, 2, 3}
 
-// rare are points that are passed only when a journal is made, or damaged; the
-// tests of the journal kill it there.
-var rare = []string{"journal.open.", "journal.fresh.", "journal.settled.", "journal.lockspace."}
+// rare are points that are passed only when a journal is made, or damaged, where the
+// tests of the journal kill it; or when a node joins for the first time, or the answer
+// to a request is late, for which chance hardly ever has a kill ready.
+var rare = []string{"cluster.join.", "cluster.adoptlate.", "journal.open.", "journal.fresh.", "journal.settled.", "journal.lockspace."}
 
 func points() (list []string) {
 	for _, name := range failpoint.Names() {

@@ -63,14 +63,16 @@ type Backend struct {
 	name     string
 	log      *slog.Logger
 
-	ctx     context.Context    // ends when Close begins
-	cancel  context.CancelFunc // ends join, and all work
-	joined  chan struct{}      // closed when join has ended
-	work    group
-	last    LastClose // may be nil
-	asker   *asker
-	watch   *watch
-	fencing fencing
+	ctx    context.Context    // ends when Close begins
+	cancel context.CancelFunc // ends join, and all work
+	joined chan struct{}      // closed when join has ended
+	work   group
+	last   LastClose // may be nil
+	// keepFailed is what the log was told last of last.Keep; for keepNow only.
+	keepFailed string
+	asker      *asker
+	watch      *watch
+	fencing    fencing
 
 	publisher *publisher
 	peers     Peers // may be nil
@@ -124,7 +126,9 @@ func New(o Options) (*Backend, error) {
 		close(b.joined)
 		return b, nil
 	}
-	b.letGo() // of what an earlier program of this process has not handed over
+	if b.last != nil {
+		b.last.Dismiss() // of what an earlier program of this process has not handed over
+	}
 	// Unbuffered: what is not received here, because New has returned, must not be
 	// the last word of a daemon that serves.
 	fatal, returned := make(chan error), make(chan struct{})
@@ -153,7 +157,7 @@ func (b *Backend) enter(space *dlm.Lockspace) {
 	if err != nil {
 		b.log.Warn("the kernel does not say whether the DLM lockspace runs; when it does not, refusals take longer and name no reason", "dlm", b.name, "reason", err)
 	}
-	b.keepOpen(space)
+	b.keepOpen(b.ctx, space)
 	node, err := dlm.NodeID(b.kernel)
 	if err != nil {
 		b.log.Warn("refusals on other hosts will not say that the lock is held on this one", "dlm", b.name, "reason", err)
@@ -195,10 +199,17 @@ func (b *Backend) Close(ctx context.Context, leave bool) error {
 	if !leave || unfinished > 0 || space.Stats().Unsettled > 0 {
 		return b.closeSpace(ctx, space)
 	}
-	b.letGo()
-	err = space.Leave(ctx, false)
+	if err := b.closeSpace(ctx, space); err != nil {
+		return err
+	}
+	beforeLeave.Pass()
+	defer afterLeave.Pass()
+	err = dlm.Remove(ctx, b.kernel, b.name, false)
 	if errors.Is(err, dlm.ErrLockspaceUse) {
-		// This node keeps books about locks of others. With force they move there.
+		// This node keeps books about locks of others, which move there with force. Or
+		// it has orphans of which no journal tells: the kernel does not say which, nor how
+		// many.
+		b.log.Warn("leaving the DLM lockspace by force, as the kernel says that it is in use: most often this host keeps the books of other hosts' locks, and they take those over. If the kernel of this host holds locks that the daemon knows nothing of, they end with that", "dlm", b.name)
 		err = dlm.Remove(ctx, b.kernel, b.name, true)
 	}
 	return err
@@ -207,11 +218,12 @@ func (b *Backend) Close(ctx context.Context, leave bool) error {
 // closeSpace makes orphans of the locks. If requests have no answer the device
 // stays open until they have: then it is closed after this process's end.
 func (b *Backend) closeSpace(ctx context.Context, space *dlm.Lockspace) error {
-	err := space.Close(ctx)
-	if err == nil {
-		b.letGo()
+	beforeClose.Pass()
+	defer afterClose.Pass()
+	if err := space.Close(ctx); err != nil {
+		return err
 	}
-	return err
+	return b.letGo(ctx)
 }
 
 // retire ends everything but the lockspace itself, which is nil if there is none
@@ -284,6 +296,9 @@ func (h *handle) Lock(ctx context.Context, mode locking.Mode) error {
 		return &elsewhere{b: h.b, name: h.name, mode: mode}
 	case err != nil && r.ctx.Err() != nil && errors.As(r.why(), new(*stopped)):
 		// Whatever the request was doing, this is why it got no further.
+		if errors.Is(err, locking.ErrNotAsked) {
+			return &notAsked{h.unavailable(r.why())}
+		}
 		return h.unavailable(r.why())
 	case err != nil:
 		return err
@@ -295,18 +310,25 @@ func (h *handle) Lock(ctx context.Context, mode locking.Mode) error {
 func (h *handle) request(r *request, mode locking.Mode) (*dlm.Lock, error) {
 	space, why := h.b.lockspace()
 	if space == nil {
-		return nil, h.unavailable(h.b.notJoined(r.ctx, why))
+		return nil, &notAsked{h.unavailable(h.b.notJoined(r.ctx, why))}
 	}
 	if err := h.b.waitReleased(r.ctx, h.name); err != nil {
-		return nil, err
+		return nil, &notAsked{err}
 	}
 	if err := r.waitRunning(); err != nil {
-		return nil, err
+		return nil, &notAsked{err}
 	}
 	beforeLock.Pass()
 	defer afterLock.Pass()
 	return space.Lock(r.ctx, h.name, modeOf(mode), dlm.LockOptions{NoQueue: true, Persistent: true})
 }
+
+// notAsked is the error of a request of which the kernel knows nothing.
+type notAsked struct{ err error }
+
+func (e *notAsked) Error() string        { return e.err.Error() }
+func (e *notAsked) Unwrap() error        { return e.err }
+func (e *notAsked) Is(target error) bool { return target == locking.ErrNotAsked }
 
 func (h *handle) unavailable(why error) error {
 	return &locking.Error{Kind: locking.KindUnavailable, Op: "acquire", Ref: h.ref, Err: why}
@@ -318,12 +340,19 @@ func (b *Backend) notJoined(ctx context.Context, why error) error {
 	if missingPart(why) {
 		return &stopped{reason{causeJoining, "this host cannot join the DLM lockspace yet: " + why.Error()}}
 	}
-	if why != errJoining {
+	early, isEarly := errors.AsType[*earlierOpen](why)
+	if why != errJoining && !isEarly {
 		return why
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*askTimeout)
 	defer cancel()
 	r := explain(b.asker.get(ctx), time.Now(), nil)
+	if isEarly {
+		if r.cause == early.reason.cause {
+			return why // in more words
+		}
+		return &stopped{r}
+	}
 	if r.cause == causeRecovering {
 		return why
 	}

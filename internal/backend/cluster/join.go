@@ -43,7 +43,11 @@ func (b *Backend) join(ctx context.Context, fatal chan<- error, returned <-chan 
 			}
 		}
 		b.setWhy(err)
-		if text := err.Error(); text != said { // not every attempt is news
+		text := err.Error()
+		if early, ok := errors.AsType[*earlierOpen](err); ok {
+			text = early.reason.cause.String() // as there may be a time in the text
+		}
+		if text != said { // not every attempt is news
 			said = text
 			b.log.Warn("could not join the DLM lockspace yet, trying again", "event", "lockspace-not-joined", "dlm", b.name, "cause", locking.Cause(err), "reason", err)
 		}
@@ -87,6 +91,8 @@ func (b *Backend) tryJoin(ctx context.Context) (*dlm.Lockspace, error) {
 		}
 	}
 	b.setWhy(errJoining)
+	beforeJoin.Pass()
+	defer afterJoin.Pass()
 	space, err = dlm.Create(ctx, b.kernel, b.name, b.dlmOptions())
 	return space, b.refusedEntry(err)
 }
