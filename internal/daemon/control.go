@@ -39,9 +39,10 @@ func (i *instance) startControl() {
 		i.log.Error("there is no control socket, so vmlockctl does not work; locks are served", "reason", err)
 		return
 	}
-	i.control = control.New(o)
+	server := control.New(o)
+	i.control = server // which stopControl may forget before this goroutine runs
 	i.serving.Go(func() {
-		if err := i.control.Serve(l); err != nil {
+		if err := server.Serve(l); err != nil {
 			i.log.Error("the control socket is not served any more; locks are", "reason", err)
 		}
 	})
