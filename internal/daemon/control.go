@@ -28,6 +28,7 @@ func (i *instance) startControl() {
 		Locks: i.locks, Drain: i.drain, Events: &i.events, Log: i.log,
 		Audit: auditor{i.audit}, More: map[string]http.Handler{"/metrics": i.metrics.Handler()},
 	}
+	o.Settler, o.Warnings = i.doubt, i.doubt.warnings
 	if b, ok := i.backend.(dlmLocks); ok {
 		o.Cluster = clusterState{b.Backend}
 	}

@@ -53,6 +53,7 @@ type backend interface {
 	// Close lets go of the backend; it returns when ctx ends at the latest. Locks
 	// stay held. With leave this host holds none, and means to take no more.
 	Close(ctx context.Context, leave bool) error
+	unexplained
 	// Keep is Close for a process in which another program goes on with what it
 	// returns, which is nothing if the locks have to be taken back. Unless whole, that
 	// program could not go on with it, or calls are under way.
@@ -83,7 +84,7 @@ type instance struct {
 	tidy     *tidier
 	failed   chan error   // what made serving end by itself
 	waiting  atomic.Value // string: the part that is being closed
-	doubt    bool         // the journal was damaged: there may be locks that it does not tell of
+	doubt    *doubter     // nil until the journal is open
 }
 
 // start brings up everything, with the connections of an earlier instance if
@@ -220,7 +221,7 @@ func (i *instance) openJournal() (journal.Recovered, error) {
 		if b, ok := i.backend.(keptFiles); ok {
 			b.Distrust()
 		}
-		i.log.Error("the journal was damaged; what it may have said stays locked until the virtual machine that has it ends, or until this host is rebooted", "event", "journal-damaged", "damage", d)
+		i.log.Error("the journal was damaged; what it may have said stays locked until 'vmlockctl settle' gives it back, or until this host is rebooted", "event", "journal-damaged", "damage", d)
 	}
 	return found, nil
 }
@@ -230,7 +231,11 @@ func (i *instance) takeBack(found journal.Recovered) {
 	ctx, cancel := context.WithTimeout(context.Background(), restoreTimeout)
 	defer cancel()
 	doubt := found.Damage != nil && found.Damage.Unknown
-	i.doubt = doubt
+	_, orphans := i.backend.(dlmLocks)
+	i.doubt = &doubter{backend: i.backend, journal: i.journal, orphans: orphans, log: i.log}
+	if doubt {
+		i.doubt.damage = found.Damage.String()
+	}
 	// All of it stays, so collecting meanwhile finds little and delays the first
 	// answer. What is left over goes when that was given.
 	percent := debug.SetGCPercent(restoreGC)
@@ -282,7 +287,7 @@ func (i *instance) stop() {
 	}
 	// With a damaged journal there may be locks that nobody here knows of, and
 	// leaving the lockspace would end them.
-	i.close(len(held) == 0 && !i.doubt)
+	i.close(len(held) == 0 && !i.doubt.inDoubt())
 }
 
 // close lets go of everything below the server.

@@ -42,6 +42,7 @@ var Events = []Event{
 	{"stopped-holding", "73f412ed33d0eeb137898196a8ab3bdd"},
 	{"locks-restored", "9a2b8ab391325e25c0d70ac76d13360f"},
 	{"holder-incomplete", "50a30a850f20544569405a285cd50e33"},
+	{"doubt-settled", "747cbad373751c1fd55f86854af530f0"},
 	{"journal-damaged", "10615b5df4e5767276f02d1b924b5470"},
 	{"restart-refused", "97bff9d062fd0df3623241f6aed902de"},
 	{"audit-unwritable", "80c6f5d67a78394fe8a6029d9711d751"},
