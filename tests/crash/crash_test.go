@@ -59,7 +59,9 @@ func otherBackend(name string) bool {
 // rare are points that a daemon passes only after damage, or in a compaction,
 // which takes thousands of records. The tests of their packages pass them, with
 // real kills too.
-var rare = []string{"journal.open.", "journal.fresh.", "journal.settled.", "journal.lockspace.", "failpoint."}
+var rare = []string{"journal.open.", "journal.fresh.", "journal.settled.", "journal.lockspace.", "failpoint.",
+	"local.restore.relock.", "local.restore.drop.", // when the holder has ended too, and when it has more than the journal
+}
 
 func TestFailPoints(t *testing.T) {
 	w := newWorld(t, binary(t))
@@ -95,7 +97,7 @@ func TestFailPoints(t *testing.T) {
 // whenPassed says what has to be done to a daemon for it to pass a point.
 func whenPassed(name string) when {
 	switch {
-	case strings.Contains(name, ".adopt."):
+	case strings.Contains(name, ".adopt."), strings.Contains(name, ".restore."):
 		return atRestart
 	case strings.Contains(name, ".handover."), strings.Contains(name, ".resume."), strings.HasPrefix(name, "daemon.keep."):
 		return inPlace
