@@ -190,7 +190,9 @@ func (d *drainer) Drain(want *control.Drained) error {
 			err = os.WriteFile(d.path+".new", text, 0o600)
 		}
 		if err == nil {
+			drainBefore.Pass()
 			err = os.Rename(d.path+".new", d.path)
+			drainAfter.Pass()
 		}
 		if err != nil {
 			return fmt.Errorf("the drain was not begun, because a restart would end it: %w", err)
