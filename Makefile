@@ -29,9 +29,10 @@ lint: ## gofmt, go vet and staticcheck
 lab-test: ## tests on cluster nodes with stock libvirt (root; boots User-Mode Linux)
 	VMLOCKD_LAB=1 VMLOCKD_STRESS_KILLS=$${VMLOCKD_STRESS_KILLS:-60} $(GO) test -p 1 -count=1 -timeout 30m $(LAB_PACKAGES)
 
-lab-more: ## more of these: doctor, peers and corosync on a cluster, and 200 kills under load
+lab-more: ## more of these: doctor, peers and corosync on a cluster, 200 kills under load, and 200 cut-off random workloads
 	VMLOCKD_LAB=1 $(GO) test -p 1 -count=1 -timeout 30m $(MORE_LAB_PACKAGES)
 	VMLOCKD_LAB=1 $(GO) test -count=1 -timeout 30m -run TestStressKills ./tests/stress
+	VMLOCKD_LAB=1 VMLOCKD_CRASH_ROUNDS=200 $(GO) test -count=1 -timeout 60m -run 'TestKilledAtRandom|TestInTheLab' ./tests/crash
 
 test: ## installs what is missing, then lint, unit and lab-test
 	scripts/install-deps test

@@ -90,7 +90,7 @@ func (a *app) root() *cobra.Command {
 	f.StringVarP(&a.config, "config", "f", config.DefaultPath, "configuration `file` of vmlockd; the default one may be absent")
 	root.Flags().BoolP("version", "V", false, "print the version and exit")
 	root.AddCommand(a.statusCommand(), a.lsCommand(), a.whoCommand(), a.watchCommand(),
-		a.runCommand(), a.releaseCommand(), a.drainCommand(), a.doctorCommand())
+		a.runCommand(), a.releaseCommand(), a.settleCommand(), a.drainCommand(), a.doctorCommand())
 	return root
 }
 

@@ -67,13 +67,15 @@ type Auditor interface {
 // empty Outcome, and afterwards.
 type Action struct {
 	Time    time.Time
-	What    string // "release", "drain" or "undrain"
+	What    string // "release", "settle", "drain" or "undrain"
 	Forced  bool   // it was done although owners may be alive
 	Ref     locking.Ref
 	Holders []locking.Holder // who loses, or lost, the lock
-	Who     Caller
-	Reason  string // what the operator says why; may be empty unless Forced
-	Outcome string // "done", or what went wrong
+	// Unexplained is what "settle" releases, as far as it is known.
+	Unexplained []string
+	Who         Caller
+	Reason      string // what the operator says why; may be empty unless Forced
+	Outcome     string // "done", or what went wrong
 }
 
 // Caller is the process at the other end of the socket.

@@ -48,6 +48,7 @@ type Options struct {
 	Cluster Backend // nil in local mode
 	Peers   Peers   // nil in local mode, and where they are not asked
 	Audit   Auditor // nil: actions are only in the log
+	Settler Settler // nil: there is no /v1/settle
 	// Warnings adds to those that the Server finds itself; it must return at once.
 	// It may be nil.
 	Warnings func() []Warning
@@ -85,6 +86,9 @@ func New(o Options) *Server {
 		"/v1/events":  {http.MethodGet: s.events},
 		"/v1/release": {http.MethodPost: s.release},
 		"/v1/drain":   {http.MethodGet: s.drained, http.MethodPost: s.drain},
+	}
+	if o.Settler != nil {
+		s.routes["/v1/settle"] = map[string]http.HandlerFunc{http.MethodGet: s.doubt, http.MethodPost: s.settleDoubt}
 	}
 	for path, h := range o.More {
 		s.routes[path] = map[string]http.HandlerFunc{http.MethodGet: h.ServeHTTP}

@@ -43,7 +43,7 @@ func TestKeepWithRequestUnderWay(t *testing.T) {
 	}
 	soon, giveUp := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer giveUp()
-	if kept, err := (dlmLocks{b, guard}).Keep(soon); err == nil || kept.cluster != nil {
+	if kept, err := (dlmLocks{b, guard}).Keep(soon, true); err == nil || kept.cluster != nil {
 		t.Fatalf("kept %v, %v", kept, err)
 	}
 	if n := int32(guard.UnderWay().Load()); n != 1 { // a fault if it is not mapped

@@ -14,6 +14,8 @@ type Held struct {
 	Ref        Ref    // the name it was taken under first
 	Mode       Mode
 	Autocreate bool
+	// Told says that a client counts on it: it was granted, and not given back.
+	Told bool
 }
 
 // Restored is what came of a Held. If Err is nil the Handle holds the lock. If
@@ -125,7 +127,7 @@ func allHeld(list []claim) []Held {
 		first := len(all)
 		for _, e := range list[i].entries {
 			if !slices.ContainsFunc(all[first:], func(h Held) bool { return h.Mode == e.Mode }) {
-				all = append(all, Held{ID: e.ID, Ref: e.Ref, Mode: e.Mode, Autocreate: e.Autocreate})
+				all = append(all, Held{ID: e.ID, Ref: e.Ref, Mode: e.Mode, Autocreate: e.Autocreate, Told: e.State == EntryGranted})
 			}
 		}
 	}

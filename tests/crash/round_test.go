@@ -122,6 +122,10 @@ func (w *world) round(t *testing.T, env string, delay time.Duration, at when) (k
 		}
 		killed = endedBySignal(next.err)
 	}
+	if !inside() {
+		w.start(t, "").kill(t)
+		w.compare(t, state)
+	}
 	again := w.start(t, "")
 	defer func() {
 		if again.ended() {
@@ -150,7 +154,7 @@ func (w *world) round(t *testing.T, env string, delay time.Duration, at when) (k
 // work goes through the workload, and reports whether the daemon lived to see
 // its end.
 func (w *world) work(vms []*vm, state map[string]*told, d *daemon) (completed bool) {
-	for _, s := range workload {
+	for _, s := range w.steps {
 		v, name := vms[s.vm], w.names[s.name]
 		st := state[name]
 		var known bool

@@ -53,14 +53,19 @@ func underKills(t *testing.T, s *labSystem) error {
 		Disturb: func(ctx context.Context, node int, rng *rand.Rand) (bool, error) {
 			daemon := s.lab.Node(node + 1).Service(lab.ServiceLock)
 			var err error
+			counts := error(nil)
 			switch p := rng.Float64(); {
 			case p < 0.05:
 				reexecs.Add(1)
 				// Nobody outside sees when the new program takes over; the next disturbance
 				// may come before that.
-				return false, daemon.Signal(ctx, syscall.SIGUSR1)
+				if err := daemon.Signal(ctx, syscall.SIGUSR1); err != nil {
+					return false, err
+				}
+				return false, errUncounted
 			case p < 0.10:
 				stops.Add(1)
+				counts = errUncounted
 				err = daemon.Stop(ctx)
 			default:
 				kills.Add(1)
@@ -72,12 +77,18 @@ func underKills(t *testing.T, s *labSystem) error {
 			if err == nil {
 				err = s.waitServing(ctx, node)
 			}
-			return err == nil, err
+			if err != nil {
+				return false, err
+			}
+			return true, counts
 		},
 	})
 	h, err := Run(t.Context(), s, o)
 	errs := []error{err, Check(h, logDir(t))}
 	t.Logf("%d daemons were killed, %d stopped, %d asked to restart in place", kills.Load(), stops.Load(), reexecs.Load())
+	if err == nil && kills.Load() != int64(o.Disturbances) {
+		errs = append(errs, fmt.Errorf("%d daemons were to be killed", o.Disturbances))
+	}
 	for _, n := range s.lab.Nodes() {
 		log, err := n.Log(t.Context(), lab.ServiceLock)
 		errs = append(errs, err)

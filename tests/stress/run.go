@@ -81,11 +81,16 @@ func (r *run) load(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
+// errUncounted is returned by Disturb after a disturbance that is not among those that
+// were asked for.
+var errUncounted = errors.New("it does not count")
+
 // disturb disturbs one node at random moments, as long as the disturbances of
 // all nodes, of which begun is the number, are not enough.
 func (r *run) disturb(ctx context.Context, node int, begun *atomic.Int64) error {
 	rng := rand.New(rand.NewPCG(r.Seed, uint64(node)<<32|1<<31))
-	for begun.Add(1) <= int64(r.Disturbances) {
+	counted := true
+	for !counted || begun.Add(1) <= int64(r.Disturbances) {
 		for range rng.IntN(2*r.DisturbEvery + 1) {
 			select {
 			case <-r.taken:
@@ -99,10 +104,13 @@ func (r *run) disturb(ctx context.Context, node int, begun *atomic.Int64) error 
 			o.Until = r.history.now()
 		}
 		r.history.addOutage(o)
-		if err != nil {
+		counted = !errors.Is(err, errUncounted)
+		if err != nil && counted {
 			return fmt.Errorf("disturb node %d: %w", node, err)
 		}
-		r.disturbances.Add(-1)
+		if counted {
+			r.disturbances.Add(-1)
+		}
 	}
 	return nil
 }
