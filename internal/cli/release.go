@@ -82,6 +82,9 @@ func (a *app) release(ctx context.Context, c *control.Client, args []string, f r
 			return err
 		}
 		q.Lockspace, q.Resource = held[0].Lockspace, held[0].Resource
+		for _, o := range held {
+			q.Holders = append(q.Holders, control.Seen{PID: o.PID, Since: o.Since})
+		}
 		if f.force && !f.yes {
 			if err := a.confirm(held); err != nil {
 				return err

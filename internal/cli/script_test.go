@@ -64,7 +64,7 @@ func TestScripts(t *testing.T) {
 			}
 			env.Setenv("HOST", name)
 			env.Values[key] = &host{dir: work}
-			text := fmt.Sprintf("socket = %q\nrun_dir = %q\n", work+"/sock", work+"/run")
+			text := fmt.Sprintf("socket = %q\nrun_dir = %q\naudit_log = %q\n", work+"/sock", work+"/run", work+"/audit.log")
 			for _, disk := range []string{"a.img", "b.img"} {
 				if err := os.WriteFile(filepath.Join(work, disk), nil, 0o600); err != nil {
 					return err
@@ -80,6 +80,8 @@ func TestScripts(t *testing.T) {
 			"hold":     holdCommand,
 			"signal":   signalCommand,
 			"answer":   answerCommand,
+			"asked":    askedCommand,
+			"type":     typeCommand,
 			"begin":    beginCommand,
 			"result":   resultCommand,
 			"watching": watchingCommand,
@@ -97,12 +99,13 @@ type host struct {
 	dir    string
 	daemon *exec.Cmd
 	procs  map[string]*exec.Cmd
+	typing map[string]*os.File // terminals of asked, our end of them
 }
 
 func hostOf(ts *testscript.TestScript) *host {
 	h := ts.Value(key).(*host)
 	if h.procs == nil {
-		h.procs = map[string]*exec.Cmd{}
+		h.procs, h.typing = map[string]*exec.Cmd{}, map[string]*os.File{}
 	}
 	return h
 }
@@ -391,6 +394,34 @@ func answerCommand(ts *testscript.TestScript, _ bool, args []string) {
 	if got := cmd.ProcessState.ExitCode(); got != want {
 		ts.Fatalf("status %d, want %d: %s", got, want, errs.String())
 	}
+}
+
+// askedCommand is: asked NAME TEXT ARGUMENT... It begins vmlockctl on a terminal,
+// and waits until it has asked something with that text.
+func askedCommand(ts *testscript.TestScript, _ bool, args []string) {
+	h := hostOf(ts)
+	master, terminal, err := openTerminal()
+	ts.Check(err)
+	defer terminal.Close()
+	ts.Defer(func() { master.Close() })
+	h.typing[args[0]] = master
+	cmd := h.ctl(args[2:])
+	path := h.dir + "/" + args[0] + ".err"
+	errs, err := os.Create(path)
+	ts.Check(err)
+	defer errs.Close()
+	cmd.Stdin, cmd.Stderr = terminal, errs
+	h.start(ts, args[0], cmd)
+	until(ts, args[1], func() bool {
+		text, _ := os.ReadFile(path)
+		return strings.Contains(string(text), args[1])
+	})
+}
+
+// typeCommand is: type NAME TEXT. It answers what asked has asked.
+func typeCommand(ts *testscript.TestScript, _ bool, args []string) {
+	_, err := hostOf(ts).typing[args[0]].WriteString(args[1] + "\n")
+	ts.Check(err)
 }
 
 // openTerminal makes a terminal (pty(7)).

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -235,6 +236,47 @@ func TestRelease(t *testing.T) {
 	r = Released{}
 	if status := w.do("POST", "/v1/release", force, &r); status != http.StatusOK || len(r.Released) != 1 || !strings.Contains(r.Note, "no quorum") {
 		t.Errorf("status %d, %+v", status, r)
+	}
+}
+
+// TestReleaseOfWhoWasSeen: between the look and the release the disk may have gone
+// to another virtual machine, also one with the same pid.
+func TestReleaseOfWhoWasSeen(t *testing.T) {
+	w := newWorld(t, nil)
+	at := func(pid int32, s int64) locking.Holder {
+		h := holder("web", "/a", locking.Shared)
+		h.Owner.PID, h.Since = pid, time.Unix(s, 123456789)
+		return h
+	}
+	const force = `{"resource":"/a","force":true,"reason":"it hangs","holders":`
+	seen := func(pid int32, s int64) string {
+		text, err := json.Marshal(Seen{pid, time.Unix(s, 123456789).UTC()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	w.locks.held, w.locks.alive = []locking.Holder{at(8, 2000)}, true
+	for name, body := range map[string]string{
+		"another process":          force + "[" + seen(7, 2000) + "]}",
+		"the same pid, later":      force + "[" + seen(8, 1000) + "]}",
+		"one of two has gone":      force + "[" + seen(8, 2000) + "," + seen(7, 1000) + "]}",
+		"nobody was seen":          force + "[]}",
+		"seen, and not this owner": force + "[" + seen(8, 2000) + `],"pid":7}`,
+	} {
+		var e Error
+		if w.do("POST", "/v1/release", body, &e); e.Code != CodeNotHeld || len(w.locks.held) != 1 || len(w.locks.forced) != 0 {
+			t.Errorf("%s: %v, held %v", name, e, w.locks.held)
+		}
+	}
+	// Who came later keeps the lock.
+	w.locks.held = []locking.Holder{at(7, 1000), at(8, 2000)}
+	var r Released
+	if status := w.do("POST", "/v1/release", force+"["+seen(7, 1000)+"]}", &r); status != http.StatusOK || len(r.Released) != 1 || r.Released[0].PID != 7 {
+		t.Errorf("status %d, %+v", status, r)
+	}
+	if len(w.locks.held) != 1 || w.locks.held[0].Owner.PID != 8 {
+		t.Errorf("held %v", w.locks.held)
 	}
 }
 

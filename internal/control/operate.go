@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"os/user"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -46,11 +47,22 @@ func (s *Server) release(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	ref := locking.Ref{Lockspace: q.Lockspace, Name: q.Resource}
-	only := func(h locking.Holder) bool { return q.PID == nil || h.Owner.PID == *q.PID }
+	// ForceRelease asks this again once nobody can come or go any more: who came
+	// after the operator had looked keeps the lock.
+	only := func(h locking.Holder) bool {
+		return (q.PID == nil || h.Owner.PID == *q.PID) && (q.Holders == nil || slices.ContainsFunc(q.Holders, func(o Seen) bool { return o.is(h) }))
+	}
 	a := Action{Time: time.Now(), What: "release", Forced: q.Force, Ref: ref, Who: callerOf(r.Context()), Reason: q.Reason}
 	for _, h := range s.o.Locks.Holders() {
 		if h.Ref == ref && only(h) {
 			a.Holders = append(a.Holders, h)
+		}
+	}
+	for _, o := range q.Holders {
+		if !slices.ContainsFunc(a.Holders, o.is) {
+			fail(w, http.StatusNotFound, CodeNotHeld, fmt.Sprintf("process %d does not hold %s any more since %s: nothing was released, look again who holds it",
+				o.PID, q.Resource, o.Since.UTC().Format(time.RFC3339)))
+			return
 		}
 	}
 	if len(a.Holders) == 0 {
@@ -78,6 +90,8 @@ func (s *Server) release(w http.ResponseWriter, r *http.Request) {
 		answer(w, Released{Released: s.ours(r.Context(), released)})
 	}
 }
+
+func (o Seen) is(h locking.Holder) bool { return h.Owner.PID == o.PID && h.Since.Equal(o.Since) }
 
 func (s *Server) ours(ctx context.Context, held []locking.Holder) []Holder {
 	id, name := s.self(ctx)

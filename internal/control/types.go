@@ -103,10 +103,19 @@ type DrainRequest struct {
 type ReleaseRequest struct {
 	Lockspace string `json:"lockspace"`
 	Resource  string `json:"resource"`
-	PID       *int32 `json:"pid,omitempty"`  // only this owner; nil means all
-	Node      string `json:"node,omitempty"` // number or name; empty means this one
-	Force     bool   `json:"force"`
-	Reason    string `json:"reason"` // must be there with Force
+	PID       *int32 `json:"pid,omitempty"` // only this owner; nil means all
+	// Holders are those that whoever asks has seen and means. Only they are released,
+	// and nobody is if one of them is not there any more. nil means all.
+	Holders []Seen `json:"holders,omitzero"`
+	Node    string `json:"node,omitempty"` // number or name; empty means this one
+	Force   bool   `json:"force"`
+	Reason  string `json:"reason"` // must be there with Force
+}
+
+// Seen is a hold of a resource as a listing showed it: nobody else has these two.
+type Seen struct {
+	PID   int32     `json:"pid"`
+	Since time.Time `json:"since"`
 }
 
 // Released answers it.
