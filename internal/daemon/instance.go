@@ -96,7 +96,7 @@ func start(c config.Config, version string, log *slog.Logger, from *state) (i *i
 	if err := os.MkdirAll(c.RunDir, 0o700); err != nil {
 		return i, fmt.Errorf("make run_dir: %w", err)
 	}
-	i.others = meetOthers(c, version, i.holders, log)
+	i.others = meetOthers(c, version, i, log)
 	if i.backend, err = newBackend(c, log, i.holders, i.others, from.keptLocks(), from.closer()); err != nil {
 		return i, err
 	}
@@ -230,6 +230,15 @@ func (i *instance) holders() []locking.Holder {
 		return nil
 	}
 	return locks.Holders()
+}
+
+// holdersOf is that for one resource of the backend.
+func (i *instance) holdersOf(resource string) []locking.Holder {
+	locks := i.table.Load()
+	if locks == nil {
+		return nil
+	}
+	return locks.HoldersOf(resource)
 }
 
 // openJournal opens the journal of this backend: what another one holds cannot

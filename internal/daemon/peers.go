@@ -42,10 +42,16 @@ type others struct {
 	names map[uint32]string // of the hosts, as corosync.conf has them
 }
 
+// lockTable is what the others may ask this daemon about, as soon as it is known.
+type lockTable interface {
+	holders() []locking.Holder
+	holdersOf(resource string) []locking.Holder
+}
+
 // meetOthers makes this daemon a member of the group of those that use the same
 // lockspace. Locks do not depend on it: without it, refusals and listings say less
 // about other hosts.
-func meetOthers(c config.Config, version string, holders func() []locking.Holder, log *slog.Logger) *others {
+func meetOthers(c config.Config, version string, table lockTable, log *slog.Logger) *others {
 	if c.Backend != config.BackendCluster {
 		return nil
 	}
@@ -62,7 +68,7 @@ func meetOthers(c config.Config, version string, holders func() []locking.Holder
 			return
 		}
 		o.work.Go(func() { o.learnNames(ctx) })
-		if err := o.meet(ctx, "vmlockd:"+c.Cluster.Lockspace, holders, log); err != nil {
+		if err := o.meet(ctx, "vmlockd:"+c.Cluster.Lockspace, table, log); err != nil {
 			log.Warn("the lock daemons of other hosts cannot be asked, so refusals and listings say less about them", "reason", err)
 		}
 	})
@@ -70,7 +76,7 @@ func meetOthers(c config.Config, version string, holders func() []locking.Holder
 }
 
 // meet takes part in the group until ctx ends.
-func (o *others) meet(ctx context.Context, name string, holders func() []locking.Holder, log *slog.Logger) error {
+func (o *others) meet(ctx context.Context, name string, table lockTable, log *slog.Logger) error {
 	options := peers.GroupOptions()
 	options.Background = true
 	group, err := corosync.Join(ctx, corosync.Host(), name, options)
@@ -79,7 +85,10 @@ func (o *others) meet(ctx context.Context, name string, holders func() []locking
 	}
 	o.mu.Lock()
 	p := peers.New(peers.Options{
-		Group: group, Self: o.self, Holdings: func() []peers.Holding { return holdings(holders()) }, Log: log,
+		Group: group, Self: o.self, Log: log,
+		Holdings: func() []peers.Holding { return holdings(table.holders()) },
+		// Each refusal anywhere asks all hosts: what that costs must not grow with what they hold.
+		Holders: func(resource string) []peers.Holding { return holdings(table.holdersOf(resource)) },
 	})
 	o.met.Store(p)
 	o.mu.Unlock()
