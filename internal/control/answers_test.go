@@ -136,8 +136,91 @@ func TestLockThatMoves(t *testing.T) {
 	// What two nodes claim all the time is not hidden, and asked for a few times only.
 	p.held[2], p.asked = []locking.Holder{holder("web", "/a", locking.Exclusive)}, nil
 	w.do("GET", "/v1/holders?cluster=1", "", &h)
-	if !slices.Equal(vms(h.Holders), []string{"1web", "2web"}) || len(p.asked) != maxAsks {
-		t.Errorf("holders %v, asked %v", vms(h.Holders), p.asked)
+	if !slices.Equal(vms(h.Holders), []string{"1web", "2web"}) || len(p.asked) != maxAsks || len(h.Missing) != 0 {
+		t.Errorf("holders %v, asked %v, missing %v", vms(h.Holders), p.asked, h.Missing)
+	}
+}
+
+// TestCannotSettle: what two nodes claim, and cannot be asked about again, is shown
+// and said to be incomplete. A node that has never answered changes nothing.
+func TestCannotSettle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, p := threeNodes()
+		w := newWorld(t, inCluster(c, p))
+		w.locks.held = []locking.Holder{holder("web", "/a", locking.Exclusive)}
+		p.held[2] = w.locks.held
+		p.onAsk = func(p *fakePeers) { p.silent[2] = len(p.asked) > 0 }
+		for _, target := range []string{"/v1/holders?cluster=1", "/v1/who?path=/a", "/v1/who?path=/a&lockspace="} {
+			p.asked = nil
+			var h Holders
+			w.do("GET", target, "", &h)
+			if len(h.Holders) == 0 || len(h.Missing) != 1 || h.Missing[0].NodeID != 2 || h.Missing[0].Error == "" {
+				t.Errorf("%s: %+v", target, h)
+			}
+		}
+		// Node 3 is silent all the time, and the lock has left node 2 meanwhile.
+		p.silent, p.asked = map[uint32]bool{3: true}, nil
+		p.onAsk = func(p *fakePeers) {
+			if len(p.asked) > 0 {
+				p.held[2] = nil
+			}
+		}
+		begin := time.Now()
+		var h Holders
+		w.do("GET", "/v1/holders?cluster=1", "", &h)
+		if took := time.Since(begin); took > time.Second || !slices.Equal(vms(h.Holders), []string{"1web"}) || len(h.Missing) != 1 || h.Missing[0].NodeID != 3 {
+			t.Errorf("after %v: %+v", took, h)
+		}
+	})
+}
+
+// TestManyMove: those that are too many to be asked about again are shown, and said
+// to be incomplete.
+func TestManyMove(t *testing.T) {
+	c, p := threeNodes()
+	w := newWorld(t, inCluster(c, p))
+	for i := range maxAsks*maxMoving + 5 {
+		w.locks.held = append(w.locks.held, holder("web", fmt.Sprint("/", i), locking.Exclusive))
+	}
+	p.held[2] = w.locks.held
+	p.onAsk = func(p *fakePeers) {
+		if len(p.asked) > 0 {
+			p.held[2] = nil
+		}
+	}
+	var h Holders
+	w.do("GET", "/v1/holders?cluster=1", "", &h)
+	if len(h.Holders) != len(w.locks.held)+5 || len(h.Missing) != 1 || !strings.Contains(h.Missing[0].Error, "5 resources moved") || len(p.asked) != maxAsks {
+		t.Errorf("%d holders, asked %d times, missing %v", len(h.Holders), len(p.asked), h.Missing)
+	}
+}
+
+// TestPartOfAnAnswer: what a node has said is shown although it is not all.
+func TestPartOfAnAnswer(t *testing.T) {
+	c, p := threeNodes()
+	w := newWorld(t, inCluster(c, p))
+	p.held[2], p.partly = []locking.Holder{holder("db", "/b", locking.Exclusive)}, map[uint32]bool{2: true}
+	for _, target := range []string{"/v1/holders?cluster=1", "/v1/who?path=/b"} {
+		var h Holders
+		w.do("GET", target, "", &h)
+		if !slices.Equal(vms(h.Holders), []string{"2db"}) || len(h.Missing) != 1 || h.Missing[0].NodeID != 2 {
+			t.Errorf("%s: %+v", target, h)
+		}
+	}
+}
+
+// TestWhoAsksOnce: one question for everything, however many names a disk has, or
+// one for the resources if the lockspace is known.
+func TestWhoAsksOnce(t *testing.T) {
+	c, p := threeNodes()
+	w := newWorld(t, inCluster(c, p))
+	w.do("GET", "/v1/who?path=/a&path=/b&path=/c", "", nil)
+	if p.listed != 1 || len(p.asked) != 0 {
+		t.Errorf("asked for everything %d times, and for %v", p.listed, p.asked)
+	}
+	w.do("GET", "/v1/who?path=/a&path=/b&lockspace=/x", "", nil)
+	if p.listed != 1 || len(p.asked) != 1 || len(p.asked[0]) != 4 || p.asked[0][0] != (locking.Ref{Lockspace: "/x", Name: "/a"}) {
+		t.Errorf("asked for everything %d times, and for %v", p.listed, p.asked)
 	}
 }
 

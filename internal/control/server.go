@@ -34,6 +34,9 @@ const (
 	idleTimeout  = time.Minute
 	// answerTimeout is how long others - dlm_controld, other nodes - are waited for.
 	answerTimeout = 900 * time.Millisecond
+	// listTimeout is how long of it other nodes are waited for at first, so that there
+	// is time to ask those that answered once more, about what moved.
+	listTimeout = 700 * time.Millisecond
 )
 
 // Options are the parts a Server shows. Those that say so may be nil.

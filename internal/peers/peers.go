@@ -31,6 +31,9 @@ const (
 	lookupRate, lookupBurst = 500, 1000
 )
 
+// How often this node asks for everything. It is less than what others take, so that they drop nothing.
+const askRate, askBurst = 4, 8
+
 // Peers is this daemon's view of the others.
 type Peers struct {
 	opts Options
@@ -50,6 +53,7 @@ type Peers struct {
 	told    bool // that there is no connection
 	members map[corosync.Member]*peer
 	queries map[uint64]*query
+	asking  bucket // of own questions for everything
 	stats   Stats
 }
 
@@ -71,6 +75,7 @@ func New(opts Options) *Peers {
 		news: make(chan struct{}, 1), listing: make(chan request, maxRequests), looking: make(chan request, maxRequests),
 		local: make(chan struct{}, maxLists+maxLookups), lists: make(chan struct{}, maxLists), lookups: make(chan struct{}, maxLookups),
 		members: map[corosync.Member]*peer{}, queries: map[uint64]*query{},
+		asking: newBucket(askRate, askBurst, time.Now()),
 	}
 	if p.log == nil {
 		p.log = slog.New(slog.DiscardHandler)
@@ -337,6 +342,13 @@ func (p *Peers) Connected() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.up
+}
+
+// Node is this node's number, also after the connection is lost; 0 before the first one.
+func (p *Peers) Node() uint32 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.me.Node
 }
 
 // Stats are the counters.
