@@ -35,9 +35,11 @@ A drain outlives vmlockd, and ends with --undo or with a reboot.`,
 				return err
 			}
 			if wait {
+				note := d.Note
 				if d, err = a.waitDrained(ctx, c, d); err != nil {
 					return err
 				}
+				d.Note = note
 			}
 			a.show(d, func(p *page) { p.drain(d) })
 			return nil
@@ -86,6 +88,9 @@ func (a *app) waitDrained(ctx context.Context, c *control.Client, d control.Drai
 }
 
 func (p *page) drain(d control.Drain) {
+	if d.Note != "" {
+		defer func() { p.line("%s", clean(d.Note)) }()
+	}
 	if !d.Draining {
 		p.line("This host grants locks.")
 		return

@@ -322,6 +322,35 @@ func TestRelease(t *testing.T) {
 	}
 }
 
+// TestAuditHangs: what was done is answered although the disk of the audit log hangs
+// since, and the answer says so.
+func TestAuditHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		w.audit.hangs = true
+		w.locks.held = []locking.Holder{holder("web", "/a", locking.Exclusive)}
+		begin := time.Now()
+		var r Released
+		w.do("POST", "/v1/release", `{"resource":"/a"}`, &r)
+		if took := time.Since(begin); took != auditPatience || len(r.Released) != 1 || !strings.Contains(r.Note, "could not be recorded") {
+			t.Errorf("after %v: %+v", took, r)
+		}
+		var d Drain
+		if w.do("POST", "/v1/drain", `{}`, &d); !d.Draining || !strings.Contains(d.Note, "could not be recorded") {
+			t.Errorf("%+v", d)
+		}
+		d = Drain{}
+		if w.do("GET", "/v1/drain", "", &d); d.Note != "" {
+			t.Errorf("%+v", d)
+		}
+		w.locks.held, w.locks.alive = []locking.Holder{holder("web", "/a", locking.Exclusive)}, true
+		var e Error
+		if w.do("POST", "/v1/release", `{"resource":"/a"}`, &e); e.Code != CodeOwnerLives || !strings.Contains(e.Message, "could not be recorded") {
+			t.Errorf("%v", e)
+		}
+	})
+}
+
 // TestReleaseOfWhoWasSeen: between the look and the release the disk may have gone
 // to another virtual machine, also one with the same pid.
 func TestReleaseOfWhoWasSeen(t *testing.T) {

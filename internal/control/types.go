@@ -53,6 +53,7 @@ type Event struct {
 	Reason    string    `json:"reason,omitempty"`
 	Took      float64   `json:"took_seconds,omitempty"`
 	Held      float64   `json:"held_seconds,omitempty"`
+	Locks     int       `json:"locks,omitempty"` // of an owner that has ended
 }
 
 // Line is one line of /v1/events: an event, or how many were missed.
@@ -91,6 +92,7 @@ type Drain struct {
 	*Drained
 	Left    []Holder `json:"left"`
 	Waiting []Waiter `json:"waiting"`
+	Note    string   `json:"note,omitempty"`
 }
 
 // DrainRequest is the body of POST /v1/drain.

@@ -87,12 +87,17 @@ func (d *fakeDrain) Drain(now *Drained) error {
 }
 
 type fakeAudit struct {
-	told []Action
-	err  error
+	told  []Action
+	err   error
+	hangs bool // once an action has been done
 }
 
-func (a *fakeAudit) Audit(_ context.Context, action Action) error {
+func (a *fakeAudit) Audit(ctx context.Context, action Action) error {
 	a.told = append(a.told, action)
+	if a.hangs && action.Outcome != "" {
+		<-ctx.Done()
+		return ctx.Err()
+	}
 	return a.err
 }
 
