@@ -20,7 +20,7 @@ func (a *app) lsCommand() *cobra.Command {
 With --refused, list who was refused lately on this host, and requests that have
 not been answered yet.
 
-In the pattern of --path * stands for anything, and ? for one byte.`,
+In the pattern of --path * stands for anything, and ? for one byte.` + asked(exitIncomplete),
 		Example: "  vmlockctl ls --cluster --path '/srv/vm/*'\n  vmlockctl ls --vm web --json",
 		Args:    cobra.NoArgs,
 		Run: a.run(func(ctx context.Context, c *control.Client, _ *cobra.Command, _ []string) error {

@@ -37,7 +37,7 @@ and the reason are logged.
 With --node, say what has become of the locks of another host. Nothing has to be
 released there: the DLM gives up all locks of a host that has left the cluster,
 after fencing where that is on. While the host is a member its locks can only be
-released there.`,
+released there.` + asked(exitRefused),
 		Example: "  vmlockctl release /srv/vm/web.img\n  vmlockctl release --force --reason 'process hangs in D state, disk is unplugged' /srv/vm/web.img\n  vmlockctl release --node 3",
 		Args:    cobra.MaximumNArgs(1),
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 
+	"github.com/vmlockd/vmlockd/internal/cli"
 	"github.com/vmlockd/vmlockd/internal/control"
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/lockprogram"
@@ -187,6 +188,11 @@ func ctlCommand(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(os.WriteFile(h.dir+"/err", []byte(errs.String()), 0o600))
 	if got := cmd.ProcessState.ExitCode(); got != want {
 		ts.Fatalf("status %d, want %d\nstdout:\n%s\nstderr:\n%s", got, want, out.String(), errs.String())
+	}
+	// Whatever it ends with its help knows. That of run is its command's.
+	if c, _, err := cli.Root().Find(args[1:]); err == nil && c.HasParent() && c.Name() != "run" && c.Parent().Name() != "completion" &&
+		!regexp.MustCompile(fmt.Sprintf(`(?m)^  %d  +\S`, want)).MatchString(c.Long) {
+		ts.Fatalf("the help of %s does not say what status %d means", c.CommandPath(), want)
 	}
 }
 

@@ -28,7 +28,11 @@ func (a *app) watchCommand() *cobra.Command {
 		Long: `Show grants, refusals, releases and whatever else happens to locks of this
 host, as it happens, until it is interrupted. With --json each line is one JSON
 object. A line says how many events were missed if there were more than could be
-shown. When vmlockd restarts, watch goes on, and says so.`,
+shown. When vmlockd restarts, watch goes on, and says so.
+
+` + exitHelp(map[int]string{
+			exitOK: "interrupted, or as many events were shown as were wanted", exitFailed: exits[exitFailed], exitUsage: exits[exitUsage], exitNoDaemon: exits[exitNoDaemon],
+		}),
 		Args: cobra.NoArgs,
 		Run: a.run(func(ctx context.Context, c *control.Client, _ *cobra.Command, _ []string) error {
 			if count < 0 {
