@@ -239,6 +239,9 @@ func TestWarnings(t *testing.T) {
 		WarnVersions:      func(_ *fakeCluster, p *fakePeers, _ *world) { p.members[1].Version = "2" },
 		WarnConfiguration: func(_ *fakeCluster, p *fakePeers, _ *world) { p.members[1].ConfigDigest = "other" },
 		WarnSilent:        func(_ *fakeCluster, p *fakePeers, _ *world) { p.members[1].Silent = true },
+		WarnNoDaemon: func(_ *fakeCluster, p *fakePeers, _ *world) {
+			p.members, p.absent = p.members[:2], map[uint32]bool{2: true, 3: true}
+		},
 	} {
 		c, p := threeNodes()
 		w := newWorld(t, inCluster(c, p))
@@ -406,11 +409,19 @@ func TestReleaseOfNode(t *testing.T) {
 		"recovering": {"3", func(c *fakeCluster) {
 			c.c.Nodes[2].Member, c.c.Lockspace.State = false, LockspaceStopped
 		}, CodeNotNow},
-		"nothing is known": {"3", func(c *fakeCluster) { c.c.Nodes, c.c.Error = nil, "no answer" }, CodeNotNow},
-		"gone":             {"3", func(c *fakeCluster) { c.c.Nodes[2].Member = false }, ""},
+		"nothing is known":                 {"3", func(c *fakeCluster) { c.c.Nodes, c.c.Error = nil, "no answer" }, CodeNotNow},
+		"gone":                             {"3", func(c *fakeCluster) { c.c.Nodes[2].Member = false }, ""},
+		"gone by name":                     {"n3", func(c *fakeCluster) { c.c.Nodes[2].Member = false }, ""},
+		"never seen":                       {"n4", func(*fakeCluster) {}, ""},
+		"never seen, and nothing is known": {"n4", func(c *fakeCluster) { c.c.Nodes, c.c.Error = nil, "no answer" }, CodeNotNow},
 	} {
 		c, p := threeNodes()
 		tc.do(c)
+		if len(c.c.Nodes) == 3 && !c.c.Nodes[2].Member {
+			// A daemon that is gone tells nobody its name any more: corosync.conf does.
+			p.members = p.members[:2]
+		}
+		p.names = map[uint32]string{1: "n1", 2: "n2", 3: "n3", 4: "n4"}
 		w := newWorld(t, inCluster(c, p))
 		var e Error
 		var r Released

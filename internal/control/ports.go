@@ -33,6 +33,12 @@ type Backend interface {
 type Peers interface {
 	// Members lists all nodes that run vmlockd, this one too, and returns at once.
 	Members() []PeerMember
+	// Names are those of all nodes of the configuration, also of such as do not run;
+	// nil if that is not known.
+	Names() map[uint32]string
+	// Absent says whether a node's daemon has not been seen for longer than a restart
+	// takes, though this host's daemon has looked for that long.
+	Absent(node uint32) bool
 	// Holdings asks every other node what it holds. It returns soon after ctx
 	// ends, with an Err for nodes that have not answered.
 	Holdings(ctx context.Context) []PeerHoldings

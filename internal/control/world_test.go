@@ -123,10 +123,14 @@ type fakePeers struct {
 	partly  map[uint32]bool // says what it holds, and that there is more
 	listed  int             // how often Holdings was called
 	asked   [][]locking.Ref // for each call of Holders
+	names   map[uint32]string
+	absent  map[uint32]bool
 	onAsk   func(p *fakePeers)
 }
 
-func (p *fakePeers) Members() []PeerMember { return p.members }
+func (p *fakePeers) Members() []PeerMember    { return p.members }
+func (p *fakePeers) Names() map[uint32]string { return p.names }
+func (p *fakePeers) Absent(node uint32) bool  { return p.absent[node] }
 
 func (p *fakePeers) Holdings(ctx context.Context) (list []PeerHoldings) {
 	p.listed++

@@ -3,6 +3,7 @@ package daemon
 import (
 	"cmp"
 	"context"
+	"maps"
 	"slices"
 	"sync"
 
@@ -67,6 +68,17 @@ func (o forOperators) Members() []control.PeerMember {
 		}
 	}
 	return out
+}
+
+func (o forOperators) Names() map[uint32]string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return maps.Clone(o.names)
+}
+
+func (o forOperators) Absent(node uint32) bool {
+	p := o.met.Load()
+	return p != nil && p.Absent(node)
 }
 
 func (o forOperators) nameOf(node uint32, said string) string {

@@ -150,11 +150,18 @@ func TestOthersAreMissing(t *testing.T) {
 		h.start(2, "vmlockd")
 		h.met()
 		ask(t, one, "2:own2,common 3!no vmlockd runs there", "2:common 3!no vmlockd runs there")
+		// What is configured has its name all the same, so that it can be called by it.
+		if o := (forOperators{one}); o.Names()[3] != "node3" || o.Absent(3) {
+			t.Errorf("names %v, absent %v", o.Names(), o.Absent(3))
+		}
 		for key, v := range map[string]corosync.Value{"nodeid": corosync.UintValue(4), "name": corosync.TextValue("later")} {
 			h.Node(1).Set("nodelist.node.3."+key, v)
 		}
 		time.Sleep(2 * namesAgain)
 		ask(t, one, "2:own2,common 3!no vmlockd runs there, or it is not reached 4!no vmlockd", "2:common 3!no vmlockd")
+		if o := (forOperators{one}); !o.Absent(3) || o.Absent(2) {
+			t.Error("host 3 is not absent, or host 2 is")
+		}
 		h.Node(2).StopCorosync()
 		h.met()
 		ask(t, one, "2!no vmlockd runs there, or it is not reached 3!", "2!no vmlockd runs there, or it is not reached 3!")
