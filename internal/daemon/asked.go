@@ -48,9 +48,12 @@ func (o forRefusals) Holders(ctx context.Context, resource string) ([]locking.Re
 		return nil, nil
 	}
 	list, answered := p.Holders(ctx, resource)
-	out := make([]locking.RemoteHolder, len(list))
-	for i, h := range list {
-		out[i] = locking.RemoteHolder{Holder: holderOf(h), Node: h.Node}
+	own := p.Node()
+	out := make([]locking.RemoteHolder, 0, len(list))
+	for _, h := range list {
+		if h.Node != own { // who holds it here is known better
+			out = append(out, locking.RemoteHolder{Holder: holderOf(h), Node: h.Node})
+		}
 	}
 	return out, answered
 }

@@ -130,6 +130,9 @@ func TestOthersAnswer(t *testing.T) {
 		if len(list) != 1 || list[0].Node != 2 || list[0].Owner.Name != "vm2" || list[0].Ref != ref("own2") || len(answered) != 2 {
 			t.Errorf("for a refusal: %+v, answered %v", list, answered)
 		}
+		if list, _ = (forRefusals{h.others[1]}).Holders(t.Context(), cluster.ResourceName(ref("common"))); len(list) != 2 || list[0].Node != 2 || list[1].Node != 3 {
+			t.Errorf("for a refusal of what is shared here too: %+v", list)
+		}
 		if h.tables[2].listed != 0 {
 			t.Error("a refusal made another host list all it holds")
 		}
