@@ -105,7 +105,11 @@ func (a *app) lsRefused(ctx context.Context, c *control.Client, f control.Filter
 }
 
 func (p *page) holders(h control.Holders) {
-	if len(h.Holders) == 0 {
+	switch {
+	case len(h.Holders) == 0 && len(h.Missing) > 0:
+		p.line("Those who answered hold nothing.")
+		return
+	case len(h.Holders) == 0:
 		p.line("Nothing is held.")
 		return
 	}

@@ -76,6 +76,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"daemon":   daemonCommand,
 			"ctl":      ctlCommand,
+			"examine":  examineCommand,
 			"golden":   goldenCommand,
 			"held":     heldCommand,
 			"hold":     holdCommand,
@@ -193,6 +194,20 @@ func ctlCommand(ts *testscript.TestScript, _ bool, args []string) {
 	if c, _, err := cli.Root().Find(args[1:]); err == nil && c.HasParent() && c.Name() != "run" && c.Parent().Name() != "completion" &&
 		!regexp.MustCompile(fmt.Sprintf(`(?m)^  %d  +\S`, want)).MatchString(c.Long) {
 		ts.Fatalf("the help of %s does not say what status %d means", c.CommandPath(), want)
+	}
+}
+
+// examineCommand is: examine ARGUMENT... It runs doctor where something is wrong:
+// on a machine that is not set up for libvirt there are faults, elsewhere warnings.
+func examineCommand(ts *testscript.TestScript, _ bool, args []string) {
+	h := hostOf(ts)
+	cmd := h.ctl(append([]string{"doctor"}, args...))
+	var out, errs strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	_ = cmd.Run()
+	ts.Check(os.WriteFile(h.dir+"/out", []byte(out.String()), 0o600))
+	if got := cmd.ProcessState.ExitCode(); got != 6 && got != 7 || errs.Len() > 0 {
+		ts.Fatalf("status %d\n%s%s", got, out.String(), errs.String())
 	}
 }
 
