@@ -15,6 +15,24 @@ import (
 	"github.com/vmlockd/vmlockd/internal/peers"
 )
 
+// holders is for parts that are made before the lock table.
+func (i *instance) holders() []locking.Holder {
+	locks := i.table.Load()
+	if locks == nil {
+		return nil
+	}
+	return locks.Holders()
+}
+
+// holdersOf is that for one resource of the backend.
+func (i *instance) holdersOf(resource string) []locking.Holder {
+	locks := i.table.Load()
+	if locks == nil {
+		return nil
+	}
+	return locks.HoldersOf(resource)
+}
+
 func holdings(list []locking.Holder) []peers.Holding {
 	out := make([]peers.Holding, len(list))
 	for i, h := range list {

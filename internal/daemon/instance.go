@@ -223,24 +223,6 @@ func (k keptFiles) Keep(context.Context) (keptLocks, error) {
 	return keptLocks{local: h}, nil
 }
 
-// holders is for parts that are made before the lock table.
-func (i *instance) holders() []locking.Holder {
-	locks := i.table.Load()
-	if locks == nil {
-		return nil
-	}
-	return locks.Holders()
-}
-
-// holdersOf is that for one resource of the backend.
-func (i *instance) holdersOf(resource string) []locking.Holder {
-	locks := i.table.Load()
-	if locks == nil {
-		return nil
-	}
-	return locks.HoldersOf(resource)
-}
-
 // openJournal opens the journal of this backend: what another one holds cannot
 // be taken back by this one.
 func (i *instance) openJournal() (journal.Recovered, error) {
