@@ -36,7 +36,7 @@ type examination struct {
 // doctorExits are those of doctor.
 var doctorExits = map[int]string{
 	exitOK: "nothing is wrong", exitFailed: exits[exitFailed], exitUsage: exits[exitUsage],
-	exitWarnings: exits[exitWarnings], exitFaults: exits[exitFaults],
+	exitWarnings: exits[exitWarnings], exitFaults: exits[exitFaults], exitInterrupted: exits[exitInterrupted],
 }
 
 func (a *app) doctorCommand() *cobra.Command {

@@ -21,7 +21,7 @@ libvirt makes of it with file_lockspace_dir; a relative path and a symbolic link
 are looked for by what they lead to as well. With --lockspace only that one
 counts, and "" is the one that libvirt uses unless it is configured otherwise.
 
-That nobody holds the disk is a success too, unless hosts did not answer.`,
+That nobody holds the disk is a success too, unless hosts did not answer.` + asked(exitIncomplete),
 		Example: "  vmlockctl who /srv/vm/web.img\n  vmlockctl who --json /dev/vg0/web | jq '.holders[].vm'",
 		Args:    cobra.ExactArgs(1),
 	}

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -156,14 +157,21 @@ func (c *Client) Drain(ctx context.Context, q DrainRequest) (d Drain, err error)
 
 // Watch calls f with each line of /v1/events until ctx ends, the daemon goes
 // away, or f returns an error, which is then its own. begun is called when the
-// daemon has accepted. Unless ctx ended it never returns nil.
-func (c *Client) Watch(ctx context.Context, q url.Values, begun func(), f func(Line) error) error {
+// daemon has accepted, with its Status.Started as text and the number of the event
+// after which it begins. As the parameter started, the text makes the parameter
+// since count for that daemon only, and be 0 for any other. Unless ctx ended it never
+// returns nil.
+func (c *Client) Watch(ctx context.Context, q url.Values, begun func(started string, since uint64), f func(Line) error) error {
 	resp, err := c.do(ctx, http.MethodGet, "/v1/events", q, nil)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
-	begun()
+	since, err := strconv.ParseUint(resp.Header.Get(sinceHeader), 10, 64)
+	if err != nil {
+		return &Error{CodeUnavailable, fmt.Sprintf("the answer of vmlockd cannot be read: %v", err)}
+	}
+	begun(resp.Header.Get(startedHeader), since)
 	lines := bufio.NewScanner(resp.Body)
 	lines.Buffer(nil, 4<<20)
 	for lines.Scan() {

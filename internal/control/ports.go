@@ -33,11 +33,18 @@ type Backend interface {
 type Peers interface {
 	// Members lists all nodes that run vmlockd, this one too, and returns at once.
 	Members() []PeerMember
+	// Names are those of all nodes of the configuration, also of such as do not run;
+	// nil if that is not known.
+	Names() map[uint32]string
+	// Absent says whether a node's daemon has not been seen for longer than a restart
+	// takes, though this host's daemon has looked for that long.
+	Absent(node uint32) bool
 	// Holdings asks every other node what it holds. It returns soon after ctx
 	// ends, with an Err for nodes that have not answered.
 	Holdings(ctx context.Context) []PeerHoldings
-	// Holders is Holdings of resources with one name, whatever their lockspace.
-	Holders(ctx context.Context, name string) []PeerHoldings
+	// Holders is Holdings of these resources only. It costs others little, and may
+	// be asked often, which Holdings may not: that takes its time then.
+	Holders(ctx context.Context, refs []locking.Ref) []PeerHoldings
 }
 
 // PeerMember is a node that runs vmlockd.
@@ -50,12 +57,12 @@ type PeerMember struct {
 	Self         bool
 }
 
-// PeerHoldings is what another node holds, or Err.
+// PeerHoldings is what another node holds, which is not all if there is an Err.
 type PeerHoldings struct {
-	NodeID  uint32
+	NodeID  uint32 // 0, with an Err: nodes that are not known
 	Name    string
 	Holders []locking.Holder
-	Err     string // why there is no answer
+	Err     string // why there is no answer, or only a part
 }
 
 // Auditor keeps a record of what operators did. With an error nothing is done.

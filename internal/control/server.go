@@ -34,6 +34,9 @@ const (
 	idleTimeout  = time.Minute
 	// answerTimeout is how long others - dlm_controld, other nodes - are waited for.
 	answerTimeout = 900 * time.Millisecond
+	// listTimeout is how long of it other nodes are waited for at first, so that there
+	// is time to ask those that answered once more, about what moved.
+	listTimeout = 700 * time.Millisecond
 )
 
 // Options are the parts a Server shows. Those that say so may be nil.
@@ -63,6 +66,7 @@ type Server struct {
 	started time.Time
 	http    *http.Server
 	routes  map[string]map[string]http.HandlerFunc // by path and method
+	allow   func(rpc.Peer) bool                    // who may connect
 
 	nodeID atomic.Uint32 // of this host; 0 until it is known
 
@@ -77,7 +81,7 @@ func New(o Options) *Server {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{o: o, started: time.Now(), watchers: make(chan struct{}, maxWatchers), ending: make(chan struct{})}
+	s := &Server{o: o, started: time.Now(), allow: rpc.SameUserOrRoot, watchers: make(chan struct{}, maxWatchers), ending: make(chan struct{})}
 	s.routes = map[string]map[string]http.HandlerFunc{
 		"/v1/status":  {http.MethodGet: s.status},
 		"/v1/holders": {http.MethodGet: s.holders},
@@ -114,7 +118,7 @@ type peerKey struct{}
 func (s *Server) Serve(l *net.UnixListener) error {
 	s.serving.Add(1)
 	defer s.serving.Done()
-	err := s.http.Serve(&listener{UnixListener: l, slots: make(chan struct{}, maxClients), ending: s.ending, log: s.o.Log})
+	err := s.http.Serve(&listener{UnixListener: l, allow: s.allow, slots: make(chan struct{}, maxClients), ending: s.ending, log: s.o.Log})
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}
@@ -136,6 +140,7 @@ func (s *Server) Close(ctx context.Context) error {
 // listener lets in who may come, and no more of them than there is room for.
 type listener struct {
 	*net.UnixListener
+	allow  func(rpc.Peer) bool
 	slots  chan struct{}
 	ending <-chan struct{}
 	log    *slog.Logger
@@ -154,7 +159,7 @@ func (l *listener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		peer, err := rpc.PeerOf(c)
-		if err == nil && rpc.SameUserOrRoot(peer) {
+		if err == nil && l.allow(peer) {
 			return &client{UnixConn: c, peer: peer, slots: l.slots}, nil
 		}
 		l.log.Debug("a client of the control socket was turned away", "uid", peer.UID, "pid", peer.PID, "error", err)

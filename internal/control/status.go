@@ -22,6 +22,7 @@ const (
 	WarnVersions      = "versions"       // nodes run different versions
 	WarnConfiguration = "configurations" // nodes have different configurations
 	WarnSilent        = "silent"         // a node is there and does not answer
+	WarnNoDaemon      = "no_daemon"      // a node is there and does not run vmlockd
 )
 
 func (s *Server) status(w http.ResponseWriter, r *http.Request) {
@@ -42,8 +43,9 @@ func (s *Server) Status(ctx context.Context) Status {
 	st.Counts = counts(s.o.Locks.Holders())
 	st.Counts.Waiting = len(s.o.Locks.Waiting())
 	var peers []PeerMember
+	var names map[uint32]string
 	if s.o.Peers != nil {
-		peers = s.o.Peers.Members()
+		peers, names = s.o.Peers.Members(), s.o.Peers.Names()
 	}
 	var nodeID uint32
 	if s.o.Cluster != nil {
@@ -56,9 +58,12 @@ func (s *Server) Status(ctx context.Context) Status {
 	}
 	st.NodeID, st.Node = s.node(nodeID)
 	if st.Cluster != nil {
-		st.Members = members(*st.Cluster, peers, st.NodeID, st.Node, s.o.Version)
+		st.Members = members(*st.Cluster, peers, names, st.NodeID, st.Node, s.o.Version)
 	}
 	st.warn(peers)
+	if s.o.Peers != nil {
+		st.warnAbsent(s.o.Peers)
+	}
 	if s.o.Warnings != nil {
 		st.Warnings = append(st.Warnings, s.o.Warnings()...)
 	}
@@ -81,8 +86,8 @@ func counts(held []locking.Holder) (c Counts) {
 	return c
 }
 
-// members puts together what dlm_controld and the peers know.
-func members(c Cluster, peers []PeerMember, self uint32, name, version string) []Member {
+// members puts together what dlm_controld, the peers and the configuration know.
+func members(c Cluster, peers []PeerMember, names map[uint32]string, self uint32, name, version string) []Member {
 	byID := map[uint32]*Member{}
 	get := func(id uint32) *Member {
 		m := byID[id]
@@ -97,6 +102,13 @@ func members(c Cluster, peers []PeerMember, self uint32, name, version string) [
 		m.Member, m.NeedsFencing, m.Lost = No, n.NeedsFencing, n.Lost
 		if n.Member {
 			m.Member, m.Lost = Yes, nil
+		}
+	}
+	for id, name := range names {
+		m := get(id)
+		m.Name = name
+		if m.Member == Unknown && len(c.Nodes) > 0 && c.Error == "" {
+			m.Member = No // dlm_controld has not heard of it
 		}
 	}
 	for _, p := range peers {
@@ -170,5 +182,19 @@ func (st *Status) warn(peers []PeerMember) {
 	}
 	if len(different) > 0 {
 		add(WarnConfiguration, "the configuration of vmlockd on these nodes is not that of this host: %s", strings.Join(different, ", "))
+	}
+}
+
+// warnAbsent tells of members of the cluster on which no vmlockd runs.
+func (st *Status) warnAbsent(peers Peers) {
+	var without []string
+	for _, m := range st.Members {
+		if !m.Self && m.Member == Yes && m.Version == "" && !m.Silent && peers.Absent(m.NodeID) {
+			without = append(without, fmt.Sprintf("%s (%d)", m.Name, m.NodeID))
+		}
+	}
+	if len(without) > 0 {
+		st.Warnings = append(st.Warnings, Warning{WarnNoDaemon, "no vmlockd runs on these members of the cluster, so nothing is locked for virtual machines there: " +
+			strings.Join(without, ", ")})
 	}
 }

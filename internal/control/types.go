@@ -53,6 +53,7 @@ type Event struct {
 	Reason    string    `json:"reason,omitempty"`
 	Took      float64   `json:"took_seconds,omitempty"`
 	Held      float64   `json:"held_seconds,omitempty"`
+	Locks     int       `json:"locks,omitempty"` // of an owner that has ended
 }
 
 // Line is one line of /v1/events: an event, or how many were missed.
@@ -91,6 +92,7 @@ type Drain struct {
 	*Drained
 	Left    []Holder `json:"left"`
 	Waiting []Waiter `json:"waiting"`
+	Note    string   `json:"note,omitempty"`
 }
 
 // DrainRequest is the body of POST /v1/drain.
@@ -103,10 +105,19 @@ type DrainRequest struct {
 type ReleaseRequest struct {
 	Lockspace string `json:"lockspace"`
 	Resource  string `json:"resource"`
-	PID       *int32 `json:"pid,omitempty"`  // only this owner; nil means all
-	Node      string `json:"node,omitempty"` // number or name; empty means this one
-	Force     bool   `json:"force"`
-	Reason    string `json:"reason"` // must be there with Force
+	PID       *int32 `json:"pid,omitempty"` // only this owner; nil means all
+	// Holders are those that whoever asks has seen and means. Only they are released,
+	// and nobody is if one of them is not there any more. nil means all.
+	Holders []Seen `json:"holders,omitzero"`
+	Node    string `json:"node,omitempty"` // number or name; empty means this one
+	Force   bool   `json:"force"`
+	Reason  string `json:"reason"` // must be there with Force
+}
+
+// Seen is a hold of a resource as a listing showed it: nobody else has these two.
+type Seen struct {
+	PID   int32     `json:"pid"`
+	Since time.Time `json:"since"`
 }
 
 // Released answers it.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -86,12 +87,17 @@ func (d *fakeDrain) Drain(now *Drained) error {
 }
 
 type fakeAudit struct {
-	told []Action
-	err  error
+	told  []Action
+	err   error
+	hangs bool // once an action has been done
 }
 
-func (a *fakeAudit) Audit(_ context.Context, action Action) error {
+func (a *fakeAudit) Audit(ctx context.Context, action Action) error {
 	a.told = append(a.told, action)
+	if a.hangs && action.Outcome != "" {
+		<-ctx.Done()
+		return ctx.Err()
+	}
 	return a.err
 }
 
@@ -114,22 +120,26 @@ type fakePeers struct {
 	members []PeerMember
 	held    map[uint32][]locking.Holder
 	silent  map[uint32]bool
-	asked   []string
-	mu      sync.Mutex // guards asked
+	partly  map[uint32]bool // says what it holds, and that there is more
+	listed  int             // how often Holdings was called
+	asked   [][]locking.Ref // for each call of Holders
+	names   map[uint32]string
+	absent  map[uint32]bool
 	onAsk   func(p *fakePeers)
 }
 
-func (p *fakePeers) Members() []PeerMember { return p.members }
+func (p *fakePeers) Members() []PeerMember    { return p.members }
+func (p *fakePeers) Names() map[uint32]string { return p.names }
+func (p *fakePeers) Absent(node uint32) bool  { return p.absent[node] }
 
 func (p *fakePeers) Holdings(ctx context.Context) (list []PeerHoldings) {
+	p.listed++
 	return p.answer(ctx, func(locking.Holder) bool { return true })
 }
 
-func (p *fakePeers) Holders(ctx context.Context, name string) []PeerHoldings {
-	p.mu.Lock()
-	p.asked = append(p.asked, name)
-	p.mu.Unlock()
-	return p.answer(ctx, func(h locking.Holder) bool { return h.Ref.Name == name })
+func (p *fakePeers) Holders(ctx context.Context, refs []locking.Ref) []PeerHoldings {
+	p.asked = append(p.asked, refs)
+	return p.answer(ctx, func(h locking.Holder) bool { return slices.Contains(refs, h.Ref) })
 }
 
 func (p *fakePeers) answer(ctx context.Context, keep func(locking.Holder) bool) (list []PeerHoldings) {
@@ -145,6 +155,9 @@ func (p *fakePeers) answer(ctx context.Context, keep func(locking.Holder) bool) 
 			<-ctx.Done()
 			a.Err = "no answer in time"
 		} else {
+			if p.partly[m.NodeID] {
+				a.Err = "incomplete"
+			}
 			for _, h := range p.held[m.NodeID] {
 				if keep(h) {
 					a.Holders = append(a.Holders, h)

@@ -102,7 +102,7 @@ func start(c config.Config, version string, log *slog.Logger, from *state) (i *i
 	if err := os.MkdirAll(c.RunDir, 0o700); err != nil {
 		return i, fmt.Errorf("make run_dir: %w", err)
 	}
-	i.others = meetOthers(c, version, i.holders, log)
+	i.others = meetOthers(c, version, i, log)
 	if i.backend, err = newBackend(c, log, i.holders, i.others, from.keptLocks(), from.closer()); err != nil {
 		return i, err
 	}
@@ -193,15 +193,6 @@ func (d dlmLocks) Keep(ctx context.Context, whole bool) (keptLocks, error) {
 		d.last.Close()
 	}
 	return keptLocks{cluster: h}, err
-}
-
-// holders is for parts that are made before the lock table.
-func (i *instance) holders() []locking.Holder {
-	locks := i.table.Load()
-	if locks == nil {
-		return nil
-	}
-	return locks.Holders()
 }
 
 // openJournal opens the journal of this backend: what another one holds cannot

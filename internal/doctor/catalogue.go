@@ -64,6 +64,7 @@ const (
 	idPeerSilent  = "peer-silent"
 	idPeerVersion = "peer-version"
 	idPeerConfig  = "peer-config"
+	idPeerAbsent  = "peer-absent"
 
 	idLockManager    = "lock-manager"
 	idLockManagerOff = "lock-manager-other"
@@ -129,6 +130,7 @@ var catalogue = []Kind{
 	{idVirtlockdUnit, Fault, "systemd may give libvirt's socket to virtlockd"},
 	{idPeerConfig, Fault, "another host's configuration of vmlockd differs"},
 	{idPeerSilent, Warning, "another host's vmlockd does not answer"},
+	{idPeerAbsent, Warning, "another host of the cluster does not run vmlockd"},
 	{idPeerVersion, Warning, "another host runs another version of vmlockd"},
 
 	{idLockManager, Fault, "libvirt has no lock manager"},

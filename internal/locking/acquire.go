@@ -165,7 +165,11 @@ func (r *resource) lockedRefusal(ref Ref, mode Mode) error {
 	case r.lost != nil:
 		return &Error{Kind: KindUnavailable, Op: "acquire", Ref: ref, Err: fmt.Errorf("%w (%w)", errLost, r.lost)}
 	case mode == Exclusive || r.mode == Exclusive:
-		return &Error{Kind: KindBusy, Ref: ref, Holders: r.lockedHolders()}
+		e := &Error{Kind: KindBusy, Ref: ref, Holders: r.lockedHolders()}
+		if s, ok := r.handle.(Sharer); ok && r.mode == Shared {
+			e.sharers = s.Sharers()
+		}
+		return e
 	}
 	return nil
 }

@@ -130,11 +130,11 @@ func (m *Manager) Close(ctx context.Context) error {
 // Holders lists what owners on this host hold, oldest first.
 func (m *Manager) Holders() []Holder {
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	list := []Holder{}
 	for _, r := range m.resources {
 		list = append(list, r.lockedHolders()...)
 	}
+	m.mu.Unlock() // requests for locks do not wait for the order
 	slices.SortFunc(list, func(a, b Holder) int {
 		if c := a.Since.Compare(b.Since); c != 0 {
 			return c
@@ -142,6 +142,18 @@ func (m *Manager) Holders() []Holder {
 		return strings.Compare(a.Ref.Lockspace+"\x00"+a.Ref.Name, b.Ref.Lockspace+"\x00"+b.Ref.Name)
 	})
 	return list
+}
+
+// HoldersOf lists what owners on this host hold of one resource, by Handle.ID,
+// oldest first. It costs the same however many others there are.
+func (m *Manager) HoldersOf(id string) []Holder {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r := m.resources[id]
+	if r == nil {
+		return []Holder{}
+	}
+	return r.lockedHolders()
 }
 
 // NewLockspace makes a lockspace that must not exist yet.

@@ -78,6 +78,8 @@ func (q *query) lockedPage(from corosync.Member, h header, body []byte) {
 	r.pages = append(r.pages, body)
 	switch {
 	case h.flags&flagLast == 0:
+	case h.flags&flagBusy != 0:
+		q.lockedFinish(r, ErrBusy)
 	case h.flags&flagCut != 0:
 		q.lockedFinish(r, fmt.Errorf("%w: it holds more than it sends", ErrIncomplete))
 	default:
@@ -102,6 +104,8 @@ func (r *reply) read(node uint32) (list []Holding, broken bool, err error) {
 // Holdings asks all members what they hold. It returns when all have answered or ctx ends (after 0.8 s, if it has no
 // deadline), with an entry for each member, by node, this one included; the Err of each says whether it is complete.
 //
+// More than a few a second wait for their turn, so that no peer is asked more often than it answers.
+//
 // The error is corosync.ErrDown while there is no connection - then there is this node's entry alone - or ErrBusy.
 // A host that has left the group, or never came, has no entry: corosync.Cmap.Nodes says who is configured.
 func (p *Peers) Holdings(ctx context.Context) ([]NodeHoldings, error) {
@@ -111,6 +115,9 @@ func (p *Peers) Holdings(ctx context.Context) ([]NodeHoldings, error) {
 		return nil, ErrBusy
 	}
 	defer func() { <-p.lists }()
+	if !p.paced(ctx) {
+		return nil, ErrBusy
+	}
 	own := p.own(p.opts.Holdings)
 	q, err := p.ask(ctx, "", false)
 	list := p.collect(q)
@@ -129,7 +136,7 @@ func (p *Peers) Holdings(ctx context.Context) ([]NodeHoldings, error) {
 }
 
 // Holders asks all members who holds one resource, and returns what has come in when all have answered or ctx ends (after
-// 0.8 s, if it has no deadline). It does not wait for members that are silent already. What it returns may be less than
+// 0.8 s, if it has no deadline). It does not wait for members that are silent already or have another Digest. What it returns may be less than
 // there is, and is a hint. answered are the nodes that answered, those that hold nothing too.
 func (p *Peers) Holders(ctx context.Context, resource string) (list []Holding, answered []uint32) {
 	ctx, cancel := patience(ctx)
@@ -185,6 +192,23 @@ func turn(ctx context.Context, tokens chan struct{}) bool {
 	return false
 }
 
+// paced waits until a question for everything does not come too soon after others. It is false if ctx ended first.
+func (p *Peers) paced(ctx context.Context) bool {
+	for {
+		p.mu.Lock()
+		now := p.asking.take(1, time.Now())
+		p.mu.Unlock()
+		if now {
+			return true
+		}
+		select {
+		case <-time.After(time.Second / (4 * askRate)):
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
 // own asks this node itself. If the daemon's function hangs, no more goroutines wait for it than questions are possible at once.
 func (p *Peers) own(f func() []Holding) <-chan []Holding {
 	got := make(chan []Holding, 1)
@@ -235,6 +259,10 @@ func (p *Peers) ask(ctx context.Context, resource string, skipSilent bool) (*que
 		if m == p.me || o.leaving || skipSilent && o.silent(now) {
 			continue
 		}
+		if o.Known && o.Digest != "" && p.self.Digest != "" && o.Digest != p.self.Digest {
+			q.answers[m] = &reply{name: o.Name, finished: true, err: ErrOther}
+			continue
+		}
 		q.answers[m] = &reply{name: o.Name}
 		q.open++
 	}
@@ -265,7 +293,8 @@ func (p *Peers) ask(ctx context.Context, resource string, skipSilent bool) (*que
 			r.err = fmt.Errorf("%w: %w: %d pages came", ErrIncomplete, ErrNoAnswer, len(r.pages))
 		}
 		r.finished = true
-		if o := p.members[m]; o != nil && err == nil && time.Since(began) >= fair {
+		// One that has begun to answer is slow and not silent.
+		if o := p.members[m]; o != nil && err == nil && len(r.pages) == 0 && time.Since(began) >= fair {
 			o.missed = true
 		}
 	}

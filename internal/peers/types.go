@@ -52,7 +52,7 @@ type NodeHoldings struct {
 	Node, PID uint32 // 0 for this node, before its first connection
 	Name      string // of the host, if it has said hello
 	Holdings  []Holding
-	// Err is nil if this is all. Otherwise Holdings are what there is: ErrNoAnswer, ErrLeft, ErrIncomplete.
+	// Err is nil if this is all. Otherwise Holdings are what there is: ErrNoAnswer, ErrLeft, ErrIncomplete, ErrBusy, ErrOther.
 	Err error
 }
 
@@ -64,7 +64,9 @@ var (
 	ErrLeft = errors.New("it left before it had answered")
 	// ErrIncomplete: more was announced than came, or than is taken from one peer, or parts could not be read.
 	ErrIncomplete = errors.New("incomplete")
-	// ErrBusy: too many questions of this kind are under way.
+	// ErrOther: the peer's Digest is another one. What it holds has nothing to do with what is held here.
+	ErrOther = errors.New("its vmlockd is configured differently (backend or cluster.lockspace), so its locks and those of this host do not exclude each other")
+	// ErrBusy: too many questions of this kind are under way, or the peer has been asked too many.
 	ErrBusy = errors.New("too many questions at once")
 )
 

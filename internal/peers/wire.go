@@ -49,6 +49,7 @@ const (
 const (
 	flagLast = 1 // the last page
 	flagCut  = 2 // there are more locks than are sent
+	flagBusy = 4 // with flagCut: nothing is sent, because there were too many questions
 )
 
 // Tags of an entry's fields. Numbers have 8 bytes.

@@ -54,7 +54,7 @@ func powerCut(t *testing.T, s *suite) {
 	s.create(t, 2, vm("heir", lab.Disk{Path: path}))
 	s.waitFor(t, "the lost host to be missing in a list", func() bool {
 		l, res := s.ls(t, 3)
-		return res.Status == statusIncomplete && l.missing(1) && len(l.rows("heir")) == 1
+		return res.Status == statusIncomplete && l.missing(1) && l.ofVM("heir") == 1
 	}, func() string { return "" })
 }
 
