@@ -73,6 +73,19 @@ func points() (list []string) {
 	return list
 }
 
+// weighted has those several times that are hardly ever passed in the step for which
+// they are armed.
+func weighted() (list []string) {
+	seldom := []string{"journal.", "cluster.lock.", "cluster.unlock.", "cluster.publish.", "cluster.leave."}
+	for _, name := range points() {
+		list = append(list, name)
+		if slices.ContainsFunc(seldom, func(p string) bool { return strings.HasPrefix(name, p) }) {
+			list = append(list, name, name)
+		}
+	}
+	return list
+}
+
 // bubbled keeps rapid from asking for the deadline, which a bubble has not.
 type bubbled struct{ *testing.T }
 
@@ -246,7 +259,7 @@ func (w *world) ownerEnds(n *node) {
 
 // killAt kills the node's daemon when it passes a fail point in the next step.
 func (w *world) killAt(n *node) {
-	p := failpoint.Find(draw(w, points(), "point"))
+	p := failpoint.Find(draw(w, weighted(), "point"))
 	nth := rapid.SampledFrom([]int{1, 1, 2, 3}).Draw(w.t, "pass")
 	what := "start"
 	switch {
@@ -257,6 +270,10 @@ func (w *world) killAt(n *node) {
 			what = "restart"
 		case inPlace(p.Name()):
 			what = "restart in place"
+		case strings.HasPrefix(p.Name(), "cluster.close."), strings.HasPrefix(p.Name(), "cluster.leave."):
+			what = "stop"
+		case strings.HasPrefix(p.Name(), "cluster.lock."), strings.HasPrefix(p.Name(), "journal.intend."), strings.HasPrefix(p.Name(), "journal.grant."):
+			what = "acquire"
 		case published(p):
 			what = draw(w, []string{"acquire", "restart"}, "what is published")
 		}
