@@ -50,4 +50,7 @@ func TestKeepWithRequestUnderWay(t *testing.T) {
 		t.Errorf("%d requests are under way, want 1", n)
 	}
 	gate.Open()
+	if err := b.Close(t.Context(), false); err != nil { // before the number is gone
+		t.Error(err)
+	}
 }
