@@ -32,7 +32,7 @@ listed; --force purges them. If vmlockd was killed in this boot while a request 
 on its way to another host, that can crash kernels up to 6.1 at least.
 
 --force asks before it does anything, unless --yes is given. The user, the time
-and the reason are logged.`,
+and the reason are logged.` + asked(),
 		Example: "  vmlockctl settle\n  vmlockctl settle --force --reason 'no virtual machine runs here'",
 		Args:    cobra.NoArgs,
 	}
