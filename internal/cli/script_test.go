@@ -4,6 +4,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -155,6 +156,7 @@ func daemonCommand(ts *testscript.TestScript, _ bool, args []string) {
 				_ = d.Process.Signal(syscall.SIGTERM)
 				_ = d.Wait()
 			}
+			h.endHolder()
 		})
 		until(ts, "the daemon", answers)
 	case "stop", "kill":
@@ -303,6 +305,29 @@ func (h *host) start(ts *testscript.TestScript, name string, cmd *exec.Cmd) {
 	ts.Check(cmd.Start())
 	h.procs[name] = cmd
 	ts.Defer(func() { h.end(name) })
+}
+
+// endHolder ends what a daemon that stopped with locks has left: it would live on for
+// as long as it holds something.
+func (h *host) endHolder() {
+	conn, err := net.Dial("unix", h.dir+"/run/holder.sock")
+	if err != nil {
+		return // it has ended
+	}
+	defer conn.Close()
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		peer, err := syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
+		if err != nil {
+			return
+		}
+		if comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", peer.Pid)); string(comm) == "vmlockd-holder\n" {
+			_ = syscall.Kill(int(peer.Pid), syscall.SIGKILL)
+		}
+	})
 }
 
 func (h *host) end(name string) {
