@@ -20,6 +20,7 @@ import (
 
 	"github.com/vmlockd/vmlockd/internal/cli"
 	"github.com/vmlockd/vmlockd/internal/control"
+	"github.com/vmlockd/vmlockd/internal/holder"
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/lockprogram"
 )
@@ -310,24 +311,21 @@ func (h *host) start(ts *testscript.TestScript, name string, cmd *exec.Cmd) {
 // endHolder ends what a daemon that stopped with locks has left: it would live on for
 // as long as it holds something.
 func (h *host) endHolder() {
-	conn, err := net.Dial("unix", h.dir+"/run/holder.sock")
+	socket := h.dir + "/run/holder.sock"
+	conn, err := net.Dial("unixpacket", socket)
 	if err != nil {
-		return // it has ended
+		return // it has ended, and must not be started by Connect
 	}
-	defer conn.Close()
-	raw, err := conn.(*net.UnixConn).SyscallConn()
+	conn.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	c, err := holder.Connect(ctx, holder.Options{Socket: socket})
 	if err != nil {
 		return
 	}
-	_ = raw.Control(func(fd uintptr) {
-		peer, err := syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
-		if err != nil {
-			return
-		}
-		if comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", peer.Pid)); string(comm) == "vmlockd-holder\n" {
-			_ = syscall.Kill(int(peer.Pid), syscall.SIGKILL)
-		}
-	})
+	pid := c.Status().PID
+	c.Close()
+	_ = syscall.Kill(pid, syscall.SIGKILL)
 }
 
 func (h *host) end(name string) {
