@@ -13,7 +13,6 @@ import (
 
 	"github.com/vmlockd/vmlockd/corosync"
 	"github.com/vmlockd/vmlockd/dlm"
-	"github.com/vmlockd/vmlockd/internal/backend/cluster"
 	"github.com/vmlockd/vmlockd/internal/config"
 	"github.com/vmlockd/vmlockd/internal/control"
 	"github.com/vmlockd/vmlockd/internal/locking"
@@ -204,7 +203,7 @@ func holdings(list []locking.Holder) []peers.Holding {
 	out := make([]peers.Holding, len(list))
 	for i, h := range list {
 		out[i] = peers.Holding{
-			Resource: cluster.ResourceName(h.Ref), Lockspace: h.Ref.Lockspace, Name: h.Ref.Name, Mode: h.Mode.String(),
+			Resource: h.ID, Lockspace: h.Ref.Lockspace, Name: h.Ref.Name, Mode: h.Mode.String(),
 			OwnerName: h.Owner.Name, OwnerUUID: locking.FormatUUID(h.Owner.UUID), OwnerPID: int(h.Owner.PID), Since: h.Since,
 		}
 	}
@@ -215,7 +214,7 @@ func holdings(list []locking.Holder) []peers.Holding {
 func holderOf(h peers.Holding) locking.Holder {
 	out := locking.Holder{
 		Owner: locking.Owner{PID: int32(h.OwnerPID), Name: h.OwnerName},
-		Ref:   locking.Ref{Lockspace: h.Lockspace, Name: h.Name}, Mode: locking.Exclusive, Since: h.Since,
+		Ref:   locking.Ref{Lockspace: h.Lockspace, Name: h.Name}, Mode: locking.Exclusive, Since: h.Since, ID: h.Resource,
 	}
 	if h.Mode == locking.Shared.String() {
 		out.Mode = locking.Shared

@@ -17,8 +17,6 @@ package cluster
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -60,6 +58,9 @@ type Options struct {
 	// NodeName is the name of a host by its number in the cluster, "" if it is not
 	// known; it returns at once. It may be nil.
 	NodeName func(node uint32) string
+	// Identify finds out which disk a path is, for names in the default lockspace. It
+	// returns soon after ctx ends. nil: every name stands for itself.
+	Identify func(ctx context.Context, path string) (Disk, error)
 }
 
 // Backend holds locks in one DLM lockspace.
@@ -82,6 +83,7 @@ type Backend struct {
 	peers     Peers // may be nil
 	nodeName  func(uint32) string
 	lookUps   chan struct{} // has a token for each look-up under way
+	identify  func(context.Context, string) (Disk, error)
 
 	mu        sync.Mutex // guards what follows
 	space     *dlm.Lockspace
@@ -92,6 +94,9 @@ type Backend struct {
 	// handedMore are further ones, of which there are hardly ever any.
 	handed     map[string]*dlm.Lock
 	handedMore []*dlm.Lock
+	// known are the things of this host that handles stand for, by Disk.Local.
+	known map[string]*known
+	node  uint32 // of this host; 0 until it is known
 }
 
 var errStopping = errors.New("the lock daemon is stopping")
@@ -103,7 +108,7 @@ var errJoining error = &stopped{reason{causeJoining, "this host is still joining
 // provide: the DLM module, a running dlm_controld, or the privilege.
 func New(o Options) (*Backend, error) {
 	b := &Backend{kernel: o.Kernel, name: o.Lockspace, log: o.Log, joined: make(chan struct{}), why: errJoining,
-		releasing: map[string]chan struct{}{}}
+		releasing: map[string]chan struct{}{}, known: map[string]*known{}, identify: o.Identify}
 	b.controld, b.last = o.Controld, o.LastClose
 	if b.kernel == nil {
 		b.kernel = dlm.Host()
@@ -246,7 +251,7 @@ func (b *Backend) enter(space *dlm.Lockspace) {
 	b.publisher.enter(node)
 	b.asker.joined(b.name)
 	b.mu.Lock()
-	b.space, b.state, b.why = space, state, nil
+	b.space, b.state, b.why, b.node = space, state, nil, node
 	b.mu.Unlock()
 	b.work.start(func() { b.watch.run(b.ctx) })
 	b.work.start(func() { b.publisher.run(b.ctx) })
@@ -338,26 +343,15 @@ func (b *Backend) CreateResource(context.Context, locking.Ref) error { return ni
 // DeleteResource has nothing to delete.
 func (b *Backend) DeleteResource(context.Context, locking.Ref) error { return nil }
 
-// Open asks nobody. Resources need not be created, so autocreate changes nothing.
-func (b *Backend) Open(_ context.Context, ref locking.Ref, _ bool) (locking.Handle, error) {
-	return &handle{b: b, ref: ref, name: ResourceName(ref)}, nil
-}
-
-// ResourceName is the name of the DLM resource for a lockspace and a name:
-// SHA-256 of lockspace, a NUL byte, and name, as 64 hexadecimal digits, which
-// is just what fits (DLM_RESNAME_MAXLEN) and what dlm_tool shows as text.
-// libvirt's names contain no NUL.
-func ResourceName(ref locking.Ref) string {
-	sum := sha256.Sum256([]byte(ref.Lockspace + "\x00" + ref.Name))
-	return hex.EncodeToString(sum[:])
-}
-
 type handle struct {
 	b    *Backend
 	ref  locking.Ref
 	name string
-	mode locking.Mode // of lock
-	lock *dlm.Lock    // nil unless locked
+	// asPath is the name that a daemon which does not know identities gives the disk;
+	// "" if it is no other one, or counts for other disks of other hosts too.
+	asPath string
+	mode   locking.Mode // of lock
+	lock   *dlm.Lock    // nil unless locked
 	// late is the lock that an earlier process asked for, if it is not known yet
 	// whether it got it.
 	late *dlm.Adoption
@@ -365,6 +359,10 @@ type handle struct {
 	// Guarded by publisher.mu.
 	publication *publication // nil unless it is to be published
 	written     bool         // the lock's value block may have a record
+
+	// Guarded by Backend.mu.
+	thing *known // nil if it is not known which it is, or not any more
+	ended bool   // nothing is to be known of it any more
 }
 
 func (h *handle) ID() string { return h.name }
@@ -373,7 +371,10 @@ func (h *handle) Lock(ctx context.Context, mode locking.Mode) error {
 	r := h.b.watch.begin(ctx, true)
 	defer r.end()
 	l, err := h.request(r, mode)
+	var held *elsewhere
 	switch {
+	case errors.As(err, &held):
+		return err
 	case errors.Is(err, dlm.ErrBusy):
 		return &elsewhere{b: h.b, name: h.name, mode: mode}
 	case err != nil && r.ctx.Err() != nil && errors.As(r.why(), new(*stopped)):
@@ -395,6 +396,9 @@ func (h *handle) request(r *request, mode locking.Mode) (*dlm.Lock, error) {
 		return nil, err
 	}
 	if err := r.waitRunning(); err != nil {
+		return nil, err
+	}
+	if err := h.askEarlier(r.ctx, space, mode); err != nil {
 		return nil, err
 	}
 	beforeLock.Pass()
@@ -423,6 +427,12 @@ func (b *Backend) notJoined(ctx context.Context, why error) error {
 
 // Unlock answers in a second or so also when the lockspace is stopped: the
 // release then goes on by itself, and the error is locking.ErrUnderway.
-func (h *handle) Unlock(ctx context.Context) error { return h.b.release(ctx, h) }
+func (h *handle) Unlock(ctx context.Context) error {
+	err := h.b.release(ctx, h)
+	if err == nil || errors.Is(err, locking.ErrUnderway) || ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		h.b.end(h)
+	}
+	return err
+}
 
-func (h *handle) Close() {}
+func (h *handle) Close() { h.b.end(h) }

@@ -23,6 +23,7 @@ func (b *Backend) Restore(ctx context.Context, held []locking.Held) []locking.Re
 	if len(held) == 0 {
 		return results
 	}
+	defer func() { b.recall(inDefaultLockspace(results)) }()
 	space, err := b.earlier(ctx)
 	if err != nil {
 		for i := range results {
@@ -71,6 +72,16 @@ func (b *Backend) Restore(ctx context.Context, held []locking.Held) []locking.Re
 		results[i].Handle = b.restored(held[i], a.Lock)
 	}
 	return results
+}
+
+// inDefaultLockspace are the handles whose names are paths.
+func inDefaultLockspace(results []locking.Restored) (list []*handle) {
+	for _, r := range results {
+		if h, ok := r.Handle.(*handle); ok && h.lock != nil && h.ref.Lockspace == "" {
+			list = append(list, h)
+		}
+	}
+	return list
 }
 
 // restored is a handle of a lock that an earlier process took. It may have
