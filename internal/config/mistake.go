@@ -73,6 +73,9 @@ func keyTypes() map[string]string {
 	var walk func(prefix string, t reflect.Type)
 	walk = func(prefix string, t reflect.Type) {
 		for f := range t.Fields() {
+			if !f.IsExported() {
+				continue
+			}
 			name := prefix + f.Tag.Get("toml")
 			switch {
 			case f.Type == reflect.TypeFor[Duration]():
@@ -80,6 +83,9 @@ func keyTypes() map[string]string {
 			case f.Type.Kind() == reflect.Struct:
 				keys[name] = "a table [" + name + "]"
 				walk(name+".", f.Type)
+			case f.Type.Kind() == reflect.Slice:
+				keys[name] = "tables [[" + name + "]]"
+				walk(name+".", f.Type.Elem())
 			case f.Type.Kind() == reflect.Int:
 				keys[name] = "a whole number without quotes"
 			default:
@@ -118,4 +124,32 @@ func lineOf(text []byte, key string) int {
 		}
 	}
 	return 0
+}
+
+// lineInTable finds the line that sets a key in the nth of several tables [[name]],
+// n from 1; if the key is not there, that of the table, and if there is none, as
+// with a list in one line, that which sets name.
+func lineInTable(text []byte, name string, n int, key string) int {
+	at, count, found := 0, 0, 0
+	for line := range strings.Lines(string(text)) {
+		at++
+		if m := header.FindStringSubmatch(line); m != nil {
+			if count == n && found > 0 {
+				return found
+			}
+			if m[1] == name {
+				if count++; count == n {
+					found = at
+				}
+			}
+			continue
+		}
+		if m := assignment.FindStringSubmatch(line); m != nil && count == n && found > 0 && strings.Trim(m[1], `"`) == key {
+			return at
+		}
+	}
+	if found == 0 {
+		return lineOf(text, name)
+	}
+	return found
 }
