@@ -21,6 +21,7 @@ type request struct {
 	from     corosync.Member
 	id       uint64
 	resource string // "" for all
+	path     string // instead, of a kindWhich
 }
 
 // lockedAsked takes a question, unless it is one too many. Nobody answers itself.
@@ -38,7 +39,7 @@ func (p *Peers) lockedAsked(m *peer, from corosync.Member, h header, body []byte
 	}
 	if limit.take(1, time.Now()) {
 		select {
-		case queue <- request{from, h.query, resource}:
+		case queue <- request{from: from, id: h.query, resource: resource}:
 			return nil
 		default:
 		}
@@ -68,6 +69,10 @@ func (p *Peers) present(m corosync.Member) bool {
 }
 
 func (p *Peers) answerOne(ctx context.Context, r request) {
+	if r.path != "" {
+		p.answerWhich(ctx, r)
+		return
+	}
 	var list []Holding
 	cut := false
 	if r.resource != "" {
