@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
@@ -182,11 +183,12 @@ func (s *Server) who(w http.ResponseWriter, r *http.Request) {
 	lockspace, one := q.Get("lockspace"), q.Has("lockspace")
 	ctx, cancel := context.WithTimeout(r.Context(), answerTimeout)
 	defer cancel()
+	ids := s.idsOf(ctx, names)
 	a := Holders{Scope: ScopeHost, Missing: []Missing{}}
 	if s.o.Cluster != nil {
 		a.Scope = ScopeCluster
 		if s.o.Peers != nil {
-			a.addPeers(s.ask(ctx, names))
+			a.addPeers(s.ask(ctx, names, ids))
 		} else {
 			a.Missing = append(a.Missing, noPeers)
 		}
@@ -195,22 +197,52 @@ func (s *Server) who(w http.ResponseWriter, r *http.Request) {
 	if s.o.Peers != nil {
 		s.settle(ctx, &a)
 	}
-	a.pick(func(h Holder) bool { return slices.Contains(names, h.Resource) && (!one || h.Lockspace == lockspace) })
+	known := map[string]bool{}
+	for _, id := range ids {
+		known[id] = true
+	}
+	a.pick(func(h Holder) bool {
+		return (slices.Contains(names, h.Resource) || known[h.id]) && (!one || h.Lockspace == lockspace)
+	})
 	a.Missing = slices.CompactFunc(a.Missing, func(a, b Missing) bool { return a.NodeID == b.NodeID })
 	answer(w, a)
 }
 
-// ask asks the peers about all names at once.
-func (s *Server) ask(ctx context.Context, names []string) []PeerHoldings {
+// ask asks the peers about all names at once, and about the disks that they are
+// paths of.
+func (s *Server) ask(ctx context.Context, names []string, ids map[string]string) []PeerHoldings {
 	answers := make([][]PeerHoldings, len(names))
 	var wg sync.WaitGroup
 	for i, name := range names {
-		wg.Go(func() { answers[i] = s.o.Peers.Holders(ctx, name) })
+		wg.Go(func() { answers[i] = s.o.Peers.Holders(ctx, name, ids[name]) })
 	}
 	wg.Wait()
 	list := slices.Concat(answers...)
+	dropTwice(list)
 	slices.SortStableFunc(list, func(a, b PeerHoldings) int { return int(a.NodeID) - int(b.NodeID) })
 	return list
+}
+
+// dropTwice leaves each lock once: two names may be paths of one disk.
+func dropTwice(list []PeerHoldings) {
+	type one struct {
+		node  uint32
+		ref   locking.Ref
+		pid   int32
+		since time.Time
+		mode  locking.Mode
+	}
+	seen := map[one]int{} // in which answer
+	for i := range list {
+		list[i].Holders = slices.DeleteFunc(slices.Clone(list[i].Holders), func(h locking.Holder) bool {
+			k := one{list[i].NodeID, h.Ref, h.Owner.PID, h.Since, h.Mode}
+			at, twice := seen[k]
+			if !twice {
+				seen[k] = i
+			}
+			return twice && at != i
+		})
+	}
 }
 
 // namesOf adds to paths what libvirt makes of them with file_lockspace_dir: the

@@ -36,8 +36,26 @@ type Peers interface {
 	// Holdings asks every other node what it holds. It returns soon after ctx
 	// ends, with an Err for nodes that have not answered.
 	Holdings(ctx context.Context) []PeerHoldings
-	// Holders is Holdings of resources with one name, whatever their lockspace.
-	Holders(ctx context.Context, name string) []PeerHoldings
+	// Holders is Holdings of resources with one name, whatever their lockspace, and of
+	// the one with this id (locking.Holder.ID), if it is not "".
+	Holders(ctx context.Context, name, id string) []PeerHoldings
+	// Identify asks every other node which disk a path is there. It returns soon after
+	// ctx ends, with an Err for nodes that have not answered.
+	Identify(ctx context.Context, path string) []PeerDisk
+}
+
+// Disks finds out which disk a path is on this host.
+type Disks interface {
+	// Identify returns soon after ctx ends. Node and NodeID need not be set.
+	Identify(ctx context.Context, path string) Disk
+}
+
+// PeerDisk is what another node says of a path, or Err.
+type PeerDisk struct {
+	NodeID uint32
+	Name   string
+	Disk   Disk
+	Err    string // why there is no answer
 }
 
 // PeerMember is a node that runs vmlockd.
@@ -47,6 +65,7 @@ type PeerMember struct {
 	Version      string
 	Silent       bool   // it is in the group and does not answer
 	ConfigDigest string // equal for nodes whose configuration has to be equal
+	RulesDigest  string // equal for nodes that name disks by the same rules; "" for a version that knows paths only
 	Self         bool
 }
 

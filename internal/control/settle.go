@@ -20,13 +20,13 @@ func (s *Server) settle(ctx context.Context, h *Holders) {
 			return
 		}
 		var names []string
-		for ref := range claimed {
-			if !slices.Contains(names, ref.Name) && len(names) < maxNames {
-				names = append(names, ref.Name)
+		for _, o := range h.Holders {
+			if claimed[claimOf(o)] && !slices.Contains(names, o.Resource) && len(names) < maxNames {
+				names = append(names, o.Resource)
 			}
 		}
 		var again Holders
-		again.addPeers(s.ask(ctx, names))
+		again.addPeers(s.ask(ctx, names, nil))
 		if len(again.Missing) > 0 {
 			return
 		}
@@ -40,17 +40,31 @@ func (s *Server) settle(ctx context.Context, h *Holders) {
 	}
 }
 
-// disputed are the resources that an exclusive holder does not have alone.
-func disputed(list []Holder) map[locking.Ref]bool {
-	count, exclusive := map[locking.Ref]int{}, map[locking.Ref]bool{}
-	for _, h := range list {
-		ref := locking.Ref{Lockspace: h.Lockspace, Name: h.Resource}
-		count[ref]++
-		exclusive[ref] = exclusive[ref] || h.Mode == locking.Exclusive.String()
+// claim is what can have one exclusive holder: by its id, and by its name if that
+// is not known. Disks that each of two hosts has for itself can have one name.
+type claim struct {
+	id  string
+	ref locking.Ref
+}
+
+func claimOf(h Holder) claim {
+	if h.id != "" {
+		return claim{id: h.id}
 	}
-	for ref := range exclusive {
-		if !exclusive[ref] || count[ref] < 2 {
-			delete(exclusive, ref)
+	return claim{ref: locking.Ref{Lockspace: h.Lockspace, Name: h.Resource}}
+}
+
+// disputed are the resources that an exclusive holder does not have alone.
+func disputed(list []Holder) map[claim]bool {
+	count, exclusive := map[claim]int{}, map[claim]bool{}
+	for _, h := range list {
+		c := claimOf(h)
+		count[c]++
+		exclusive[c] = exclusive[c] || h.Mode == locking.Exclusive.String()
+	}
+	for c := range exclusive {
+		if !exclusive[c] || count[c] < 2 {
+			delete(exclusive, c)
 		}
 	}
 	return exclusive

@@ -114,6 +114,7 @@ type fakePeers struct {
 	members []PeerMember
 	held    map[uint32][]locking.Holder
 	silent  map[uint32]bool
+	disks   map[uint32]fakeDisks
 	asked   []string
 	mu      sync.Mutex // guards asked
 	onAsk   func(p *fakePeers)
@@ -125,11 +126,34 @@ func (p *fakePeers) Holdings(ctx context.Context) (list []PeerHoldings) {
 	return p.answer(ctx, func(locking.Holder) bool { return true })
 }
 
-func (p *fakePeers) Holders(ctx context.Context, name string) []PeerHoldings {
+func (p *fakePeers) Identify(_ context.Context, path string) (list []PeerDisk) {
+	for _, m := range p.members {
+		switch {
+		case m.Self:
+		case p.silent[m.NodeID]:
+			list = append(list, PeerDisk{NodeID: m.NodeID, Name: m.Name, Err: "no answer in time"})
+		default:
+			list = append(list, PeerDisk{NodeID: m.NodeID, Name: m.Name, Disk: p.disks[m.NodeID][path]})
+		}
+	}
+	return list
+}
+
+// fakeDisks is what paths lead to.
+type fakeDisks map[string]Disk
+
+func (d fakeDisks) Identify(_ context.Context, path string) Disk {
+	if one, ok := d[path]; ok {
+		return one
+	}
+	return Disk{Path: path, Error: "its server does not answer"}
+}
+
+func (p *fakePeers) Holders(ctx context.Context, name, id string) []PeerHoldings {
 	p.mu.Lock()
 	p.asked = append(p.asked, name)
 	p.mu.Unlock()
-	return p.answer(ctx, func(h locking.Holder) bool { return h.Ref.Name == name })
+	return p.answer(ctx, func(h locking.Holder) bool { return h.Ref.Name == name || id != "" && h.ID == id })
 }
 
 func (p *fakePeers) answer(ctx context.Context, keep func(locking.Holder) bool) (list []PeerHoldings) {
@@ -181,7 +205,7 @@ func threeNodes() (*fakeCluster, *fakePeers) {
 	p := &fakePeers{held: map[uint32][]locking.Holder{}, silent: map[uint32]bool{}}
 	for id := uint32(1); id <= 3; id++ {
 		c.c.Nodes = append(c.c.Nodes, ClusterNode{NodeID: id, Member: true})
-		p.members = append(p.members, PeerMember{NodeID: id, Name: fmt.Sprint("n", id), Version: "1", ConfigDigest: "d", Self: id == 1})
+		p.members = append(p.members, PeerMember{NodeID: id, Name: fmt.Sprint("n", id), Version: "1", ConfigDigest: "d", RulesDigest: "r", Self: id == 1})
 	}
 	return c, p
 }

@@ -1,12 +1,14 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,6 +17,7 @@ import (
 	"github.com/vmlockd/vmlockd/dlm"
 	"github.com/vmlockd/vmlockd/internal/config"
 	"github.com/vmlockd/vmlockd/internal/control"
+	"github.com/vmlockd/vmlockd/internal/identity"
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/metrics"
 	"github.com/vmlockd/vmlockd/internal/peers"
@@ -44,7 +47,7 @@ type others struct {
 // meetOthers makes this daemon a member of the group of those that use the same
 // lockspace. Locks do not depend on it: without it, refusals and listings say less
 // about other hosts.
-func meetOthers(c config.Config, version string, holders func() []locking.Holder, log *slog.Logger) *others {
+func meetOthers(c config.Config, version string, holders func() []locking.Holder, disks *disks, log *slog.Logger) *others {
 	if c.Backend != config.BackendCluster {
 		return nil
 	}
@@ -52,7 +55,7 @@ func meetOthers(c config.Config, version string, holders func() []locking.Holder
 	host, _ := os.Hostname()
 	o := &others{
 		cancel: cancel,
-		self:   peers.Info{Name: host, Version: version, Digest: digest(c), Guard: "none", Started: time.Now()},
+		self:   peers.Info{Name: host, Version: version, Digest: digest(c), Rules: identity.Digest(c.Identity.List()), Guard: "none", Started: time.Now()},
 	}
 	o.work.Go(func() {
 		select {
@@ -61,7 +64,7 @@ func meetOthers(c config.Config, version string, holders func() []locking.Holder
 			return
 		}
 		o.work.Go(func() { o.learnNames(ctx) })
-		if err := o.meet(ctx, "vmlockd:"+c.Cluster.Lockspace, holders, log); err != nil {
+		if err := o.meet(ctx, "vmlockd:"+c.Cluster.Lockspace, holders, disks, log); err != nil {
 			log.Warn("the lock daemons of other hosts cannot be asked, so refusals and listings say less about them", "reason", err)
 		}
 	})
@@ -69,7 +72,7 @@ func meetOthers(c config.Config, version string, holders func() []locking.Holder
 }
 
 // meet takes part in the group until ctx ends.
-func (o *others) meet(ctx context.Context, name string, holders func() []locking.Holder, log *slog.Logger) error {
+func (o *others) meet(ctx context.Context, name string, holders func() []locking.Holder, disks *disks, log *slog.Logger) error {
 	options := peers.GroupOptions()
 	options.Background = true
 	group, err := corosync.Join(ctx, corosync.Host(), name, options)
@@ -79,6 +82,7 @@ func (o *others) meet(ctx context.Context, name string, holders func() []locking
 	o.mu.Lock()
 	p := peers.New(peers.Options{
 		Group: group, Self: o.self, Holdings: func() []peers.Holding { return holdings(holders()) }, Log: log,
+		Identify: disks.forPeer,
 	})
 	o.met.Store(p)
 	o.mu.Unlock()
@@ -250,7 +254,7 @@ func (o forOperators) Members() []control.PeerMember {
 	for i, p := range list {
 		out[i] = control.PeerMember{
 			NodeID: p.Node, Name: o.nameOf(p.Node, p.Name), Version: p.Version, Silent: !p.Silent.IsZero() || !p.Known,
-			ConfigDigest: p.Digest, Self: p.Self,
+			ConfigDigest: p.Digest, RulesDigest: p.Rules, Self: p.Self,
 		}
 	}
 	return out
@@ -267,8 +271,8 @@ func (o forOperators) Holdings(ctx context.Context) []control.PeerHoldings {
 	return o.ask(ctx, func(peers.Holding) bool { return true })
 }
 
-func (o forOperators) Holders(ctx context.Context, name string) []control.PeerHoldings {
-	return o.ask(ctx, func(h peers.Holding) bool { return h.Name == name })
+func (o forOperators) Holders(ctx context.Context, name, id string) []control.PeerHoldings {
+	return o.ask(ctx, func(h peers.Holding) bool { return h.Name == name || id != "" && h.Resource == id })
 }
 
 // ask asks the other hosts; also those that corosync knows and on which no vmlockd
@@ -279,15 +283,7 @@ func (o forOperators) ask(ctx context.Context, want func(peers.Holding) bool) (o
 	if p := o.met.Load(); p != nil {
 		list, err = p.Holdings(ctx)
 	}
-	self := map[uint32]bool{}
-	if node, err := dlm.NodeID(dlm.Host()); err == nil {
-		self[node] = true
-	}
-	for _, p := range o.members() {
-		if p.Self {
-			self[p.Node] = true
-		}
-	}
+	self := o.selfNodes()
 	seen := map[uint32]bool{}
 	for _, n := range list {
 		if n.Node == 0 || self[n.Node] {
@@ -305,16 +301,73 @@ func (o forOperators) ask(ctx context.Context, want func(peers.Holding) bool) (o
 		}
 		out = append(out, answer)
 	}
-	why := "no vmlockd runs there, or it is not reached"
-	if err != nil {
-		why = err.Error()
-	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	for node, name := range o.names {
-		if !seen[node] && !self[node] {
-			out = append(out, control.PeerHoldings{NodeID: node, Name: name, Err: why})
-		}
+	for node, name := range o.absent(seen, self) {
+		out = append(out, control.PeerHoldings{NodeID: node, Name: name, Err: notThere(err)})
 	}
 	return out
+}
+
+// Identify asks the other hosts which disk a path is there.
+func (o forOperators) Identify(ctx context.Context, path string) (out []control.PeerDisk) {
+	var list []peers.NodeDisk
+	err := errNotMet
+	if p := o.met.Load(); p != nil {
+		list, err = p.Identify(ctx, path)
+	}
+	self := o.selfNodes()
+	seen := map[uint32]bool{}
+	for _, n := range list {
+		if n.Node == 0 || self[n.Node] {
+			continue
+		}
+		seen[n.Node] = true
+		d := control.PeerDisk{NodeID: n.Node, Name: o.nameOf(n.Node, n.Name), Disk: control.Disk{
+			Path: n.Disk.Path, Type: n.Disk.Type, Scope: n.Disk.Scope, Name: n.Disk.Name, Resource: n.Disk.Resource,
+			ByPath: n.Disk.ByPath, Doubt: n.Disk.Doubt, Steps: n.Disk.Steps, Error: n.Disk.Error,
+		}}
+		if n.Err != nil {
+			d.Err = n.Err.Error() + "; an earlier version of vmlockd does not know this question"
+		}
+		out = append(out, d)
+	}
+	for node, name := range o.absent(seen, self) {
+		out = append(out, control.PeerDisk{NodeID: node, Name: name, Err: notThere(err)})
+	}
+	slices.SortFunc(out, func(a, b control.PeerDisk) int { return cmp.Compare(a.NodeID, b.NodeID) })
+	return out
+}
+
+// selfNodes are the numbers that mean this host.
+func (o forOperators) selfNodes() map[uint32]bool {
+	self := map[uint32]bool{}
+	if node, err := dlm.NodeID(dlm.Host()); err == nil {
+		self[node] = true
+	}
+	for _, p := range o.members() {
+		if p.Self {
+			self[p.Node] = true
+		}
+	}
+	return self
+}
+
+// absent are the other hosts that corosync knows and that have not been seen.
+func (o forOperators) absent(seen, self map[uint32]bool) map[uint32]string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	list := map[uint32]string{}
+	for node, name := range o.names {
+		if !seen[node] && !self[node] {
+			list[node] = name
+		}
+	}
+	return list
+}
+
+// notThere is why a host is absent.
+func notThere(err error) string {
+	if err != nil {
+		return err.Error()
+	}
+	return "no vmlockd runs there, or it is not reached"
 }

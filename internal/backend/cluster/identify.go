@@ -80,6 +80,10 @@ func (b *Backend) Open(ctx context.Context, ref locking.Ref, _ bool) (locking.Ha
 	return h, nil
 }
 
+// DiskResource is the name of the DLM's resource for a disk. For one that only this
+// host can use it is an error while this host's number is not known.
+func (b *Backend) DiskResource(ctx context.Context, d Disk) (string, error) { return b.idOf(ctx, d) }
+
 // errNoNode is why nothing can be locked for this host alone.
 var errNoNode = errors.New("no other host can use this disk, and the kernel does not tell this host's number in the cluster, by which its lock would be told from theirs (is dlm_controld running?)")
 
