@@ -64,7 +64,7 @@ func TestScripts(t *testing.T) {
 			}
 			env.Setenv("HOST", name)
 			env.Values[key] = &host{dir: work}
-			text := fmt.Sprintf("socket = %q\nrun_dir = %q\n", work+"/sock", work+"/run")
+			text := fmt.Sprintf("socket = %q\nrun_dir = %q\n[[identity.rule]]\npath = %q\nscope = \"cluster\"\nname = \"images/{rest}\"\n", work+"/sock", work+"/run", work+"/ruled/*")
 			for _, disk := range []string{"a.img", "b.img"} {
 				if err := os.WriteFile(filepath.Join(work, disk), nil, 0o600); err != nil {
 					return err
