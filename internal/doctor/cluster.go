@@ -244,7 +244,7 @@ func (x *exam) peers() {
 		}
 	}
 	for _, w := range x.daemon.Warnings {
-		if w.Code == warnConfigurations {
+		if w.Code == warnConfigurations || w.Code == warnRules {
 			x.find(idPeerConfig, x.Config, "make "+x.Config+" and qemu-lockd.conf the same on all hosts, then restart vmlockd", "%s", w.Message)
 		}
 	}

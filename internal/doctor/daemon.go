@@ -58,7 +58,10 @@ const (
 
 // Codes of warnings (internal/control) that a check of its own covers. A
 // configuration that differs from a peer's is told by its warning only.
-const warnConfigurations = "configurations"
+const (
+	warnConfigurations = "configurations"
+	warnRules          = "identity_rules"
+)
 
 var covered = []string{
 	"unprotected", "no_quorum", "lockspace", "reboot", "no_answer", "draining", "versions", "silent",
