@@ -28,17 +28,9 @@ name = "ruled/{rest}"
 
 // TestIdentity boots two nodes with a device and a folder that both have.
 func TestIdentity(t *testing.T) {
-	cfg := lab.Config{
-		Nodes: 2, DeviceMB: 16, Libvirt: true, Modules: []string{"dm-mod", "loop"},
-		VMLockd: binaries.vmlockd, VMLockdConfig: func(int) string { return config },
-		Binaries: map[string]string{"vmlockctl": binaries.vmlockctl},
-	}
-	lab.Need(t, cfg)
-	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
-	t.Cleanup(cancel)
-	s := &suite{ctx: ctx, Lab: lab.ForTest(t, cfg)}
+	s := boot(t, lab.Config{Nodes: 2, DeviceMB: 16, Libvirt: true, Modules: []string{"dm-mod", "loop"}})
 	for _, n := range s.Nodes() {
-		if err := n.WaitLibvirt(ctx); err != nil {
+		if err := n.WaitLibvirt(s.ctx); err != nil {
 			t.Fatal(err)
 		}
 	}

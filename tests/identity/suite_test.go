@@ -49,6 +49,17 @@ type suite struct {
 	holds int
 }
 
+// boot starts a cluster with vmlockd in it.
+func boot(t *testing.T, cfg lab.Config) *suite {
+	t.Helper()
+	cfg.VMLockd, cfg.VMLockdConfig = binaries.vmlockd, func(int) string { return config }
+	cfg.Binaries = map[string]string{"vmlockctl": binaries.vmlockctl}
+	lab.Need(t, cfg)
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
+	t.Cleanup(cancel)
+	return &suite{ctx: ctx, Lab: lab.ForTest(t, cfg)}
+}
+
 // The exit statuses of vmlockctl run and identify that mean something here.
 const (
 	runRefused = 124
