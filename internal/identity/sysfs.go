@@ -35,6 +35,8 @@ func (r *Resolver) readBytes(parts ...string) []byte {
 		return nil
 	}
 	defer unix.Close(fd)
+	// An attribute in sysfs comes in one read, unless it fills the room.
+	sysfs := len(parts) > 0 && strings.HasPrefix(parts[0], "/sys/")
 	text := make([]byte, 0, 512)
 	for {
 		n, err := ignoringEINTR(func() (int, error) { return unix.Read(fd, text[len(text):cap(text)]) })
@@ -44,8 +46,11 @@ func (r *Resolver) readBytes(parts ...string) []byte {
 		if n <= 0 {
 			return text
 		}
-		if text = text[:len(text)+n]; len(text) == cap(text) {
+		switch text = text[:len(text)+n]; {
+		case len(text) == cap(text):
 			text = append(make([]byte, 0, 8*cap(text)), text...)
+		case sysfs:
+			return text
 		}
 	}
 }
