@@ -96,7 +96,7 @@ func (r *Resolver) count(mount string, by int) {
 // mountOf is the mount below which a path is, if no symbolic link leads elsewhere.
 // It looks at no file. It need not be right: it is only by what calls are counted.
 func (r *Resolver) mountOf(path string) string {
-	t, err := r.host.mounts()
+	t, err := r.host.mounts(false)
 	if err != nil {
 		return "/"
 	}

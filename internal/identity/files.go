@@ -28,7 +28,10 @@ func (r *Resolver) file(id *Identity, n node, depth int) error {
 		return fmt.Errorf("%w: more than %d devices and files lie upon one another", ErrContradiction, maxDepth)
 	}
 	id.Local = fmt.Sprintf("file %s %d", n.dev, n.ino)
-	table, err := r.host.mounts()
+	table, err := r.host.mounts(false)
+	if err == nil && table.byID[n.mount] == nil {
+		table, err = r.host.mounts(true)
+	}
 	if err != nil {
 		return fmt.Errorf("read mountinfo: %w", err)
 	}

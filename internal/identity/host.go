@@ -13,8 +13,13 @@ import (
 
 // thisHost is the kernel that this process runs on.
 type thisHost struct {
-	mu    sync.Mutex // guards what follows
-	file  *os.File   // mountinfo; nil before it is needed
+	from string // "" means /proc/self/mountinfo
+
+	mu sync.Mutex // guards what follows
+	// fd is mountinfo, from its first use on. It is no os.File: the runtime would poll it
+	// too, and the kernel tells of a change once for each open file.
+	fd    int
+	open  bool
 	table *mountTable
 }
 
@@ -75,29 +80,32 @@ func (*thisHost) fsid(path string) (uint64, error) {
 const maxMountinfo = 256 << 20
 
 // mounts reads mountinfo again only after a change, of which poll(2) tells
-// (proc_pid_mounts(5)).
-func (h *thisHost) mounts() (*mountTable, error) {
+// (proc_pid_mounts(5)), or if it is asked to.
+func (h *thisHost) mounts(again bool) (*mountTable, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.file == nil {
-		f, err := os.Open("/proc/self/mountinfo")
+	if !h.open {
+		from := h.from
+		if from == "" {
+			from = "/proc/self/mountinfo"
+		}
+		fd, err := ignoringEINTR(func() (int, error) { return unix.Open(from, unix.O_RDONLY|unix.O_CLOEXEC, 0) })
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("open %s: %w", from, err)
 		}
-		h.file = f
+		h.fd, h.open = fd, true
 	}
-	if h.table != nil {
-		p := []unix.PollFd{{Fd: int32(h.file.Fd()), Events: unix.POLLPRI}}
-		if n, err := unix.Poll(p, 0); err == nil && n == 0 {
-			return h.table, nil
-		}
+	p := []unix.PollFd{{Fd: int32(h.fd), Events: unix.POLLPRI}}
+	// Asked also when it is to be read anyway: what has changed until now is told then.
+	n, err := ignoringEINTR(func() (int, error) { return unix.Poll(p, 0) })
+	if h.table != nil && !again && err == nil && n == 0 {
+		return h.table, nil
 	}
-	// A change during the read is told of by the next poll.
 	h.table = nil
-	if _, err := h.file.Seek(0, io.SeekStart); err != nil {
+	if _, err := unix.Seek(h.fd, 0, io.SeekStart); err != nil {
 		return nil, err
 	}
-	text, err := io.ReadAll(io.LimitReader(h.file, maxMountinfo))
+	text, err := readAll(h.fd, maxMountinfo)
 	if err != nil {
 		return nil, err
 	}
@@ -107,4 +115,24 @@ func (h *thisHost) mounts() (*mountTable, error) {
 	}
 	h.table = t
 	return t, nil
+}
+
+// readAll reads to the end, if that is not more than most bytes away.
+func readAll(fd, most int) ([]byte, error) {
+	text := make([]byte, 0, 16<<10)
+	for {
+		if len(text) == cap(text) {
+			text = append(make([]byte, 0, 4*cap(text)), text...)
+		}
+		n, err := ignoringEINTR(func() (int, error) { return unix.Read(fd, text[len(text):cap(text)]) })
+		if err != nil {
+			return nil, err
+		}
+		if n <= 0 {
+			return text, nil
+		}
+		if text = text[:len(text)+n]; len(text) > most {
+			return nil, fmt.Errorf("mountinfo has more than %d bytes", most)
+		}
+	}
 }

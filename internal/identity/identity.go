@@ -126,8 +126,8 @@ type node struct {
 type kernel interface {
 	// look follows path, and opens nothing that it leads to.
 	look(path string) (node, error)
-	// mounts is the table of mounts as it is now.
-	mounts() (*mountTable, error)
+	// mounts is the table of mounts as it is now; with again it is read for sure.
+	mounts(again bool) (*mountTable, error)
 	// fsid asks the file system that has path (statfs(2)).
 	fsid(path string) (uint64, error)
 	// tree is where /sys, /proc and /dev are: "" on a real host.

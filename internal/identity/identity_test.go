@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -24,8 +25,8 @@ type as struct {
 	fs string
 }
 
-func (a as) mounts() (*mountTable, error) {
-	t, err := a.thisHost.mounts()
+func (a as) mounts(again bool) (*mountTable, error) {
+	t, err := a.thisHost.mounts(again)
 	if err != nil {
 		return nil, err
 	}
@@ -105,13 +106,65 @@ func TestDevicesOfThisHost(t *testing.T) {
 	if id := identify(t, New(Options{}), "/dev/null"); id.Scope != Cluster || !id.Doubt || id.Local != "character device 1:3" {
 		t.Errorf("/dev/null: %+v", id)
 	}
-	table, err := host.mounts()
+	table, err := host.mounts(false)
 	if err != nil || len(table.list) == 0 {
 		t.Fatalf("no mounts: %v", err)
 	}
-	again, err := host.mounts()
+	again, err := host.mounts(false)
 	if err != nil || again != table {
 		t.Errorf("the table was read again without a change: %v", err)
+	}
+}
+
+// TestMountsAreSeen: a mount that comes or goes is in the table at once.
+func TestMountsAreSeen(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root may mount")
+	}
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	outcome := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // for good: this thread has another mount namespace, and ends with the goroutine
+		outcome <- func() error {
+			if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+				return err
+			}
+			if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+				return err
+			}
+			h := &thisHost{from: fmt.Sprintf("/proc/self/task/%d/mountinfo", unix.Gettid())}
+			defer func() { unix.Close(h.fd) }()
+			for round := range 3 {
+				for _, there := range []bool{false, true} {
+					if there {
+						if err := unix.Mount("none", dir, "tmpfs", 0, ""); err != nil {
+							return err
+						}
+					} else if round > 0 {
+						if err := unix.Unmount(dir, 0); err != nil {
+							return err
+						}
+					}
+					table, err := h.mounts(false)
+					if err != nil {
+						return err
+					}
+					if got := table.above(dir+"/x") == dir; got != there {
+						return fmt.Errorf("round %d: it is mounted: %v, and in the table: %v", round, there, got)
+					}
+					if again, err := h.mounts(false); err != nil || again != table {
+						return fmt.Errorf("round %d: the table was read again without a change, %w", round, err)
+					}
+				}
+			}
+			return unix.Unmount(dir, 0)
+		}()
+	}()
+	if err := <-outcome; err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -31,8 +31,8 @@ type world struct {
 	rules []Rule
 }
 
-func (w *world) tree() string                 { return w.dir }
-func (w *world) mounts() (*mountTable, error) { return w.table, nil }
+func (w *world) tree() string                     { return w.dir }
+func (w *world) mounts(bool) (*mountTable, error) { return w.table, nil }
 
 func (w *world) look(path string) (node, error) {
 	n, ok := w.nodes[path]
