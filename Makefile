@@ -7,7 +7,7 @@ LDFLAGS = -s -w -X main.version=$(VERSION)
 LAB_PACKAGES = ./lab/... ./tests/cluster ./tests/crash ./tests/deadline ./tests/local ./tests/prerequisites ./tests/stress \
 	./dlm/dlmtest/conformance/... ./internal/difftest/...
 # Those for which there is no time in 'make test'.
-MORE_LAB_PACKAGES = ./tests/doctor ./tests/peers ./corosync/corosynctest/conformance/...
+MORE_LAB_PACKAGES = ./tests/doctor ./tests/identity ./tests/peers ./corosync/corosynctest/conformance/...
 
 .DEFAULT_GOAL := help
 .PHONY: help build unit test lab-test lab-more demo lint fuzz man bench bench-parts lab clean
@@ -29,7 +29,7 @@ lint: ## gofmt, go vet and staticcheck
 lab-test: ## tests on cluster nodes with stock libvirt (root; boots User-Mode Linux)
 	VMLOCKD_LAB=1 VMLOCKD_STRESS_KILLS=$${VMLOCKD_STRESS_KILLS:-60} $(GO) test -p 1 -count=1 -timeout 30m $(LAB_PACKAGES)
 
-lab-more: ## more of these: doctor, peers and corosync on a cluster, 200 kills under load, and 200 cut-off random workloads
+lab-more: ## more of these: doctor, identity, peers and corosync on a cluster, 200 kills under load, and 200 cut-off random workloads
 	VMLOCKD_LAB=1 $(GO) test -p 1 -count=1 -timeout 30m $(MORE_LAB_PACKAGES)
 	VMLOCKD_LAB=1 $(GO) test -count=1 -timeout 30m -run TestStressKills ./tests/stress
 	VMLOCKD_LAB=1 VMLOCKD_CRASH_ROUNDS=200 $(GO) test -count=1 -timeout 60m -run 'TestKilledAtRandom|TestInTheLab' ./tests/crash

@@ -87,9 +87,9 @@ var rooms = []room{
 	{place: "internal/holder", ours: []string{"internal/failpoint", "internal/inherited"}, theirs: []string{xsys}},
 	{place: "internal/closer", ours: []string{"internal/failpoint", "internal/inherited", "dlm"}, theirs: []string{xsys}},
 	{place: "internal/peers", ours: []string{"corosync"}},
-	{place: "internal/identity", theirs: []string{xsys}},
 	{place: "internal/audit"},
-	{place: "internal/config", theirs: []string{toml}},
+	{place: "internal/config", ours: []string{"internal/identity"}, theirs: []string{toml}},
+	{place: "internal/identity", theirs: []string{xsys}},
 	{place: "internal/logs/logstest", forTests: true},
 	{place: "internal/logs", theirs: []string{systemd}},
 

@@ -21,6 +21,7 @@ const (
 	exitIncomplete = 5
 	exitWarnings   = 6
 	exitFaults     = 7
+	exitDiffer     = 8
 
 	exitInterrupted = exitSignal + 2 // as a shell says it of SIGINT, also for SIGTERM
 
@@ -40,6 +41,7 @@ var exits = map[int]string{
 	exitIncomplete: "some hosts did not answer, the rest is shown",
 	exitWarnings:   "doctor found warnings, or could not look at something",
 	exitFaults:     "doctor found a fault",
+	exitDiffer:     "identify found hosts that take a path for different disks",
 
 	exitInterrupted: "interrupted",
 }

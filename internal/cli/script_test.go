@@ -66,7 +66,8 @@ func TestScripts(t *testing.T) {
 			}
 			env.Setenv("HOST", name)
 			env.Values[key] = &host{dir: work}
-			text := fmt.Sprintf("socket = %q\nrun_dir = %q\naudit_log = %q\n", work+"/sock", work+"/run", work+"/audit.log")
+			text := fmt.Sprintf("socket = %q\nrun_dir = %q\naudit_log = %q\n[[identity.rule]]\npath = %q\nscope = \"cluster\"\nname = \"images/{rest}\"\n",
+				work+"/sock", work+"/run", work+"/audit.log", work+"/ruled/*")
 			for _, disk := range []string{"a.img", "b.img"} {
 				if err := os.WriteFile(filepath.Join(work, disk), nil, 0o600); err != nil {
 					return err

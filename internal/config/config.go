@@ -1,5 +1,6 @@
 // Package config reads vmlockd's configuration: one TOML file, in which every
-// mistake is an error with file, line and remedy. A Config is a plain value.
+// mistake is an error with file, line and remedy. A Config is a value that nobody
+// changes after it was read.
 package config
 
 import (
@@ -37,6 +38,7 @@ type Config struct {
 	Cluster        Cluster  `toml:"cluster"`
 	Log            Log      `toml:"log"`
 	Metrics        Metrics  `toml:"metrics"`
+	Identity       Identity `toml:"identity"`
 }
 
 // Cluster is the table [cluster].
@@ -153,6 +155,7 @@ func Parse(path string, text []byte) (Config, error) {
 	for _, p := range c.problems() {
 		all = append(all, &Mistake{File: path, Line: lineOf(text, strings.Split(p.key, ".")), Key: p.key, What: p.what})
 	}
+	all = append(all, c.Identity.check(path, text)...)
 	if len(all) > 0 {
 		return Config{}, errors.Join(all...)
 	}

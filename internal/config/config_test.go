@@ -4,9 +4,12 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/vmlockd/vmlockd/internal/identity"
 )
 
 func TestMistakes(t *testing.T) {
@@ -64,6 +67,15 @@ func TestMistakes(t *testing.T) {
 		{"socket of the holder", "run_dir = \"/r\"\nsocket = \"/r/holder.sock\"\n", []string{"f.toml:2: socket", "another path"}},
 		{"control socket of the holder", "run_dir = \"/r\"\ncontrol_socket = \"/r//holder.sock\"\n", []string{"f.toml:2: control_socket", "another path"}},
 		{"socket where the control socket is, with detours", "run_dir = \"/r/\"\nsocket = \"/r/./control.sock\"\n", []string{"f.toml:2: socket", "another path"}},
+		{"a rule's glob", "[[identity.rule]]\npath = \"/a/**\"\nscope = \"host\"\n\n[[identity.rule]]\nscope = \"host\"\npath = \"b/**\"\n", []string{"f.toml:7: identity.rule.path: rule 2:", "begin it with /"}},
+		{"a rule's scope is missing", "# c\n[[identity.rule]]\ntype = \"lvm\"\n[log]\nlevel = \"info\"\n", []string{"f.toml:2: identity.rule.scope: rule 1: it is missing", `"cluster"`}},
+		{"a rule's unknown key", "[[identity.rule]]\ntype = \"lvm\"\nscope = \"host\"\ncolour = 1\n", []string{"f.toml:4: identity.rule.colour: there is no such key", "identity.rule.path"}},
+		{"a rule's wrong type", "[[identity.rule]]\ntype = 5\n", []string{"f.toml:2: identity.rule.type", "a text in quotes is wanted"}},
+		{"a rule's name", "[[identity.rule]]\npath = \"/a/*\"\nscope = \"cluster\"\nname = \"x-{pth}\"\n", []string{"f.toml:4: identity.rule.name: rule 1: {pth} stands for nothing", "{rest}"}},
+		{"a rule that never counts", "[[identity.rule]]\npath = \"/a/**\"\nscope = \"cluster\"\n[[identity.rule]]\npath = \"/a/b/*\"\nscope = \"host\"\n", []string{"f.toml:5: identity.rule.path: rule 2: an earlier rule"}},
+		{"rules in a line", "identity.rule = [{type = \"lvm\", scope = \"here\"}]\n", []string{"f.toml:1: identity.rule.scope", `"here" is not known`}},
+		{"one rule as a table", "[identity.rule]\ntype = \"lvm\"\nscope = \"host\"\n", []string{"f.toml:1: identity.rule", "[[identity.rule]]"}},
+		{"too many rules", strings.Repeat("[[identity.rule]]\ntype = \"lvm\"\nscope = \"host\"\n", 1001), []string{"f.toml:1: identity.rule: there are 1001 rules: use up to 1000"}},
 		{"syntax", "backend = \n", []string{"f.toml:1"}},
 		{"twice", "backend = \"local\"\nbackend = \"local\"\n", []string{"f.toml:2", "backend"}},
 		{"two mistakes", "max_clients = 0\nsockets = 1\n", []string{"f.toml:1: max_clients", "f.toml:2: sockets"}},
@@ -109,7 +121,7 @@ format = "json"
 	want := Config{Backend: BackendCluster, Socket: "/run/x", ControlSocket: "/run/y/control.sock", RunDir: "/run/y", RequestTimeout: Duration(3 * time.Second), MaxClients: 1024,
 		AuditLog: "/a", Metrics: Metrics{Listen: "[::1]:9185"},
 		Cluster: Cluster{Lockspace: "vms"}, Log: Log{Level: "debug", Format: "json"}}
-	if c != want {
+	if !reflect.DeepEqual(c, want) {
 		t.Fatalf("got %+v\nwant %+v", c, want)
 	}
 }
@@ -126,10 +138,37 @@ func TestLongestRunDir(t *testing.T) {
 	}
 }
 
+func TestRules(t *testing.T) {
+	c, err := Parse("f.toml", []byte(`
+[[identity.rule]]
+path = "/srv/shared/**"
+scope = "cluster"
+name = "shared/{rest}"
+
+[[identity.rule]] # a disk of this host
+type = "block"
+scope = "host"
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []identity.RuleText
+	for _, r := range c.Identity.List() {
+		got = append(got, r.Text())
+	}
+	want := []identity.RuleText{{Path: "/srv/shared/**", Scope: "cluster", Name: "shared/{rest}"}, {Type: "block", Scope: "host"}}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v\nwant %+v", got, want)
+	}
+	if none, err := Parse("f.toml", nil); err != nil || len(none.Identity.List()) != 0 {
+		t.Errorf("without rules: %v, %v", none.Identity, err)
+	}
+}
+
 func TestFileMayBeAbsentUnlessNamed(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "none.toml")
 	c, err := Load(path, true)
-	if err != nil || c != Default() {
+	if err != nil || !reflect.DeepEqual(c, Default()) {
 		t.Fatalf("an absent default file: %+v, %v", c, err)
 	}
 	if _, err := Load(path, false); !errors.Is(err, os.ErrNotExist) {
@@ -176,6 +215,9 @@ func FuzzParse(f *testing.F) {
 	f.Add("[a.b]\n\"x y\" = 1\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		c, err := Parse("f.toml", []byte(text))
+		if err == nil && len(c.Identity.List()) != len(c.Identity.Rules) {
+			t.Fatalf("%d of %d rules", len(c.Identity.List()), len(c.Identity.Rules))
+		}
 		if err == nil && len(c.problems()) > 0 {
 			t.Fatalf("accepted with %v", c.problems())
 		}

@@ -108,6 +108,9 @@ func keyTypes() map[string]string {
 	var walk func(prefix string, t reflect.Type)
 	walk = func(prefix string, t reflect.Type) {
 		for f := range t.Fields() {
+			if !f.IsExported() {
+				continue
+			}
 			name := prefix + f.Tag.Get("toml")
 			switch {
 			case f.Type == reflect.TypeFor[Duration]():
@@ -115,6 +118,9 @@ func keyTypes() map[string]string {
 			case f.Type.Kind() == reflect.Struct:
 				keys[name] = "a table [" + name + "]"
 				walk(name+".", f.Type)
+			case f.Type.Kind() == reflect.Slice:
+				keys[name] = "tables [[" + name + "]]"
+				walk(name+".", f.Type.Elem())
 			case f.Type.Kind() == reflect.Int:
 				keys[name] = "a whole number without quotes"
 			default:
@@ -169,4 +175,33 @@ func parts(key string) []string {
 		list[i] = strings.Trim(strings.TrimSpace(p), `"'`)
 	}
 	return list
+}
+
+// lineInTable finds the line that sets a key in the nth of several tables [[name]],
+// n from 1; if the key is not there, that of the table, and if there is none, as
+// with a list in one line, that which sets name.
+func lineInTable(text []byte, name string, n int, key string) int {
+	table := strings.Split(name, ".")
+	at, count, found := 0, 0, 0
+	for line := range strings.Lines(string(text)) {
+		at++
+		if m := header.FindStringSubmatch(line); m != nil {
+			if count == n && found > 0 {
+				return found
+			}
+			if slices.Equal(parts(m[1]), table) {
+				if count++; count == n {
+					found = at
+				}
+			}
+			continue
+		}
+		if m := assignment.FindStringSubmatch(line); m != nil && count == n && found > 0 && slices.Equal(parts(m[1]), []string{key}) {
+			return at
+		}
+	}
+	if found == 0 {
+		return lineOf(text, table)
+	}
+	return found
 }

@@ -217,7 +217,7 @@ func TestWhoAsksOnce(t *testing.T) {
 		t.Errorf("asked for everything %d times, and for %v", p.listed, p.asked)
 	}
 	w.do("GET", "/v1/who?path=/a&path=/b&lockspace=/x", "", nil)
-	if p.listed != 1 || len(p.asked) != 1 || len(p.asked[0]) != 4 || p.asked[0][0] != (locking.Ref{Lockspace: "/x", Name: "/a"}) {
+	if p.listed != 1 || len(p.asked) != 1 || len(p.asked[0]) != 4 || p.asked[0][0] != (Sought{Ref: locking.Ref{Lockspace: "/x", Name: "/a"}}) {
 		t.Errorf("asked for everything %d times, and for %v", p.listed, p.asked)
 	}
 }

@@ -131,6 +131,16 @@ func (c *Client) Who(ctx context.Context, names []string, lockspace *string) (h 
 	return h, err
 }
 
+// Identify asks which disk a path is, on this host or on all.
+func (c *Client) Identify(ctx context.Context, path string, all bool) (d Identified, err error) {
+	q := url.Values{"path": {path}}
+	if all {
+		q.Set("cluster", "true")
+	}
+	err = c.call(ctx, http.MethodGet, "/v1/identify", q, nil, &d)
+	return d, err
+}
+
 // Refused asks who was refused lately, and who waits.
 func (c *Client) Refused(ctx context.Context) (r Refused, err error) {
 	err = c.call(ctx, http.MethodGet, "/v1/refused", nil, nil, &r)

@@ -180,24 +180,34 @@ func (s *Server) who(w http.ResponseWriter, r *http.Request) {
 	lockspace, one := q.Get("lockspace"), q.Has("lockspace")
 	ctx, cancel := context.WithTimeout(r.Context(), answerTimeout)
 	defer cancel()
+	found := make(chan []string, 1) // a disk that hangs must not take the time of the other hosts
+	go func() {
+		if lockspace == "" { // elsewhere names are no paths
+			found <- s.idsOf(ctx, names)
+		}
+		close(found)
+	}()
 	a := Holders{Scope: ScopeHost, Missing: []Missing{}}
-	wanted := func(h Holder) bool { return slices.Contains(names, h.Resource) && (!one || h.Lockspace == lockspace) }
 	if s.o.Cluster != nil {
 		a.Scope = ScopeCluster
 		switch {
 		case s.o.Peers == nil:
 			a.Missing = append(a.Missing, noPeers)
-		case one:
-			refs := make([]locking.Ref, len(names))
+		case lockspace != "":
+			list := make([]Sought, len(names))
 			for i, name := range names {
-				refs[i] = locking.Ref{Lockspace: lockspace, Name: name}
+				list[i].Ref = locking.Ref{Lockspace: lockspace, Name: name}
 			}
-			a.addPeers(s.o.Peers.Holders(ctx, refs))
-		default: // what lockspaces there are on other hosts, only they know
+			a.addPeers(s.o.Peers.Holders(ctx, list))
+		default: // what lockspaces there are on other hosts, and what disk a path is there, only they know
 			a.addPeers(s.list(ctx))
 		}
 	}
 	a.Holders = append(a.Holders, s.here(ctx)...)
+	ids := <-found
+	wanted := func(h Holder) bool {
+		return (slices.Contains(names, h.Resource) || slices.Contains(ids, h.id)) && (!one || h.Lockspace == lockspace)
+	}
 	a.pick(wanted)
 	if s.o.Peers != nil {
 		s.settle(ctx, &a)

@@ -44,7 +44,42 @@ type Peers interface {
 	Holdings(ctx context.Context) []PeerHoldings
 	// Holders is Holdings of these resources only. It costs others little, and may
 	// be asked often, which Holdings may not: that takes its time then.
-	Holders(ctx context.Context, refs []locking.Ref) []PeerHoldings
+	Holders(ctx context.Context, list []Sought) []PeerHoldings
+	// Identify asks every other node which disk a path is there. It returns soon after
+	// ctx ends, with an Err for nodes that have not answered.
+	Identify(ctx context.Context, path string) []PeerDisk
+}
+
+// Disks finds out which disk a path is on this host.
+type Disks interface {
+	// Identify returns soon after ctx ends. Node and NodeID need not be set.
+	Identify(ctx context.Context, path string) Disk
+}
+
+// PeerDisk is what another node says of a path, or Err.
+type PeerDisk struct {
+	NodeID uint32
+	Name   string
+	Disk   Disk
+	Err    string // why there is no answer
+}
+
+// Sought is a resource that others are asked about: the one with this id
+// (locking.Holder.ID), or if it is "" the one that a lock of Ref is on where nothing
+// but its name counts.
+type Sought struct {
+	ID  string
+	Ref locking.Ref
+}
+
+// key is equal for what can have one exclusive holder. Disks that each of two hosts
+// has for itself can have one name, and one disk can have several: so the name counts
+// only if there is no id.
+func (s Sought) key() string {
+	if s.ID != "" {
+		return s.ID
+	}
+	return s.Ref.Lockspace + "\x00" + s.Ref.Name
 }
 
 // PeerMember is a node that runs vmlockd.
@@ -54,6 +89,7 @@ type PeerMember struct {
 	Version      string
 	Silent       bool   // it is in the group and does not answer
 	ConfigDigest string // equal for nodes whose configuration has to be equal
+	RulesDigest  string // equal for nodes that name disks by the same rules; "" for a version that knows paths only
 	Self         bool
 }
 

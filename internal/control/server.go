@@ -50,6 +50,7 @@ type Options struct {
 	Events  *Events
 	Cluster Backend // nil in local mode
 	Peers   Peers   // nil in local mode, and where they are not asked
+	Disks   Disks   // nil: which disk a path is is not known
 	Audit   Auditor // nil: actions are only in the log
 	Settler Settler // nil: there is no /v1/settle
 	// Warnings adds to those that the Server finds itself; it must return at once.
@@ -83,13 +84,14 @@ func New(o Options) *Server {
 	}
 	s := &Server{o: o, started: time.Now(), allow: rpc.SameUserOrRoot, watchers: make(chan struct{}, maxWatchers), ending: make(chan struct{})}
 	s.routes = map[string]map[string]http.HandlerFunc{
-		"/v1/status":  {http.MethodGet: s.status},
-		"/v1/holders": {http.MethodGet: s.holders},
-		"/v1/who":     {http.MethodGet: s.who},
-		"/v1/refused": {http.MethodGet: s.refused},
-		"/v1/events":  {http.MethodGet: s.events},
-		"/v1/release": {http.MethodPost: s.release},
-		"/v1/drain":   {http.MethodGet: s.drained, http.MethodPost: s.drain},
+		"/v1/status":   {http.MethodGet: s.status},
+		"/v1/holders":  {http.MethodGet: s.holders},
+		"/v1/who":      {http.MethodGet: s.who},
+		"/v1/refused":  {http.MethodGet: s.refused},
+		"/v1/identify": {http.MethodGet: s.identify},
+		"/v1/events":   {http.MethodGet: s.events},
+		"/v1/release":  {http.MethodPost: s.release},
+		"/v1/drain":    {http.MethodGet: s.drained, http.MethodPost: s.drain},
 	}
 	if o.Settler != nil {
 		s.routes["/v1/settle"] = map[string]http.HandlerFunc{http.MethodGet: s.doubt, http.MethodPost: s.settleDoubt}

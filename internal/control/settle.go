@@ -22,26 +22,27 @@ const (
 // both. What is claimed by two even then is shown as it is; what could not be
 // asked is shown too, and said to be incomplete.
 func (s *Server) settle(ctx context.Context, h *Holders) {
-	asked := map[locking.Ref]bool{}
+	asked := map[string]bool{}
 	for range maxAsks {
-		refs := disputed(h.Holders)
-		if len(refs) == 0 {
+		list := disputed(h.Holders)
+		if len(list) == 0 {
 			return
 		}
 		if ctx.Err() != nil {
 			break
 		}
-		refs = refs[:min(len(refs), maxMoving)]
+		list = list[:min(len(list), maxMoving)]
 		var again Holders
-		again.addPeers(s.o.Peers.Holders(ctx, refs))
+		again.addPeers(s.o.Peers.Holders(ctx, list))
 		if h.addMissing(again.Missing) > 0 {
 			return
 		}
-		for _, ref := range refs {
-			asked[ref] = true
+		now := make(map[string]bool, len(list))
+		for _, one := range list {
+			now[one.key()], asked[one.key()] = true, true
 		}
 		again.Holders = append(again.Holders, s.here(ctx)...)
-		about := func(o Holder) bool { return slices.Contains(refs, o.ref()) }
+		about := func(o Holder) bool { return now[o.sought().key()] }
 		h.Holders = slices.DeleteFunc(h.Holders, about)
 		for _, o := range again.Holders {
 			if about(o) {
@@ -50,8 +51,8 @@ func (s *Server) settle(ctx context.Context, h *Holders) {
 		}
 	}
 	left := 0
-	for _, ref := range disputed(h.Holders) {
-		if !asked[ref] {
+	for _, one := range disputed(h.Holders) {
+		if !asked[one.key()] {
 			left++
 		}
 	}
@@ -73,17 +74,20 @@ func (h *Holders) addMissing(list []Missing) (added int) {
 	return added
 }
 
-func (h Holder) ref() locking.Ref { return locking.Ref{Lockspace: h.Lockspace, Name: h.Resource} }
+func (h Holder) sought() Sought {
+	return Sought{ID: h.id, Ref: locking.Ref{Lockspace: h.Lockspace, Name: h.Resource}}
+}
 
 // disputed are the resources that an exclusive holder does not have alone, in order.
-func disputed(list []Holder) []locking.Ref {
-	count, exclusive := map[locking.Ref]int{}, map[locking.Ref]bool{}
+func disputed(list []Holder) []Sought {
+	count, exclusive, what := map[string]int{}, map[string]bool{}, map[string]Sought{}
 	for _, h := range list {
-		count[h.ref()]++
-		exclusive[h.ref()] = exclusive[h.ref()] || h.Mode == locking.Exclusive.String()
+		one := h.sought()
+		key := one.key()
+		count[key]++
+		exclusive[key] = exclusive[key] || h.Mode == locking.Exclusive.String()
+		what[key] = one
 	}
-	maps.DeleteFunc(exclusive, func(ref locking.Ref, one bool) bool { return !one || count[ref] < 2 })
-	return slices.SortedFunc(maps.Keys(exclusive), func(a, b locking.Ref) int {
-		return strings.Compare(a.Lockspace+"\x00"+a.Name, b.Lockspace+"\x00"+b.Name)
-	})
+	maps.DeleteFunc(what, func(key string, _ Sought) bool { return !exclusive[key] || count[key] < 2 })
+	return slices.SortedFunc(maps.Values(what), func(a, b Sought) int { return strings.Compare(a.key(), b.key()) })
 }

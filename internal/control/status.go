@@ -23,6 +23,7 @@ const (
 	WarnConfiguration = "configurations" // nodes have different configurations
 	WarnSilent        = "silent"         // a node is there and does not answer
 	WarnNoDaemon      = "no_daemon"      // a node is there and does not run vmlockd
+	WarnRules         = "identity_rules" // nodes name disks by different rules
 )
 
 func (s *Server) status(w http.ResponseWriter, r *http.Request) {
@@ -152,11 +153,11 @@ func (st *Status) warn(peers []PeerMember) {
 	if d := st.Draining; d != nil {
 		add(WarnDraining, "this host is being drained and grants no new locks ('vmlockctl drain --undo' ends that)")
 	}
-	var silent, other, different []string
-	own := ""
+	var silent, other, different, rules, older []string
+	own, ownRules := "", ""
 	for _, p := range peers {
 		if p.Self {
-			own = p.ConfigDigest
+			own, ownRules = p.ConfigDigest, p.RulesDigest
 		}
 	}
 	for _, p := range peers {
@@ -172,6 +173,13 @@ func (st *Status) warn(peers []PeerMember) {
 			if own != "" && p.ConfigDigest != "" && p.ConfigDigest != own {
 				different = append(different, name)
 			}
+			switch {
+			case ownRules == "" || p.RulesDigest == ownRules:
+			case p.RulesDigest == "":
+				older = append(older, name)
+			default:
+				rules = append(rules, name)
+			}
 		}
 	}
 	if len(silent) > 0 {
@@ -182,6 +190,12 @@ func (st *Status) warn(peers []PeerMember) {
 	}
 	if len(different) > 0 {
 		add(WarnConfiguration, "the configuration of vmlockd on these nodes is not that of this host: %s", strings.Join(different, ", "))
+	}
+	if len(rules) > 0 {
+		add(WarnRules, "these nodes name disks by other rules than this host ([[identity.rule]] in vmlockd.toml), so that one disk can have two names and be used twice: %s", strings.Join(rules, ", "))
+	}
+	if len(older) > 0 {
+		add(WarnRules, "these nodes run a vmlockd that knows disks by their paths only, so that a disk can be used there and here: upgrade them before virtual machines are started or migrated: %s", strings.Join(older, ", "))
 	}
 }
 

@@ -122,9 +122,10 @@ type fakePeers struct {
 	silent  map[uint32]bool
 	partly  map[uint32]bool // says what it holds, and that there is more
 	listed  int             // how often Holdings was called
-	asked   [][]locking.Ref // for each call of Holders
+	asked   [][]Sought      // for each call of Holders
 	names   map[uint32]string
 	absent  map[uint32]bool
+	disks   map[uint32]fakeDisks
 	onAsk   func(p *fakePeers)
 }
 
@@ -137,9 +138,38 @@ func (p *fakePeers) Holdings(ctx context.Context) (list []PeerHoldings) {
 	return p.answer(ctx, func(locking.Holder) bool { return true })
 }
 
-func (p *fakePeers) Holders(ctx context.Context, refs []locking.Ref) []PeerHoldings {
-	p.asked = append(p.asked, refs)
-	return p.answer(ctx, func(h locking.Holder) bool { return slices.Contains(refs, h.Ref) })
+func (p *fakePeers) Identify(_ context.Context, path string) (list []PeerDisk) {
+	for _, m := range p.members {
+		switch {
+		case m.Self:
+		case p.silent[m.NodeID]:
+			list = append(list, PeerDisk{NodeID: m.NodeID, Name: m.Name, Err: "no answer in time"})
+		default:
+			list = append(list, PeerDisk{NodeID: m.NodeID, Name: m.Name, Disk: p.disks[m.NodeID][path]})
+		}
+	}
+	return list
+}
+
+// fakeDisks is what paths lead to.
+type fakeDisks map[string]Disk
+
+// Identify waits until ctx ends for what is in /hangs.
+func (d fakeDisks) Identify(ctx context.Context, path string) Disk {
+	if strings.HasPrefix(path, "/hangs/") {
+		<-ctx.Done()
+	}
+	if one, ok := d[path]; ok {
+		return one
+	}
+	return Disk{Path: path, Error: "its server does not answer"}
+}
+
+func (p *fakePeers) Holders(ctx context.Context, list []Sought) []PeerHoldings {
+	p.asked = append(p.asked, list)
+	return p.answer(ctx, func(h locking.Holder) bool {
+		return slices.ContainsFunc(list, func(s Sought) bool { return s.ID != "" && s.ID == h.ID || s.ID == "" && s.Ref == h.Ref })
+	})
 }
 
 func (p *fakePeers) answer(ctx context.Context, keep func(locking.Holder) bool) (list []PeerHoldings) {
@@ -194,7 +224,7 @@ func threeNodes() (*fakeCluster, *fakePeers) {
 	p := &fakePeers{held: map[uint32][]locking.Holder{}, silent: map[uint32]bool{}}
 	for id := uint32(1); id <= 3; id++ {
 		c.c.Nodes = append(c.c.Nodes, ClusterNode{NodeID: id, Member: true})
-		p.members = append(p.members, PeerMember{NodeID: id, Name: fmt.Sprint("n", id), Version: "1", ConfigDigest: "d", Self: id == 1})
+		p.members = append(p.members, PeerMember{NodeID: id, Name: fmt.Sprint("n", id), Version: "1", ConfigDigest: "d", RulesDigest: "r", Self: id == 1})
 	}
 	return c, p
 }

@@ -3,6 +3,7 @@ package daemon
 import (
 	"cmp"
 	"context"
+	"errors"
 	"maps"
 	"slices"
 	"sync"
@@ -37,7 +38,7 @@ func holdings(list []locking.Holder) []peers.Holding {
 	out := make([]peers.Holding, len(list))
 	for i, h := range list {
 		out[i] = peers.Holding{
-			Resource: cluster.ResourceName(h.Ref), Lockspace: h.Ref.Lockspace, Name: h.Ref.Name, Mode: h.Mode.String(),
+			Resource: h.ID, Lockspace: h.Ref.Lockspace, Name: h.Ref.Name, Mode: h.Mode.String(),
 			OwnerName: h.Owner.Name, OwnerUUID: locking.FormatUUID(h.Owner.UUID), OwnerPID: int(h.Owner.PID), Since: h.Since,
 		}
 	}
@@ -48,7 +49,7 @@ func holdings(list []locking.Holder) []peers.Holding {
 func holderOf(h peers.Holding) locking.Holder {
 	out := locking.Holder{
 		Owner: locking.Owner{PID: int32(h.OwnerPID), Name: h.OwnerName},
-		Ref:   locking.Ref{Lockspace: h.Lockspace, Name: h.Name}, Mode: locking.Exclusive, Since: h.Since,
+		Ref:   locking.Ref{Lockspace: h.Lockspace, Name: h.Name}, Mode: locking.Exclusive, Since: h.Since, ID: h.Resource,
 	}
 	if h.Mode == locking.Shared.String() {
 		out.Mode = locking.Shared
@@ -85,7 +86,7 @@ func (o forOperators) Members() []control.PeerMember {
 	for i, p := range list {
 		out[i] = control.PeerMember{
 			NodeID: p.Node, Name: o.nameOf(p.Node, p.Name), Version: p.Version, Silent: !p.Silent.IsZero() || !p.Known,
-			ConfigDigest: p.Digest, Self: p.Self,
+			ConfigDigest: p.Digest, RulesDigest: p.Rules, Self: p.Self,
 		}
 	}
 	return out
@@ -128,15 +129,19 @@ func (o forOperators) Holdings(ctx context.Context) []control.PeerHoldings {
 	return o.rest(answers, err)
 }
 
-func (o forOperators) Holders(ctx context.Context, refs []locking.Ref) []control.PeerHoldings {
+func (o forOperators) Holders(ctx context.Context, sought []control.Sought) []control.PeerHoldings {
 	p := o.met.Load()
 	if p == nil {
 		return o.rest(nil, nil)
 	}
-	lists, answered := make([][]peers.Holding, len(refs)), make([][]uint32, len(refs))
+	lists, answered := make([][]peers.Holding, len(sought)), make([][]uint32, len(sought))
 	var wg sync.WaitGroup
-	for i, ref := range refs {
-		wg.Go(func() { lists[i], answered[i] = p.Holders(ctx, cluster.ResourceName(ref)) })
+	for i, s := range sought {
+		id := s.ID
+		if id == "" {
+			id = cluster.ResourceName(s.Ref)
+		}
+		wg.Go(func() { lists[i], answered[i] = p.Holders(ctx, id) })
 	}
 	wg.Wait()
 	answers := map[uint32]*control.PeerHoldings{}
@@ -151,7 +156,9 @@ func (o forOperators) Holders(ctx context.Context, refs []locking.Ref) []control
 	for i, list := range lists {
 		for _, h := range list {
 			held := holderOf(h)
-			held.Ref = refs[i] // long names are cut on the way
+			if s := sought[i]; s.ID == "" || s.Ref.Lockspace != "" {
+				held.Ref = s.Ref // long names are cut on the way; paths are not, and a disk may have several
+			}
 			answer := o.answerOf(answers, h.Node, "")
 			answer.Holders = append(answer.Holders, held)
 		}
@@ -172,9 +179,56 @@ func (o forOperators) answerOf(answers map[uint32]*control.PeerHoldings, node ui
 	return a
 }
 
-// rest makes a list of the answers of others, and adds who did not answer and why:
-// hosts that corosync knows, and if it has not said which those are, all of them.
+// rest makes a list of the answers of others, and adds who did not answer and why.
 func (o forOperators) rest(answers map[uint32]*control.PeerHoldings, err error) (out []control.PeerHoldings) {
+	self, seen := o.selfNodes(), map[uint32]bool{}
+	for node, a := range answers {
+		seen[node] = true
+		if !self[node] {
+			out = append(out, *a)
+		}
+	}
+	for _, s := range o.missing(self, seen, err) {
+		out = append(out, control.PeerHoldings{NodeID: s.node, Name: s.name, Err: s.why})
+	}
+	slices.SortFunc(out, func(a, b control.PeerHoldings) int { return cmp.Compare(a.NodeID, b.NodeID) })
+	return out
+}
+
+// Identify asks the other hosts which disk a path is there.
+func (o forOperators) Identify(ctx context.Context, path string) (out []control.PeerDisk) {
+	var list []peers.NodeDisk
+	var err error
+	if p := o.met.Load(); p != nil {
+		list, err = p.Identify(ctx, path)
+	}
+	self, seen := o.selfNodes(), map[uint32]bool{}
+	for _, n := range list {
+		if n.Node == 0 || self[n.Node] {
+			continue
+		}
+		seen[n.Node] = true
+		d := control.PeerDisk{NodeID: n.Node, Name: o.nameOf(n.Node, n.Name), Disk: control.Disk{
+			Path: n.Disk.Path, Type: n.Disk.Type, Scope: n.Disk.Scope, Name: n.Disk.Name, Resource: n.Disk.Resource,
+			ByPath: n.Disk.ByPath, Doubt: n.Disk.Doubt, Steps: n.Disk.Steps, Error: n.Disk.Error,
+		}}
+		switch {
+		case errors.Is(n.Err, peers.ErrNoAnswer):
+			d.Err = n.Err.Error() + "; an earlier version of vmlockd does not know this question"
+		case n.Err != nil:
+			d.Err = n.Err.Error()
+		}
+		out = append(out, d)
+	}
+	for _, s := range o.missing(self, seen, err) {
+		out = append(out, control.PeerDisk{NodeID: s.node, Name: s.name, Err: s.why})
+	}
+	slices.SortFunc(out, func(a, b control.PeerDisk) int { return cmp.Compare(a.NodeID, b.NodeID) })
+	return out
+}
+
+// selfNodes are the numbers that mean this host.
+func (o forOperators) selfNodes() map[uint32]bool {
 	self := map[uint32]bool{}
 	if node, err := dlm.NodeID(dlm.Host()); err == nil {
 		self[node] = true
@@ -182,11 +236,20 @@ func (o forOperators) rest(answers map[uint32]*control.PeerHoldings, err error) 
 	if p := o.met.Load(); p != nil {
 		self[p.Node()] = true
 	}
-	for node, a := range answers {
-		if !self[node] {
-			out = append(out, *a)
-		}
-	}
+	return self
+}
+
+// silence is a host that did not answer, and why. Without a node it is all that there
+// may be.
+type silence struct {
+	node uint32
+	name string
+	why  string
+}
+
+// missing are those who did not answer: hosts that corosync knows, and if it has not
+// said which those are, all of them.
+func (o forOperators) missing(self, seen map[uint32]bool, err error) (out []silence) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if err == nil && o.met.Load() == nil {
@@ -197,17 +260,16 @@ func (o forOperators) rest(answers map[uint32]*control.PeerHoldings, err error) 
 		why = err.Error()
 	}
 	for node, name := range o.names {
-		if answers[node] == nil && !self[node] {
-			out = append(out, control.PeerHoldings{NodeID: node, Name: name, Err: why})
+		if !seen[node] && !self[node] {
+			out = append(out, silence{node, name, why})
 		}
 	}
 	switch {
 	case o.names != nil:
 	case err != nil:
-		out = append(out, control.PeerHoldings{Err: why})
+		out = append(out, silence{why: why})
 	default:
-		out = append(out, control.PeerHoldings{Err: "it is not known which hosts there are: " + o.nameless.Error()})
+		out = append(out, silence{why: "it is not known which hosts there are: " + o.nameless.Error()})
 	}
-	slices.SortFunc(out, func(a, b control.PeerHoldings) int { return cmp.Compare(a.NodeID, b.NodeID) })
 	return out
 }

@@ -26,6 +26,7 @@ func (i *instance) startControl() {
 	o := control.Options{
 		Version: i.version, Backend: i.cfg.Backend, Socket: i.cfg.Socket, Node: host,
 		Locks: i.locks, Drain: i.drain, Events: &i.events, Log: i.log,
+		Disks: i.disks,
 		Audit: auditor{i.audit}, More: map[string]http.Handler{"/metrics": i.metrics.Handler()},
 	}
 	o.Settler, o.Warnings = i.doubt, i.doubt.warnings

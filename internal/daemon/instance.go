@@ -74,6 +74,7 @@ type instance struct {
 	audit    *audit.Log
 	events   control.Events
 	drain    *drainer
+	disks    *disks
 	others   *others                         // nil in local mode, and without corosync's libraries
 	control  *control.Server                 // nil if it is not served
 	table    atomic.Pointer[locking.Manager] // locks, for parts that were made before it
@@ -102,8 +103,9 @@ func start(c config.Config, version string, log *slog.Logger, from *state) (i *i
 	if err := os.MkdirAll(c.RunDir, 0o700); err != nil {
 		return i, fmt.Errorf("make run_dir: %w", err)
 	}
-	i.others = meetOthers(c, version, i, log)
-	if i.backend, err = newBackend(c, log, i.holders, i.others, from.keptLocks(), from.closer()); err != nil {
+	i.disks = newDisks(c)
+	i.others = meetOthers(c, version, i, i.disks, log)
+	if i.backend, err = newBackend(c, log, i.holders, i.disks, i.others, from.keptLocks(), from.closer()); err != nil {
 		return i, err
 	}
 	if err := from.keptLocks().discard(); err != nil {
@@ -152,7 +154,7 @@ func start(c config.Config, version string, log *slog.Logger, from *state) (i *i
 	return i, nil
 }
 
-func newBackend(c config.Config, log *slog.Logger, holders func() []locking.Holder, o *others, kept *keptLocks, earlier int) (backend, error) {
+func newBackend(c config.Config, log *slog.Logger, holders func() []locking.Holder, d *disks, o *others, kept *keptLocks, earlier int) (backend, error) {
 	if c.Backend == config.BackendCluster {
 		last, err := closer.NewGuard(c.RunDir, c.Cluster.Lockspace, earlier)
 		if err != nil {
@@ -160,6 +162,7 @@ func newBackend(c config.Config, log *slog.Logger, holders func() []locking.Hold
 		}
 		options := cluster.Options{
 			Lockspace: c.Cluster.Lockspace, Log: log, Holders: holders, Earlier: kept.takeCluster(), LastClose: last, NodeName: o.name,
+			Identify: d.forBackend,
 		}
 		if o != nil {
 			options.Peers = forRefusals{o}
@@ -168,6 +171,8 @@ func newBackend(c config.Config, log *slog.Logger, holders func() []locking.Hold
 		if err != nil {
 			return nil, fmt.Errorf("backend \"cluster\" cannot be used on this host: %w", err)
 		}
+		resource := b.DiskResource
+		d.resource.Store(&resource)
 		return dlmLocks{b, last}, nil
 	}
 	closer.Earlier(earlier).Dismiss() // the configuration names another backend now

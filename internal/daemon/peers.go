@@ -14,6 +14,7 @@ import (
 
 	"github.com/vmlockd/vmlockd/corosync"
 	"github.com/vmlockd/vmlockd/internal/config"
+	"github.com/vmlockd/vmlockd/internal/identity"
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/metrics"
 	"github.com/vmlockd/vmlockd/internal/peers"
@@ -61,15 +62,21 @@ type lockTable interface {
 // meetOthers makes this daemon a member of the group of those that use the same
 // lockspace. Locks do not depend on it: without it, refusals and listings say less
 // about other hosts.
-func meetOthers(c config.Config, version string, table lockTable, log *slog.Logger) *others {
+func meetOthers(c config.Config, version string, table lockTable, disks *disks, log *slog.Logger) *others {
 	if c.Backend != config.BackendCluster {
 		return nil
 	}
 	host, _ := os.Hostname()
-	return joinOthers(corosync.Host(), peers.Info{Name: host, Version: version, Digest: digest(c), Guard: "none", Started: time.Now()}, table, log)
+	self := peers.Info{
+		Name: host, Version: version, Digest: digest(c), Rules: identity.Digest(c.Identity.List()), Guard: "none", Started: time.Now(),
+	}
+	return joinOthers(corosync.Host(), self, table, disks.forPeer, log)
 }
 
-func joinOthers(sys corosync.System, self peers.Info, table lockTable, log *slog.Logger) *others {
+// diskFinder says which disk a path is on this host, and returns soon after ctx ends.
+type diskFinder func(ctx context.Context, path string) peers.Disk
+
+func joinOthers(sys corosync.System, self peers.Info, table lockTable, find diskFinder, log *slog.Logger) *others {
 	ctx, cancel := context.WithCancel(context.Background())
 	o := &others{corosync: sys, log: log, cancel: cancel, self: self, nameless: errNotMet, unmet: errNotMet}
 	o.work.Go(func() {
@@ -79,7 +86,7 @@ func joinOthers(sys corosync.System, self peers.Info, table lockTable, log *slog
 			return
 		}
 		o.work.Go(func() { o.learnNames(ctx) })
-		if err := o.meet(ctx, table); err != nil {
+		if err := o.meet(ctx, table, find); err != nil {
 			o.mu.Lock()
 			o.unmet = err
 			o.mu.Unlock()
@@ -92,7 +99,7 @@ func joinOthers(sys corosync.System, self peers.Info, table lockTable, log *slog
 var errNotMet = fmt.Errorf("this daemon has just been started, and asks the others %v later", meetAfter)
 
 // meet takes part in the group until ctx ends.
-func (o *others) meet(ctx context.Context, table lockTable) error {
+func (o *others) meet(ctx context.Context, table lockTable, find diskFinder) error {
 	options := peers.GroupOptions()
 	options.Background = true
 	group, err := corosync.Join(ctx, o.corosync, groupName, options)
@@ -104,7 +111,8 @@ func (o *others) meet(ctx context.Context, table lockTable) error {
 		Group: group, Self: o.self, Log: o.log,
 		Holdings: func() []peers.Holding { return holdings(table.holders()) },
 		// Each refusal anywhere asks all hosts: what that costs must not grow with what they hold.
-		Holders: func(resource string) []peers.Holding { return holdings(table.holdersOf(resource)) },
+		Holders:  func(resource string) []peers.Holding { return holdings(table.holdersOf(resource)) },
+		Identify: find,
 	})
 	o.met.Store(p)
 	o.mu.Unlock()

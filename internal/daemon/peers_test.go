@@ -32,7 +32,7 @@ func (f *fakeTable) holders() []locking.Holder {
 
 func (f *fakeTable) holdersOf(resource string) (list []locking.Holder) {
 	for _, h := range f.held {
-		if cluster.ResourceName(h.Ref) == resource {
+		if h.ID == resource {
 			list = append(list, h)
 		}
 	}
@@ -67,14 +67,14 @@ func (h *hosts) start(node int, lockspace string) *others {
 	table := &fakeTable{}
 	for _, name := range []string{fmt.Sprint("own", node), "common"} {
 		table.held = append(table.held, locking.Holder{
-			Ref: ref(name), Mode: locking.Shared, Owner: locking.Owner{PID: int32(node), Name: fmt.Sprint("vm", node)}, Since: time.Unix(1e9, 0).UTC(),
+			ID: cluster.ResourceName(ref(name)), Ref: ref(name), Mode: locking.Shared, Owner: locking.Owner{PID: int32(node), Name: fmt.Sprint("vm", node)}, Since: time.Unix(1e9, 0).UTC(),
 		})
 	}
 	c := config.Config{Backend: config.BackendCluster}
 	c.Cluster.Lockspace = lockspace
 	self := peers.Info{Name: fmt.Sprint("said", node), Version: "1", Digest: digest(c)}
 	h.tables[node] = table
-	h.others[node] = joinOthers(h.Node(node).NewProcess(), self, table, slog.New(slog.DiscardHandler))
+	h.others[node] = joinOthers(h.Node(node).NewProcess(), self, table, findThere(node), slog.New(slog.DiscardHandler))
 	return h.others[node]
 }
 
@@ -82,6 +82,28 @@ func (h *hosts) start(node int, lockspace string) *others {
 func (h *hosts) met() {
 	time.Sleep(2 * meetAfter) // by the bubble's clock
 	synctest.Wait()
+}
+
+// findThere names a disk by the host that looks at it.
+func findThere(node int) diskFinder {
+	return func(_ context.Context, path string) peers.Disk {
+		return peers.Disk{Path: path, Scope: "cluster", Name: fmt.Sprint("disk of ", node)}
+	}
+}
+
+// textOfDisks is short for what was answered: "2:disk of 2 3!why".
+func textOfDisks(list []control.PeerDisk) string {
+	var out []string
+	for _, d := range list {
+		s := fmt.Sprint(d.NodeID)
+		if d.Err != "" {
+			s += "!" + d.Err
+		} else {
+			s += ":" + d.Disk.Name
+		}
+		out = append(out, s)
+	}
+	return strings.Join(out, " ")
 }
 
 // text is short for what was answered: "2:own2,common 3!why".
@@ -108,7 +130,7 @@ func ask(t *testing.T, o *others, all, common string) {
 	if got := text(forOperators{o}.Holdings(ctx)); !strings.HasPrefix(got, all) || all == "" && got != "" {
 		t.Errorf("holdings are %q, want %q", got, all)
 	}
-	if got := text(forOperators{o}.Holders(ctx, []locking.Ref{ref("common")})); !strings.HasPrefix(got, common) || common == "" && got != "" {
+	if got := text(forOperators{o}.Holders(ctx, []control.Sought{{Ref: ref("common")}})); !strings.HasPrefix(got, common) || common == "" && got != "" {
 		t.Errorf("holders are %q, want %q", got, common)
 	}
 }
@@ -125,6 +147,9 @@ func TestOthersAnswer(t *testing.T) {
 		if names := (forOperators{h.others[1]}).Holdings(t.Context()); names[0].Name != "node2" {
 			t.Errorf("%+v", names)
 		}
+		if got := textOfDisks((forOperators{h.others[1]}).Identify(t.Context(), "/x")); got != "2:disk of 2 3:disk of 3" {
+			t.Errorf("the disks are %q", got)
+		}
 		h.tables[2].listed = 0
 		list, answered := forRefusals{h.others[1]}.Holders(t.Context(), cluster.ResourceName(ref("own2")))
 		if len(list) != 1 || list[0].Node != 2 || list[0].Owner.Name != "vm2" || list[0].Ref != ref("own2") || len(answered) != 2 {
@@ -138,8 +163,14 @@ func TestOthersAnswer(t *testing.T) {
 		}
 		// A long name is cut on the way, and found all the same.
 		long := ref(strings.Repeat("x", 5000))
-		h.tables[2].held = []locking.Holder{{Ref: long}}
-		if got := (forOperators{h.others[1]}).Holders(t.Context(), []locking.Ref{long}); len(got) != 2 || len(got[0].Holders) != 1 || got[0].Holders[0].Ref != long {
+		// What is locked under another path is found by its id, and shown by that path.
+		there := locking.Ref{Name: "/dev/there"}
+		h.tables[2].held = []locking.Holder{{Ref: there, ID: "r1"}}
+		if got := (forOperators{h.others[1]}).Holders(t.Context(), []control.Sought{{ID: "r1", Ref: locking.Ref{Name: "/dev/here"}}}); len(got) != 2 || len(got[0].Holders) != 1 || got[0].Holders[0].Ref != there {
+			t.Errorf("%+v", got)
+		}
+		h.tables[2].held = []locking.Holder{{Ref: long, ID: cluster.ResourceName(long)}}
+		if got := (forOperators{h.others[1]}).Holders(t.Context(), []control.Sought{{Ref: long}}); len(got) != 2 || len(got[0].Holders) != 1 || got[0].Holders[0].Ref != long {
 			t.Errorf("%d answers", len(got))
 		}
 	})
@@ -153,6 +184,9 @@ func TestOthersAreMissing(t *testing.T) {
 		h.start(2, "vmlockd")
 		h.met()
 		ask(t, one, "2:own2,common 3!no vmlockd runs there", "2:common 3!no vmlockd runs there")
+		if got := textOfDisks((forOperators{one}).Identify(t.Context(), "/x")); !strings.HasPrefix(got, "2:disk of 2 3!no vmlockd runs there") {
+			t.Errorf("the disks are %q", got)
+		}
 		// What is configured has its name all the same, so that it can be called by it.
 		if o := (forOperators{one}); o.Names()[3] != "node3" || o.Absent(3) {
 			t.Errorf("names %v, absent %v", o.Names(), o.Absent(3))

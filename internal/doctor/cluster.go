@@ -247,7 +247,7 @@ func (x *exam) peers() {
 		switch w.Code {
 		case warnNoDaemon:
 			x.find(idPeerAbsent, "vmlockctl status", "on those hosts: systemctl enable --now vmlockd; vmlockctl doctor", "%s", w.Message)
-		case warnConfigurations:
+		case warnConfigurations, warnRules:
 			x.find(idPeerConfig, x.Config, "make "+x.Config+" and qemu-lockd.conf the same on all hosts, then restart vmlockd", "%s", w.Message)
 		}
 	}

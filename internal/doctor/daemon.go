@@ -61,9 +61,10 @@ const (
 // The same goes for hosts without a daemon.
 const (
 	warnConfigurations = "configurations"
+	warnRules          = "identity_rules"
 	warnNoDaemon       = "no_daemon"
 )
 
 var covered = []string{
-	"unprotected", "no_quorum", "lockspace", "reboot", "no_answer", "draining", "versions", "silent", warnConfigurations, warnNoDaemon,
+	"unprotected", "no_quorum", "lockspace", "reboot", "no_answer", "draining", "versions", "silent", warnConfigurations, warnRules, warnNoDaemon,
 }

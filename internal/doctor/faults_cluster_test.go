@@ -109,4 +109,7 @@ var clusterFaults = []fault{
 	{"a peer has another configuration", false, func(w *world) {
 		w.daemon.Warnings = []DaemonWarning{{warnConfigurations, "host2 differs"}}
 	}, []string{idPeerConfig}, "vmlockd.toml", "host2 differs", ""},
+	{"a peer has other rules", false, func(w *world) {
+		w.daemon.Warnings = []DaemonWarning{{warnRules, "host2 names disks by other rules"}}
+	}, []string{idPeerConfig}, "vmlockd.toml", "host2 names", ""},
 }

@@ -39,7 +39,7 @@ func (r *resource) exit() { r.turn.give() }
 func (r *resource) lockedHolders() []Holder {
 	list := make([]Holder, len(r.holds))
 	for i, h := range r.holds {
-		list[i] = Holder{Owner: *h.info, Ref: h.ref, Mode: r.mode, Since: h.since}
+		list[i] = Holder{Owner: *h.info, Ref: h.ref, Mode: r.mode, Since: h.since, ID: r.id}
 	}
 	return list
 }

@@ -47,6 +47,7 @@ type Holder struct {
 	Ref   Ref
 	Mode  Mode
 	Since time.Time
+	ID    string // Handle.ID of what is held
 }
 
 // ErrBusy is what Handle.Lock returns, wrapped or not, when somebody outside

@@ -22,6 +22,7 @@ type request struct {
 	id       uint64
 	resource string // "" for all
 	busy     bool   // it was one too many, and is to be told that
+	path     string // instead, of a kindWhich
 }
 
 // lockedAsked takes a question, unless it is one too many. Nobody answers itself.
@@ -76,8 +77,12 @@ func (p *Peers) present(m corosync.Member) bool {
 }
 
 func (p *Peers) answerOne(ctx context.Context, r request) {
-	if r.busy {
+	switch {
+	case r.busy:
 		p.answerBusy(ctx, r)
+		return
+	case r.path != "":
+		p.answerWhich(ctx, r)
 		return
 	}
 	var list []Holding

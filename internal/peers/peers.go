@@ -45,6 +45,7 @@ type Peers struct {
 	news    chan struct{} // has a value when a hello is due
 	listing chan request  // questions for everything, to be answered
 	looking chan request  // questions for one resource
+	naming  chan request  // questions which disk a path is
 	local   chan struct{} // holds a token for each call of Options.Holdings for this node itself
 	lists   chan struct{} // holds a token for each own question for everything
 	lookups chan struct{} // and for each one for a resource
@@ -71,13 +72,14 @@ type peer struct {
 	greeting bucket
 	listing  bucket
 	looking  bucket
+	naming   bucket
 }
 
 // New makes a Peers. Nothing happens before Run.
 func New(opts Options) *Peers {
 	p := &Peers{
 		opts: opts, log: opts.Log, self: opts.Self,
-		news: make(chan struct{}, 1), listing: make(chan request, maxRequests), looking: make(chan request, maxRequests),
+		news: make(chan struct{}, 1), listing: make(chan request, maxRequests), looking: make(chan request, maxRequests), naming: make(chan request, maxRequests),
 		local: make(chan struct{}, maxLists+maxLookups), lists: make(chan struct{}, maxLists), lookups: make(chan struct{}, maxLookups),
 		members: map[corosync.Member]*peer{}, left: map[uint32]time.Time{}, queries: map[uint64]*query{},
 		asking: newBucket(askRate, askBurst, time.Now()),
@@ -97,6 +99,7 @@ func (p *Peers) Run(ctx context.Context) error {
 	wg.Go(func() { p.greet(work) })
 	wg.Go(func() { p.answer(work, p.listing) })
 	wg.Go(func() { p.answer(work, p.looking) })
+	wg.Go(func() { p.answer(work, p.naming) })
 	ended := false
 	for !ended {
 		select {
@@ -249,6 +252,7 @@ func (p *Peers) membership(v corosync.Membership) {
 			heard:    now,
 			greeting: newBucket(helloRate, helloBurst, now),
 			listing:  newBucket(listRate, listBurst, now), looking: newBucket(lookupRate, lookupBurst, now),
+			naming: newBucket(listRate, listBurst, now),
 		}
 		p.tell()
 	}
@@ -293,7 +297,9 @@ func (p *Peers) lockedTake(m *peer, from corosync.Member, h header, body []byte)
 		m.missed = false
 	case kindQuery:
 		return p.lockedAsked(m, from, h, body)
-	case kindAnswer:
+	case kindWhich:
+		return p.lockedWhich(m, from, h, body)
+	case kindAnswer, kindDisk:
 		if h.asker != p.me {
 			return nil
 		}

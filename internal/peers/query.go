@@ -27,6 +27,7 @@ const (
 
 // query is a question that is under way. The lock is that of its Peers.
 type query struct {
+	kind    uint8 // of its answers
 	answers map[corosync.Member]*reply
 	open    int
 	room    int // bytes that may still be taken
@@ -61,7 +62,7 @@ func (q *query) lockedLost(m corosync.Member) {
 // lockedPage takes a page. Pages come in order, since corosync delivers in order; if not, the answer is broken.
 func (q *query) lockedPage(from corosync.Member, h header, body []byte) {
 	r := q.answers[from]
-	if r == nil || r.finished {
+	if r == nil || r.finished || h.kind != q.kind {
 		return
 	}
 	size := headerSize + len(body)
@@ -119,7 +120,7 @@ func (p *Peers) Holdings(ctx context.Context) ([]NodeHoldings, error) {
 		return nil, ErrBusy
 	}
 	own := p.own(p.opts.Holdings)
-	q, err := p.ask(ctx, "", false)
+	q, err := p.ask(ctx, kindQuery, queryBody{}, false)
 	list := p.collect(q)
 	p.mu.Lock()
 	mine := NodeHoldings{Node: p.me.Node, PID: p.me.PID, Name: p.self.Name, Err: ErrNoAnswer}
@@ -149,7 +150,7 @@ func (p *Peers) Holders(ctx context.Context, resource string) (list []Holding, a
 	}
 	defer func() { <-p.lookups }()
 	own := p.own(func() []Holding { return p.held(resource) })
-	q, _ := p.ask(ctx, resource, true) // without a connection it is this node's own that counts
+	q, _ := p.ask(ctx, kindQuery, queryBody{Resource: []byte(resource)}, true) // without a connection it is this node's own that counts
 	for _, n := range p.collect(q) {
 		if n.Err == nil {
 			answered = append(answered, n.Node)
@@ -239,13 +240,14 @@ func waitOwn(ctx context.Context, own <-chan []Holding) ([]Holding, bool) {
 	}
 }
 
-// ask asks all other members, and waits for their answers or the end of ctx.
-func (p *Peers) ask(ctx context.Context, resource string, skipSilent bool) (*query, error) {
+// ask asks all other members, and waits for their answers or the end of ctx. The
+// kind of an answer is one more than that of its question.
+func (p *Peers) ask(ctx context.Context, kind uint8, body any, skipSilent bool) (*query, error) {
 	var id [8]byte
 	_, _ = rand.Read(id[:]) // never fails
-	h := header{kind: kindQuery, query: binary.BigEndian.Uint64(id[:])}
-	q := &query{answers: map[corosync.Member]*reply{}, room: maxTotal, done: make(chan struct{})}
-	b, err := encode(h, queryBody{Resource: []byte(resource)})
+	h := header{kind: kind, query: binary.BigEndian.Uint64(id[:])}
+	q := &query{kind: kind + 1, answers: map[corosync.Member]*reply{}, room: maxTotal, done: make(chan struct{})}
+	b, err := encode(h, body)
 	if err != nil {
 		return q, err
 	}

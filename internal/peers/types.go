@@ -14,6 +14,7 @@ type Info struct {
 	Name     string    // of the host, at most 255 bytes
 	Version  string    // of vmlockd, at most 64 bytes
 	Digest   string    // of the parts of the configuration that must be the same on all nodes, at most 128 bytes
+	Rules    string    // digest of how it names disks, at most 128 bytes; "" if it names them by their paths
 	Guard    string    // what protects disks when the host loses the cluster, at most 64 bytes
 	Draining bool      // it grants nothing new
 	Started  time.Time // by its own clock
@@ -56,6 +57,28 @@ type NodeHoldings struct {
 	Err error
 }
 
+// Disk is what a path leads to on a node. Path and Name may be any bytes: quote
+// them. Longer texts are cut.
+type Disk struct {
+	Path     string // without symbolic links; at most 4096 bytes
+	Type     string // at most 64 bytes
+	Scope    string // at most 64 bytes
+	Name     string // at most 8192 bytes
+	Resource string // its name in the DLM, at most 64 bytes; "" if it has none
+	ByPath   bool
+	Doubt    bool
+	Steps    []string // why, at most 64 of 8192 bytes
+	Error    string   // why it is not known, at most 8192 bytes
+}
+
+// NodeDisk is what one member says of a path.
+type NodeDisk struct {
+	Node, PID uint32
+	Name      string // of the host, if it has said hello
+	Disk      Disk
+	Err       error // why there is no answer
+}
+
 // Errors of answers.
 var (
 	// ErrNoAnswer: the peer did not answer in time. It is busy, stopped or cut off.
@@ -94,6 +117,9 @@ type Options struct {
 	Holdings func() []Holding
 	// Holders returns what this node holds of one resource. Without it (nil) Holdings is searched.
 	Holders func(resource string) []Holding
+	// Identify says which disk a path is on this node, and returns soon after ctx ends.
+	// nil: nobody is answered.
+	Identify func(ctx context.Context, path string) Disk
 	// Log gets a line for a peer that comes, goes, or misbehaves for the first time. nil: nothing is logged.
 	Log *slog.Logger
 }

@@ -23,6 +23,9 @@ const (
 	webXML   = "/run/libvirt/qemu/web.xml"
 )
 
+// vmConfig says of the shared folder what cannot be found out.
+const vmConfig = "backend = \"cluster\"\n[[identity.rule]]\ntype = \"hostfs\"\nscope = \"cluster\"\n"
+
 // edits are faults that one edit of one file makes.
 var edits = []struct {
 	file, script string // of sed
@@ -40,8 +43,8 @@ var edits = []struct {
 	{dlmConf, "s/fence_lab/fence_none/", []string{"fence-agent-missing"}},
 	{dlmConf, "/fence_all/d", []string{"fence-not-configured"}},
 	{dlmConf, "1i enable_fencing=0", []string{"fence-conf-stale"}},
-	{vmConf, "$a max_clients = 0", []string{"config"}},
-	{vmConf, "s/cluster/local/", []string{"config-stale"}},
+	{vmConf, "1i max_clients = 0", []string{"config"}},
+	{vmConf, "/backend/s/cluster/local/", []string{"config-stale"}},
 	{webXML, "s,<target dev='vda' bus='virtio'/>,&<shareable/>,", []string{"lock-mode"}},
 	{"/etc/modules-load.d/dlm.conf", "s/^/#/", []string{"dlm-module-boot"}},
 }
@@ -66,7 +69,7 @@ var commands = []struct {
 func TestDoctor(t *testing.T) {
 	cfg := lab.Config{
 		Libvirt: true, VMLockd: binaries.vmlockd, Binaries: map[string]string{"vmlockctl": binaries.vmlockctl},
-		VMLockdConfig: func(int) string { return "backend = \"cluster\"\n" },
+		VMLockdConfig: func(int) string { return vmConfig },
 		Fencing:       lab.ScriptFencing, FenceScript: fenceScript,
 		Files: map[string]string{"/etc/modules-load.d/dlm.conf": "dlm\n"},
 	}

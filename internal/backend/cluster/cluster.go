@@ -17,8 +17,6 @@ package cluster
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -54,6 +52,9 @@ type Options struct {
 	NodeName func(node uint32) string
 	// Privileged reports whether this process has CAP_SYS_ADMIN; nil asks the kernel.
 	Privileged func() bool
+	// Identify finds out which disk a path is, for names in the default lockspace. It
+	// returns soon after ctx ends. nil: every name stands for itself.
+	Identify func(ctx context.Context, path string) (Disk, error)
 }
 
 // Backend holds locks in one DLM lockspace.
@@ -78,6 +79,7 @@ type Backend struct {
 	peers     Peers // may be nil
 	nodeName  func(uint32) string
 	lookUps   chan struct{} // has a token for each look-up under way
+	identify  func(context.Context, string) (Disk, error)
 
 	privileged func() bool
 
@@ -90,6 +92,9 @@ type Backend struct {
 	// handedMore are further ones, of which there are hardly ever any.
 	handed     map[string]*dlm.Lock
 	handedMore []*dlm.Lock
+	// known are the things of this host that handles stand for, by Disk.Local.
+	known map[string]*known
+	node  uint32 // of this host; 0 until it is known
 }
 
 var errStopping = errors.New("the lock daemon is stopping")
@@ -101,7 +106,7 @@ var errJoining error = &stopped{reason{causeJoining, "this host is still joining
 // provide: the DLM module, a running dlm_controld, or the privilege.
 func New(o Options) (*Backend, error) {
 	b := &Backend{kernel: o.Kernel, name: o.Lockspace, log: o.Log, joined: make(chan struct{}), why: errJoining,
-		releasing: map[string]chan struct{}{}}
+		releasing: map[string]chan struct{}{}, known: map[string]*known{}, identify: o.Identify}
 	b.controld, b.last = o.Controld, o.LastClose
 	if b.kernel == nil {
 		b.kernel = dlm.Host()
@@ -165,7 +170,7 @@ func (b *Backend) enter(space *dlm.Lockspace) {
 	b.publisher.enter(node)
 	b.asker.joined(b.name)
 	b.mu.Lock()
-	b.space, b.state, b.why = space, state, nil
+	b.space, b.state, b.why, b.node = space, state, nil, node
 	b.mu.Unlock()
 	b.work.start(func() { b.watch.run(b.ctx) })
 	b.work.start(func() { b.publisher.run(b.ctx) })
@@ -255,17 +260,3 @@ func (b *Backend) CreateResource(context.Context, locking.Ref) error { return ni
 
 // DeleteResource has nothing to delete.
 func (b *Backend) DeleteResource(context.Context, locking.Ref) error { return nil }
-
-// Open asks nobody. Resources need not be created, so autocreate changes nothing.
-func (b *Backend) Open(_ context.Context, ref locking.Ref, _ bool) (locking.Handle, error) {
-	return &handle{b: b, ref: ref, name: ResourceName(ref)}, nil
-}
-
-// ResourceName is the name of the DLM resource for a lockspace and a name:
-// SHA-256 of lockspace, a NUL byte, and name, as 64 hexadecimal digits, which
-// is just what fits (DLM_RESNAME_MAXLEN) and what dlm_tool shows as text.
-// libvirt's names contain no NUL.
-func ResourceName(ref locking.Ref) string {
-	sum := sha256.Sum256([]byte(ref.Lockspace + "\x00" + ref.Name))
-	return hex.EncodeToString(sum[:])
-}

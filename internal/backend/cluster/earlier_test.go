@@ -117,6 +117,7 @@ func afterKill(t *testing.T, lose func(*controldtest.Daemon), f func(*restarted)
 		table := atomic.Pointer[locking.Manager]{}
 		r.b, err = cluster.New(cluster.Options{
 			Lockspace: space, Kernel: w.nodes.Node(1).NewProcess(), Controld: w.controld.Client(), Log: slog.New(slog.NewTextHandler(w, nil)), LastClose: r.last,
+			Identify: ledTo,
 			Holders: func() []locking.Holder {
 				if m := table.Load(); m != nil {
 					return m.Holders()
@@ -157,6 +158,17 @@ func afterKill(t *testing.T, lose func(*controldtest.Daemon), f func(*restarted)
 			t.Error(err)
 		}
 	})
+}
+
+// ledTo is a host on which /link leads to what is held, and /own is a disk of its own.
+func ledTo(_ context.Context, path string) (cluster.Disk, error) {
+	switch path {
+	case "/link":
+		return cluster.Disk{Name: "held", Local: "device"}, nil
+	case "/own":
+		return cluster.Disk{Name: "file", Here: true}, nil
+	}
+	return cluster.Disk{Name: path}, nil
 }
 
 // acquire asks for a lock and expects a refusal with that text within a second.
@@ -210,8 +222,9 @@ func TestRestartWhileStopped(t *testing.T) {
 	noQuorum := func(d *controldtest.Daemon) { d.Lose(time.Now(), true, 2, 3) }
 	afterKill(t, noQuorum, func(r *restarted) {
 		for range 3 { // now, and later
-			r.refusedSoon("held", "the cluster has no quorum: 2 of 3 nodes are missing: 2, 3")
-			r.refusedSoon("free", "the cluster has no quorum: 2 of 3 nodes are missing: 2, 3")
+			for _, name := range []string{"held", "free", "/link", "/own"} {
+				r.refusedSoon(name, "the cluster has no quorum: 2 of 3 nodes are missing: 2, 3")
+			}
 			time.Sleep(time.Minute) // the bubble's
 		}
 		if n := strings.Count(r.logged(), "event=lockspace-not-joined"); n > 2 {
@@ -221,6 +234,21 @@ func TestRestartWhileStopped(t *testing.T) {
 			t.Errorf("holders: %v", r.manager.Holders())
 		}
 		r.heal()
+		other := r.ps.Start(8)
+		g, err := r.manager.Register(locking.Owner{PID: 8, Name: "db"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = g.Acquire(r.t.Context(), locking.Ref{Name: "/link"}, locking.Exclusive, false)
+		if e, ok := errors.AsType[*locking.Error](err); !ok || e.Kind != locking.KindBusy {
+			t.Errorf("what is held under another path: %v", err)
+		}
+		if err := g.Acquire(r.t.Context(), locking.Ref{Name: "/own"}, locking.Exclusive, false); err != nil {
+			t.Error(err)
+		}
+		g.Close()
+		other.Kill()
+		synctest.Wait()
 		if strings.Contains(r.logged(), "level=ERROR") {
 			t.Errorf("logged:\n%s", r.logged())
 		}

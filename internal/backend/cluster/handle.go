@@ -14,8 +14,11 @@ type handle struct {
 	b    *Backend
 	ref  locking.Ref
 	name string
-	mode locking.Mode // of lock
-	lock *dlm.Lock    // nil unless locked
+	// asPath is the name that a daemon which does not know identities gives the disk;
+	// "" if it is no other one, or counts for other disks of other hosts too.
+	asPath string
+	mode   locking.Mode // of lock
+	lock   *dlm.Lock    // nil unless locked
 	// late is the lock that an earlier process asked for, if it is not known yet
 	// whether it got it.
 	late *dlm.Adoption
@@ -23,6 +26,10 @@ type handle struct {
 	// Guarded by publisher.mu.
 	publication *publication // nil unless it is to be published
 	written     bool         // the lock's value block may have a record
+
+	// Guarded by Backend.mu.
+	thing *known // nil if it is not known which it is, or not any more
+	ended bool   // nothing is to be known of it any more
 }
 
 func (h *handle) ID() string { return h.name }
@@ -31,6 +38,9 @@ func (h *handle) Lock(ctx context.Context, mode locking.Mode) error {
 	r := h.b.watch.begin(ctx, true)
 	defer r.end()
 	l, err := h.request(r, mode)
+	if held, ok := errors.AsType[*elsewhere](err); ok {
+		return held // by an earlier daemon
+	}
 	switch {
 	case errors.Is(err, dlm.ErrBusy):
 		return &elsewhere{b: h.b, name: h.name, mode: mode}
@@ -56,6 +66,9 @@ func (h *handle) request(r *request, mode locking.Mode) (*dlm.Lock, error) {
 		return nil, &notAsked{err}
 	}
 	if err := r.waitRunning(); err != nil {
+		return nil, &notAsked{err}
+	}
+	if err := h.askEarlier(r.ctx, space, mode); err != nil {
 		return nil, &notAsked{err}
 	}
 	beforeLock.Pass()
@@ -101,6 +114,12 @@ func (b *Backend) notJoined(ctx context.Context, why error) error {
 
 // Unlock answers in a second or so also when the lockspace is stopped: the
 // release then goes on by itself, and the error is locking.ErrUnderway.
-func (h *handle) Unlock(ctx context.Context) error { return h.b.release(ctx, h) }
+func (h *handle) Unlock(ctx context.Context) error {
+	err := h.b.release(ctx, h)
+	if err == nil || errors.Is(err, locking.ErrUnderway) || ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		h.b.end(h)
+	}
+	return err
+}
 
-func (h *handle) Close() {}
+func (h *handle) Close() { h.b.end(h) }

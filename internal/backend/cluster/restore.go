@@ -23,6 +23,7 @@ func (b *Backend) Restore(ctx context.Context, held []locking.Held) []locking.Re
 	if len(held) == 0 {
 		return results
 	}
+	defer func() { b.recall(inDefaultLockspace(results)) }()
 	space, err := b.earlier(ctx)
 	if err != nil {
 		for i := range results {
@@ -88,8 +89,8 @@ func adoptAll(ctx context.Context, space *dlm.Lockspace, list []dlm.Adoption) []
 }
 
 // DropUnclaimed gives back what was handed over and Restore has not taken: no entry
-// of the journal explains it, so nobody here was told of it. What holds nothing, a
-// lock to read a value block, goes without a word. It is carried out in the
+// of the journal explains it, so nobody here was told of it. What is nobody's, a
+// lock to read a value block or to ask (askEarlier), goes without a word. It is carried out in the
 // background; the number is how many locks that may keep others out are given back.
 func (b *Backend) DropUnclaimed() (n int) {
 	b.mu.Lock()
@@ -102,7 +103,7 @@ func (b *Backend) DropUnclaimed() (n int) {
 	for _, l := range list {
 		h := &handle{b: b, name: l.Name(), mode: locking.Shared, lock: l}
 		switch l.Mode() {
-		case dlm.NL:
+		case dlm.NL, dlm.CR, dlm.CW:
 			b.finish(h)
 			continue
 		case dlm.EX:
@@ -113,6 +114,16 @@ func (b *Backend) DropUnclaimed() (n int) {
 		b.finish(h)
 	}
 	return n
+}
+
+// inDefaultLockspace are the handles whose names are paths.
+func inDefaultLockspace(results []locking.Restored) (list []*handle) {
+	for _, r := range results {
+		if h, ok := r.Handle.(*handle); ok && h.lock != nil && h.ref.Lockspace == "" {
+			list = append(list, h)
+		}
+	}
+	return list
 }
 
 // restored is a handle of a lock that an earlier process took. It may have
