@@ -7,13 +7,13 @@ LDFLAGS = -s -w -X main.version=$(VERSION)
 LAB_PACKAGES = ./lab/... ./tests/cluster ./tests/crash ./tests/deadline ./tests/local ./tests/prerequisites ./tests/stress \
 	./dlm/dlmtest/conformance/... ./internal/difftest/...
 # Those for which there is no time in 'make test'.
-MORE_LAB_PACKAGES = ./tests/doctor ./tests/guard ./tests/peers ./corosync/corosynctest/conformance/...
+MORE_LAB_PACKAGES = ./tests/doctor ./tests/guard ./tests/identity ./tests/peers ./corosync/corosynctest/conformance/...
 
 .DEFAULT_GOAL := help
 .PHONY: help build unit test lab-test lab-more demo lint fuzz man bench bench-parts lab clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 build: ## build bin/vmlockd and bin/vmlockctl, without cgo
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
@@ -29,9 +29,10 @@ lint: ## gofmt, go vet and staticcheck
 lab-test: ## tests on cluster nodes with stock libvirt (root; boots User-Mode Linux)
 	VMLOCKD_LAB=1 VMLOCKD_STRESS_KILLS=$${VMLOCKD_STRESS_KILLS:-60} $(GO) test -p 1 -count=1 -timeout 30m $(LAB_PACKAGES)
 
-lab-more: ## more of these: doctor, guard, peers and corosync on a cluster, and 200 kills under load
+lab-more: ## more of these: doctor, guard, identity, peers and corosync on a cluster, 200 kills under load, and 200 cut-off random workloads
 	VMLOCKD_LAB=1 $(GO) test -p 1 -count=1 -timeout 30m $(MORE_LAB_PACKAGES)
 	VMLOCKD_LAB=1 $(GO) test -count=1 -timeout 30m -run TestStressKills ./tests/stress
+	VMLOCKD_LAB=1 VMLOCKD_CRASH_ROUNDS=200 $(GO) test -count=1 -timeout 60m -run 'TestKilledAtRandom|TestInTheLab' ./tests/crash
 
 test: ## installs what is missing, then lint, unit and lab-test
 	scripts/install-deps test

@@ -20,9 +20,50 @@ const (
 	// drainEnough is how long nothing may come once as many results have come as requests were under way. A notice or
 	// the result of a cancel may have been among them.
 	drainEnough = 50 * time.Millisecond
-	// drainQuiet is how long nothing may come otherwise: the count is of a moment, and may have been too high.
-	drainQuiet = time.Second
+	// drainDoubt is how long nothing may come when the process ended in the middle of a write or a read, so that the
+	// count may be too high by as many.
+	drainDoubt = time.Second
+	// drainQuiet is how long nothing may come otherwise. A node that is cut off or stands still is silent before the
+	// others notice, while the lockspace runs: for corosync's token and consensus timeouts, which are 6.6 s by default
+	// and 27 s with 16 nodes (corosync.conf(5): token 3 s and 650 ms for each node from the third on, consensus 1.2
+	// times that), and after that the lockspace is stopped until its requests are answered, or sent again. The bound is
+	// for results that the kernel loses (see lost.go).
+	drainQuiet = time.Minute
 )
+
+// What Options.UnderWay holds: in the lower half how many locks have a request that the kernel has, or is about to be
+// given. In the upper half how many of them the kernel may not have all the same, as a write has not begun, or has
+// returned, or a result was read, and that does not count yet. A process can be killed between any two instructions.
+const (
+	oneUnderWay = 1
+	oneDoubtful = 1 << 32
+)
+
+// doubt notes that the count may be too high by n more than before.
+func (ls *Lockspace) doubt(n int64) {
+	if u := ls.underWay.Load(); u != nil {
+		u.Add(n * oneDoubtful)
+	}
+}
+
+// countLocked keeps Options.UnderWay. A result may be read before the write of its request has returned.
+func (l *Lock) countLocked() {
+	open := func(r *request) bool { return r != nil && r.outcome == nil }
+	inKernel := !l.dead && (l.write != nil && l.write.place == nil && open(l.write.req) ||
+		open(l.cur) && l.cur.written || l.unlock != nil && l.unlock.written)
+	if inKernel == l.counted {
+		return
+	}
+	l.counted = inKernel
+	u := l.ls.underWay.Load()
+	switch {
+	case u == nil:
+	case inKernel:
+		u.Add(oneUnderWay)
+	default:
+		u.Add(-oneUnderWay)
+	}
+}
 
 // Duplicate returns a descriptor of the lockspace's open device. Locks live for as long as any descriptor of it is open,
 // in any process. Nobody but DrainFile may read from it. The error is ErrNoHandover if the Kernel has no such files.
@@ -40,7 +81,15 @@ func (ls *Lockspace) Duplicate() (*os.File, error) {
 // requests any more. f is what Duplicate returned in that process, underWay what Options.UnderWay was at its end, and
 // running says whether the lockspace runs (State.Running); while it does not, and that may be for long, no result is
 // expected. DrainFile does not close f. The error is ctx's, or that of a read that failed.
+//
+// With nothing under way it returns at once, and with answers to all 50 ms after the last. What has no answer it
+// waits for until nothing has come for a minute in which the lockspace ran.
 func DrainFile(ctx context.Context, f *os.File, underWay int64, running func() (bool, error)) error {
+	return drainFile(ctx, f, underWay, running, drainQuiet)
+}
+
+func drainFile(ctx context.Context, f *os.File, value int64, running func() (bool, error), quiet time.Duration) error {
+	underWay, doubtful := int64(int32(value)), value>>32
 	if underWay <= 0 {
 		return nil
 	}
@@ -48,9 +97,12 @@ func DrainFile(ctx context.Context, f *os.File, underWay int64, running func() (
 	var results int64
 	quietSince := time.Now()
 	for ctx.Err() == nil {
-		limit := drainQuiet
-		if results >= underWay {
+		limit := quiet
+		switch {
+		case results >= underWay:
 			limit = drainEnough
+		case results >= underWay-doubtful:
+			limit = min(drainDoubt, quiet)
 		}
 		if runs, err := running(); err == nil && !runs {
 			quietSince = time.Now()

@@ -6,6 +6,7 @@ import (
 	"os"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -61,17 +62,17 @@ func TestDrainNothingUnderWay(t *testing.T) {
 func TestDrainWaitsForAnswers(t *testing.T) {
 	device, kernel := pair(t)
 	looks := 0
-	err := DrainFile(t.Context(), device, 2, func() (bool, error) {
+	err := drainFile(t.Context(), device, 2, func() (bool, error) {
 		switch looks++; looks {
 		case 1:
 			send(t, kernel, result(1, castAddr, 0), result(1, bastAddr, 0), result(2, bastAddr, 0))
-		case 60: // longer than drainQuiet
+		case 60: // longer than what may be quiet
 			send(t, kernel, result(2, castAddr, 0))
 		case 61:
 			send(t, kernel, result(3, castAddr, 0), []byte("no result"))
 		}
 		return looks >= 60, nil
-	})
+	}, time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,8 +88,87 @@ func TestDrainWaitsForAnswers(t *testing.T) {
 func TestDrainCountTooHigh(t *testing.T) {
 	device, kernel := pair(t)
 	send(t, kernel, result(1, castAddr, 0))
-	if err := DrainFile(t.Context(), device, 7, func() (bool, error) { return true, nil }); err != nil {
+	if err := drainFile(t.Context(), device, 7, func() (bool, error) { return true, nil }, time.Second); err != nil {
 		t.Error(err)
+	}
+}
+
+// The lockspace runs, and says so for longer than a second before another node is
+// noticed to be silent: its answer is waited for.
+func TestDrainWaitsForSilentNode(t *testing.T) {
+	device, kernel := pair(t)
+	timer := time.AfterFunc(3*drainDoubt/2, func() { send(t, kernel, result(1, castAddr, 0)) })
+	defer timer.Stop()
+	if err := DrainFile(t.Context(), device, oneUnderWay, func() (bool, error) { return true, nil }); err != nil {
+		t.Error(err)
+	}
+	if timer.Stop() || unread(t, device) > 0 {
+		t.Error("it did not wait for the answer")
+	}
+}
+
+// A process that was killed in the middle of a write may have counted what the
+// kernel never saw; but not more than that.
+func TestDrainDoubt(t *testing.T) {
+	device, kernel := pair(t)
+	send(t, kernel, result(1, castAddr, 0))
+	begin := time.Now()
+	if err := DrainFile(t.Context(), device, 2*oneUnderWay+oneDoubtful, func() (bool, error) { return true, nil }); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(begin); took > drainQuiet/2 {
+		t.Errorf("waited for %v", took)
+	}
+	begin = time.Now()
+	err := drainFile(t.Context(), device, 2*oneUnderWay+oneDoubtful, func() (bool, error) { return true, nil }, 2*drainDoubt)
+	if took := time.Since(begin); err != nil || took < 2*drainDoubt {
+		t.Errorf("two were under way, of which one is doubtful, and no answer came: waited for %v, %v", took, err)
+	}
+}
+
+// What waits for a place is not under way; and what has no answer when the
+// lockspace is closed, still is.
+func TestUnderWayIsInTheKernel(t *testing.T) {
+	var count atomic.Int64
+	device := &scripted{results: make(chan []byte, 2)}
+	began := make(chan struct{}, 2)
+	gate := make(chan struct{})
+	device.check = func() { began <- struct{}{}; <-gate }
+	ls := start(device, "space", device, Options{UnderWay: &count, InFlight: 1})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	asked := make(chan error, 2)
+	for range 2 {
+		go func() {
+			_, err := ls.Lock(ctx, "a", EX, LockOptions{NoQueue: true})
+			asked <- err
+		}()
+	}
+	<-began
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for ls.Stats().Queued == 0 {
+		<-tick.C
+	}
+	if n := count.Load(); n != 1 {
+		t.Errorf("%d (%#x) is under way, and one waits", int32(n), n)
+	}
+	close(gate)
+	<-began
+	if n := int32(count.Load()); n != 2 {
+		t.Errorf("%d are under way, want 2", n)
+	}
+	cancel()
+	<-asked
+	<-asked
+	soon, giveUp := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer giveUp()
+	_ = ls.Close(soon)
+	if err := ls.Close(t.Context()); !errors.Is(err, ErrUnsettled) {
+		t.Errorf("close: %v", err)
+	}
+	if n := int32(count.Load()); n != 2 {
+		t.Errorf("%d are under way after a close that had to leave 2", n)
 	}
 }
 
@@ -125,7 +205,7 @@ func TestUnderWay(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := count.Load(); n != 0 {
+	if n := int32(count.Load()); n != 0 {
 		t.Errorf("%d requests are under way after the grant", n)
 	}
 	if err := l.Unlock(t.Context()); err != nil {
@@ -136,5 +216,28 @@ func TestUnderWay(t *testing.T) {
 	}
 	if n := count.Load(); n != 0 {
 		t.Errorf("%d requests are under way at the end", n)
+	}
+}
+
+// A result that is read before the write of its request returns is not expected any
+// more.
+func TestUnderWayAfterEarlyResult(t *testing.T) {
+	var count atomic.Int64
+	device := &scripted{results: make(chan []byte)} // a send ends when the reader has it
+	device.check = func() {
+		device.results <- result(1, castAddr, 0)
+		device.results <- result(99, castAddr, 0) // then the first one was handled
+		tick := time.NewTicker(time.Millisecond)
+		defer tick.Stop()
+		for count.Load() != 0 { // or the test hangs
+			<-tick.C
+		}
+	}
+	ls := start(device, "space", device, Options{UnderWay: &count})
+	if _, err := ls.Lock(t.Context(), "a", EX, LockOptions{NoQueue: true}); err != nil {
+		t.Fatal(err)
+	}
+	if err := ls.Close(t.Context()); err != nil {
+		t.Error(err)
 	}
 }

@@ -30,8 +30,10 @@ type Lock struct {
 	retry    *time.Timer
 	dead     bool // the kernel has said its last word
 	adopted  bool // results about it may get lost, see lost.go
+	mute     bool // one did
 
 	busy           bool
+	counted        bool // in Options.UnderWay
 	unsettled      *list.Element
 	unsettledSince time.Time
 }
@@ -258,6 +260,9 @@ func (l *Lock) Convert(ctx context.Context, mode Mode, opts ConvertOptions) erro
 	case opts.WriteLVB != nil:
 		r.flags |= abi.FlagValBlk
 		r.lvb = *opts.WriteLVB
+	}
+	if err == nil && l.mute {
+		err = ErrNoResult
 	}
 	if err == nil {
 		l.cur = r

@@ -25,8 +25,9 @@ type Options struct {
 	// context ends. 0 is DefaultInFlight. Adoptions have a place of their own, because they alone do not wait for a
 	// stopped lockspace.
 	InFlight int
-	// UnderWay, if it is not nil, is kept at how many locks have a request that the kernel may be working on. In memory that another process shares, it tells that process what is left when this one is killed: see
-	// DrainFile.
+	// UnderWay, if it is not nil, is kept at what DrainFile wants to know: it is 0 when the kernel works on no request.
+	// It is for memory that another process shares, which learns from it what is left when this one is killed. Once
+	// Close has returned, without an error or after another Close, nobody stores to it.
 	UnderWay *atomic.Int64
 }
 
@@ -37,8 +38,8 @@ type Lockspace struct {
 	kernel Kernel
 	dev    Device
 	limit  int
-	// underWay is Options.UnderWay; stored to with mu held.
-	underWay *atomic.Int64
+	// underWay is Options.UnderWay, until nothing more will be known of what is left.
+	underWay atomic.Pointer[atomic.Int64]
 
 	stop      chan struct{} // closed when nothing new is taken; stopErr then says why
 	finished  chan struct{} // closed when the device is closed and every goroutine has ended
@@ -73,9 +74,12 @@ func start(k Kernel, name string, dev Device, opts Options) *Lockspace {
 
 func newLockspace(k Kernel, name string, dev Device, opts Options) *Lockspace {
 	ls := &Lockspace{
-		name: name, kernel: k, dev: dev, limit: opts.InFlight, underWay: opts.UnderWay,
+		name: name, kernel: k, dev: dev, limit: opts.InFlight,
 		stop: make(chan struct{}), finished: make(chan struct{}), adoptTurn: make(chan struct{}, 1),
 		locks: map[uint64]*Lock{}, late: map[orphan][]*Lock{}, writing: map[*write]struct{}{},
+	}
+	if opts.UnderWay != nil {
+		ls.underWay.Store(opts.UnderWay)
 	}
 	if ls.limit <= 0 {
 		ls.limit = DefaultInFlight
@@ -100,8 +104,10 @@ func (ls *Lockspace) read() {
 		n, err := ls.dev.Read(buf[:])
 		switch {
 		case err == nil:
+			ls.doubt(1)
 			ls.mu.Lock()
 			ls.resultLocked(buf[:n])
+			ls.doubt(-1)
 			ls.mu.Unlock()
 		case errors.Is(err, os.ErrClosed):
 			return
@@ -148,6 +154,8 @@ func (ls *Lockspace) fail(err error) {
 // endAllLocked ends every request with err. No result is to be expected any more.
 func (ls *Lockspace) endAllLocked(err error) {
 	ls.gone = true
+	// What ends here without its result is still under way in the kernel.
+	ls.underWay.Store(nil)
 	for i := range ls.lines {
 		for e := ls.lines[i].Front(); e != nil; e = ls.lines[i].Front() {
 			w := ls.lines[i].Remove(e).(*write)

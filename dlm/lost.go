@@ -2,10 +2,11 @@ package dlm
 
 import "time"
 
-// lostAfter is how long the result of an adopted lock's release is waited for. A node answers within milliseconds.
+// lostAfter is how long the result of an adopted lock's release, or of its conversion with NOQUEUE, is waited for. A node
+// answers within milliseconds.
 const lostAfter = 200 * time.Millisecond
 
-// outwaitLocked ends the release of an adopted lock, which the kernel has taken, also without a result.
+// outwaitLocked ends the release or the conversion of an adopted lock, which the kernel has taken, also without a result.
 //
 // A process may be killed while its request is on the way to another node. The kernel marks the request as an orphan's,
 // and the grant that then arrives replaces the mark by the other node's flags (receive_flags_reply, fs/dlm/lock.c). So
@@ -13,6 +14,9 @@ const lostAfter = 200 * time.Millisecond
 // into that of the process that adopts it. Everything else about it is in order. A release that was taken is carried
 // out, at once or after a recovery of the lockspace, so nothing is wrong with not having heard of it: who asks for the
 // lock too early is refused.
+//
+// A conversion that was taken is carried out or refused, likewise. Of that nothing more is known, and its result may come
+// yet. So that it is not taken for another one's, the lock is mute from then on: no other conversion is tried.
 //
 // To ask again by the lock's number would be a way to know. But the number is another lock's as soon as a result has
 // been read after all.
@@ -25,7 +29,10 @@ func (l *Lock) outwaitLocked() {
 			return
 		}
 		l.retry = nil
-		if r := l.unlock; r != nil && !l.dead {
+		if r := l.cur; r != nil && !l.dead {
+			l.cur, l.mute = nil, true
+			r.endLocked(ErrNoResult)
+		} else if r := l.unlock; r != nil && !l.dead {
 			l.dead, l.unlock = true, nil
 			r.endLocked(nil)
 		}

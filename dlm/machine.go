@@ -128,10 +128,8 @@ func (l *Lock) accountLocked() {
 		} else {
 			ls.busy--
 		}
-		if ls.underWay != nil {
-			ls.underWay.Store(int64(ls.busy))
-		}
 	}
+	l.countLocked()
 	open := l.cur != nil && l.cur.givenUp || l.unlock != nil && l.unlock.givenUp
 	switch {
 	case open && l.unsettled == nil:
@@ -159,7 +157,7 @@ func (l *Lock) paramsLocked(mode Mode, flags uint32, lvb *LVB) abi.LockParams {
 }
 
 func (l *Lock) sendLocked(r *request, line int, buf []byte, done func(n int, err error)) {
-	l.write = &write{buf: buf, line: line, req: r, done: func(n int, err error) {
+	l.write = &write{buf: buf, line: line, lock: l, req: r, done: func(n int, err error) {
 		l.write = nil
 		done(n, err)
 		l.stepLocked()
@@ -182,6 +180,8 @@ func (l *Lock) writeRequestLocked(r *request) {
 			}
 			if r.outcome != nil { // it was faster than the write's return
 				l.applyLocked(r)
+			} else if l.adopted && r.kind == reqConvert && r.flags&abi.FlagNoQueue != 0 {
+				l.outwaitLocked()
 			}
 		case r.kind == reqConvert && errors.Is(err, syscall.EBUSY) && !r.givenUp:
 			// The answer to a cancel that came too late is still on its way from another node.
@@ -294,6 +294,9 @@ func (l *Lock) castLocked(res *abi.LockResult, lvb []byte) {
 		l.ls.stray++
 		return
 	}
+	if r.written {
+		l.stopRetryLocked() // it need not be outwaited
+	}
 	r.outcome = &outcome{status: res.Lksb.Status, flags: res.Lksb.Flags}
 	if lvb != nil {
 		r.outcome.withLVB = true
@@ -302,6 +305,8 @@ func (l *Lock) castLocked(res *abi.LockResult, lvb []byte) {
 	if r.written {
 		l.applyLocked(r)
 		l.stepLocked()
+	} else {
+		l.countLocked()
 	}
 }
 

@@ -17,6 +17,7 @@ const (
 type write struct {
 	buf   []byte
 	line  int
+	lock  *Lock                  // nil if the write is about no lock
 	req   *request               // on whose behalf; nil if the write is about no lock
 	done  func(n int, err error) // called with mu held when the kernel has returned
 	since time.Time              // when it went to the kernel
@@ -36,6 +37,10 @@ func (ls *Lockspace) writeLocked(w *write) {
 func (ls *Lockspace) takeLocked(w *write) {
 	w.place, w.since = nil, time.Now()
 	ls.writing[w] = struct{}{}
+	ls.doubt(1) // until it begins
+	if w.lock != nil {
+		w.lock.countLocked() // before the kernel sees it
+	}
 }
 
 // withdrawLocked takes w out of its line. It reports false if w has gone to the kernel, from where nothing comes back early.
@@ -51,10 +56,13 @@ func (ls *Lockspace) withdrawLocked(w *write) bool {
 // writer does w and then, with the place it has, whatever waits.
 func (ls *Lockspace) writer(w *write) {
 	for w != nil {
+		ls.doubt(-1)
 		n, err := ls.dev.Write(w.buf)
+		ls.doubt(1)
 		ls.mu.Lock()
 		delete(ls.writing, w)
 		w.done(n, err)
+		ls.doubt(-1)
 		w = ls.nextLocked()
 		ls.checkIdleLocked()
 		ls.mu.Unlock()

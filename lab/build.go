@@ -8,8 +8,7 @@ import (
 	"testing"
 )
 
-// BuildProgram compiles the main package pkg to the file path, linked statically, so that it runs in nodes and beside
-// any C library. With test it compiles the package's tests instead.
+// BuildProgram compiles the main package pkg to the file path, without cgo, as programs are installed. With test it compiles the package's tests instead.
 func BuildProgram(path, pkg string, test bool) error {
 	args := []string{"build", "-o", path, pkg}
 	if test {

@@ -30,7 +30,9 @@ func ok(t *testing.T, err error) {
 // TestCluster boots one cluster of three and does to it all that can be done to one. The order matters: each part leaves
 // three quorate nodes behind.
 func TestCluster(t *testing.T) {
+	start := time.Now()
 	l := lab.ForTest(t, lab.Config{DeviceMB: 8, Token: 3 * time.Second})
+	t.Logf("three nodes are one cluster %v after the start", time.Since(start).Round(time.Millisecond))
 	t.Run("members", func(t *testing.T) {
 		ctx := within(t, soon)
 		for _, n := range l.Nodes() {
@@ -149,4 +151,35 @@ func TestPowerFencing(t *testing.T) {
 	}))
 	_, err := l.Node(1).MustSucceed(ctx, "dlm_tool", "leave", "test")
 	ok(t, err)
+}
+
+// TestFiveNodes boots as many as there can be. The cluster is left out: how many
+// nodes corosync has to bring together is tested with three.
+func TestFiveNodes(t *testing.T) {
+	start := time.Now()
+	l := lab.ForTest(t, lab.Config{Nodes: lab.MaxNodes, NoCluster: true})
+	t.Logf("%d nodes run commands %v after the start", lab.MaxNodes, time.Since(start).Round(time.Millisecond))
+	ctx := within(t, soon)
+	for _, n := range l.Nodes() {
+		res, err := n.MustSucceed(ctx, "hostname")
+		ok(t, err)
+		if got := strings.TrimSpace(res.Stdout); got != n.Name() {
+			t.Errorf("node %d calls itself %q", n.ID(), got)
+		}
+	}
+	// All are on one network, and have one directory.
+	last := l.Node(lab.MaxNodes)
+	for _, n := range l.Nodes() {
+		ok(t, n.WriteFile(ctx, lab.SharedDir+"/"+n.Name(), []byte("x"), 0o600))
+		_, err := last.ReadFile(ctx, lab.SharedDir+"/"+n.Name())
+		ok(t, err)
+		if n != last {
+			// Nobody listens there, which only the other node can tell.
+			res, err := n.Exec(ctx, "bash", "-c", ": </dev/tcp/"+last.Addr()+"/9")
+			ok(t, err)
+			if !strings.Contains(res.Stderr, "refused") {
+				t.Errorf("%s does not reach %s: %v", n.Name(), last.Name(), res)
+			}
+		}
+	}
 }

@@ -20,6 +20,7 @@ func TestResolve(t *testing.T) {
 		{Config{MemoryMB: 64}, "64 MiB"},
 		{Config{Token: time.Millisecond}, "token"},
 		{Config{Fencing: "maybe"}, "fencing"},
+		{Config{Transport: "sctp"}, "transport"},
 		{Config{Fencing: ScriptFencing}, "FenceScript"},
 		{Config{LockDaemon: "x"}, "lock daemon"},
 		{Config{LockDaemon: VMLockd}, "needs the path"},
@@ -33,14 +34,14 @@ func TestResolve(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.Nodes != 3 || got.MemoryMB != 768 || got.Token != 5*time.Second || got.Fencing != NoFencing || got.LockDaemon != NoLockDaemon {
+	if got.Nodes != 3 || got.MemoryMB != 768 || got.Token != 5*time.Second || got.Fencing != NoFencing || got.Transport != UDPU || got.LockDaemon != NoLockDaemon {
 		t.Errorf("defaults: %+v", got)
 	}
 }
 
 // TestCorosyncConf: corosync reads a section only if its brace ends the line.
 func TestCorosyncConf(t *testing.T) {
-	conf := Config{Nodes: 2, Token: 3 * time.Second}.corosyncConf()
+	conf := Config{Nodes: 2, Token: 3 * time.Second, Transport: KNET}.corosyncConf()
 	open := 0
 	for line := range strings.Lines(conf) {
 		line = strings.TrimSpace(line)
@@ -53,7 +54,7 @@ func TestCorosyncConf(t *testing.T) {
 			t.Errorf("brace inside a line: %q", line)
 		}
 	}
-	if open != 0 || strings.Count(conf, "nodeid:") != 2 || !strings.Contains(conf, "token: 3000") {
+	if open != 0 || strings.Count(conf, "nodeid:") != 2 || !strings.Contains(conf, "token: 3000") || !strings.Contains(conf, "transport: knet") {
 		t.Errorf("%s", conf)
 	}
 }

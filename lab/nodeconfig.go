@@ -122,7 +122,7 @@ func (c Config) corosyncConf() string {
 	fmt.Fprintf(&b, `totem {
 	version: 2
 	cluster_name: lab
-	transport: knet
+	transport: %s
 	crypto_cipher: none
 	crypto_hash: none
 	token: %d
@@ -136,7 +136,7 @@ quorum {
 	provider: corosync_votequorum
 }
 nodelist {
-`, c.Token.Milliseconds())
+`, c.Transport, c.Token.Milliseconds())
 	for id := 1; id <= c.Nodes; id++ {
 		fmt.Fprintf(&b, "\tnode {\n\t\tnodeid: %d\n\t\tname: %s\n\t\tring0_addr: %s\n\t}\n", id, nodeName(id), wire.ClusterAddr(id))
 	}

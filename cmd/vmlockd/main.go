@@ -85,6 +85,7 @@ func main() {
 	}
 	cmd.Flags().BoolP("version", "V", false, "print the version and exit")
 	if err := cmd.Execute(); err != nil {
+		daemon.GoBack(err)
 		fmt.Fprintf(os.Stderr, "vmlockd: %v\nTry 'vmlockd --help'.\n", err)
 		status = exitUsage
 	}
@@ -92,8 +93,18 @@ func main() {
 }
 
 func run(f flags) int {
-	c, err := f.load()
+	stop := make(chan os.Signal, 2)
+	if !f.checkConfig && f.takeOver == 0 {
+		// First of all: after a restart in place somebody may have told this process to stop.
+		signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
+	}
+	var err error
+	c, ok := daemon.EarlierConfig()
+	if !ok {
+		c, err = f.load()
+	}
 	if err != nil {
+		daemon.GoBack(err)
 		fmt.Fprintln(os.Stderr, err)
 		return exitUsage
 	}
@@ -102,25 +113,25 @@ func run(f flags) int {
 		fmt.Printf("%s: no mistakes found\n", f.config)
 		return 0
 	case f.takeOver != 0:
-		if !daemon.CanTakeOver(f.takeOver) {
-			fmt.Fprintf(os.Stderr, "vmlockd %s cannot go on from a state of version %d: stop the running one and start this one; locks stay held meanwhile\n", version, f.takeOver)
+		if err := daemon.CheckTakeOver(c, f.takeOver); err != nil {
+			fmt.Fprintf(os.Stderr, "vmlockd %s: %v\n", version, err)
 			return exitFailed
 		}
 		return 0
 	}
 	log, err := logs.New(c.Log.Level, c.Log.Format, os.Stderr)
 	if err != nil {
+		daemon.GoBack(err)
 		fmt.Fprintln(os.Stderr, "vmlockd:", err)
 		return exitUsage
 	}
 	program, err := daemon.ThisProgram(f.load)
 	if err != nil {
+		daemon.GoBack(err)
 		log.Error("vmlockd could not start", "reason", err)
 		return exitFailed
 	}
 	program.Version = version
-	stop := make(chan os.Signal, 2)
-	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	program.StopAgain = stop // what comes after the first

@@ -32,7 +32,13 @@ type room struct {
 	// forTests is for packages that only tests use: these may import the test
 	// libraries too. anything is for those which may also import all of ours.
 	forTests, anything bool
+	// pure is for packages that make no system calls: these may not import outside.
+	pure bool
 }
+
+// outside is the part of the standard library by which a package could reach the
+// system.
+var outside = []string{"os/...", "io/ioutil", "net/...", "syscall/...", "unsafe", "plugin", "runtime/cgo"}
 
 // rooms is the house. A request goes from the left to the right, from rpc to a
 // backend, and a room knows only rooms to its right: so a row may name only
@@ -73,23 +79,23 @@ var rooms = []room{
 	{place: "internal/rpc"},
 
 	// What fills the ports of the rules.
-	{place: "internal/backend/cluster", ours: []string{"internal/locking", "internal/failpoint", "dlm", "dlm/controld"}},
+	{place: "internal/backend/cluster", ours: []string{"internal/locking", "internal/failpoint", "dlm", "dlm/controld"}, theirs: []string{xsys}},
 	{place: "internal/backend/local", ours: []string{"internal/locking", "internal/failpoint", "internal/holder"}, theirs: []string{systemd, xsys}},
 	{place: "internal/guard", ours: []string{"internal/owner", "internal/locking", "corosync", "dlm/controld"}, theirs: []string{xsys}},
 	{place: "internal/owner", ours: []string{"internal/locking"}, theirs: []string{xsys}},
 	{place: "internal/journal", ours: []string{"internal/locking", "internal/failpoint"}, theirs: []string{bbolt, xsys}},
 	{place: "internal/holder", ours: []string{"internal/failpoint", "internal/inherited"}, theirs: []string{xsys}},
-	{place: "internal/closer", ours: []string{"internal/inherited", "dlm"}, theirs: []string{xsys}},
+	{place: "internal/closer", ours: []string{"internal/failpoint", "internal/inherited", "dlm"}, theirs: []string{xsys}},
 	{place: "internal/peers", ours: []string{"corosync"}},
-	{place: "internal/identity", theirs: []string{xsys}},
 	{place: "internal/audit"},
-	{place: "internal/config", theirs: []string{toml}},
+	{place: "internal/config", ours: []string{"internal/identity"}, theirs: []string{toml}},
+	{place: "internal/identity", theirs: []string{xsys}},
 	{place: "internal/logs/logstest", forTests: true},
 	{place: "internal/logs", theirs: []string{systemd}},
 
 	// The rules: pure, no system calls.
 	{place: "internal/locking/locktest", ours: []string{"internal/locking"}, forTests: true},
-	{place: "internal/locking"},
+	{place: "internal/locking", pure: true},
 
 	// Libraries for everybody.
 	{place: "internal/inherited", theirs: []string{xsys}},

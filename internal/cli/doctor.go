@@ -36,7 +36,7 @@ type examination struct {
 // doctorExits are those of doctor.
 var doctorExits = map[int]string{
 	exitOK: "nothing is wrong", exitFailed: exits[exitFailed], exitUsage: exits[exitUsage],
-	exitWarnings: exits[exitWarnings], exitFaults: exits[exitFaults],
+	exitWarnings: exits[exitWarnings], exitFaults: exits[exitFaults], exitInterrupted: exits[exitInterrupted],
 }
 
 func (a *app) doctorCommand() *cobra.Command {
@@ -99,7 +99,8 @@ func (a *app) examine(ctx context.Context) (examination, error) {
 	defer c.Close()
 	r := doctor.Examine(limited, doctor.Options{
 		System: doctor.Host(), Controld: controld.Host(), Config: a.config, ConfigNamed: a.named,
-		Daemon: func(ctx context.Context) (doctor.Daemon, error) { return askDaemon(ctx, c) },
+		Daemon:   func(ctx context.Context) (doctor.Daemon, error) { return askDaemon(ctx, c) },
+		Identify: func(ctx context.Context, path string) (doctor.Identity, error) { return askIdentity(ctx, c, path) },
 	})
 	if ctx.Err() != nil {
 		return examination{}, ctx.Err()
@@ -129,6 +130,16 @@ func askDaemon(ctx context.Context, c *control.Client) (doctor.Daemon, error) {
 		return doctor.Daemon{}, err
 	}
 	return daemonOf(st, held), nil
+}
+
+// askIdentity asks vmlockd which disk a path is.
+func askIdentity(ctx context.Context, c *control.Client, path string) (doctor.Identity, error) {
+	a, err := askSoon(ctx, func(ctx context.Context) (control.Identified, error) { return c.Identify(ctx, path, false) })
+	if err != nil || len(a.Disks) == 0 {
+		return doctor.Identity{}, err
+	}
+	d := a.Disks[0]
+	return doctor.Identity{Type: d.Type, ByPath: d.ByPath, Doubt: d.Doubt, Error: d.Error}, nil
 }
 
 func askSoon[T any](ctx context.Context, f func(context.Context) (T, error)) (T, error) {

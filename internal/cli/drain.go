@@ -23,7 +23,9 @@ until it is released, for example because the virtual machine is migrated to
 another host. A virtual machine that comes back from a failed migration, or is
 suspended and resumed meanwhile, gets its disks again; everything else is refused.
 
-A drain outlives vmlockd, and ends with --undo or with a reboot.`,
+A drain outlives vmlockd, and ends with --undo or with a reboot. Only what was
+given back is not known any more after a restart or an upgrade of vmlockd: a
+virtual machine that was suspended then cannot be resumed before --undo.` + asked(),
 		Example: "  vmlockctl drain --wait --reason 'new kernel' && reboot\n  vmlockctl drain --undo",
 		Args:    cobra.NoArgs,
 		Run: a.run(func(ctx context.Context, c *control.Client, _ *cobra.Command, _ []string) error {
@@ -35,9 +37,11 @@ A drain outlives vmlockd, and ends with --undo or with a reboot.`,
 				return err
 			}
 			if wait {
+				note := d.Note
 				if d, err = a.waitDrained(ctx, c, d); err != nil {
 					return err
 				}
+				d.Note = note
 			}
 			a.show(d, func(p *page) { p.drain(d) })
 			return nil
@@ -86,6 +90,9 @@ func (a *app) waitDrained(ctx context.Context, c *control.Client, d control.Drai
 }
 
 func (p *page) drain(d control.Drain) {
+	if d.Note != "" {
+		defer func() { p.line("%s", clean(d.Note)) }()
+	}
 	if !d.Draining {
 		p.line("This host grants locks.")
 		return

@@ -21,6 +21,9 @@ const (
 	exitIncomplete = 5
 	exitWarnings   = 6
 	exitFaults     = 7
+	exitDiffer     = 8
+
+	exitInterrupted = exitSignal + 2 // as a shell says it of SIGINT, also for SIGTERM
 
 	runOffset     = 120
 	exitCannotRun = 126
@@ -38,6 +41,18 @@ var exits = map[int]string{
 	exitIncomplete: "some hosts did not answer, the rest is shown",
 	exitWarnings:   "doctor found warnings, or could not look at something",
 	exitFaults:     "doctor found a fault",
+	exitDiffer:     "identify found hosts that take a path for different disks",
+
+	exitInterrupted: "interrupted",
+}
+
+// asked are those of a command that asks the daemon, and some more.
+func asked(more ...int) string {
+	m := map[int]string{}
+	for _, k := range append(more, exitOK, exitFailed, exitUsage, exitNoDaemon, exitInterrupted) {
+		m[k] = exits[k]
+	}
+	return "\n\n" + exitHelp(m)
 }
 
 // runExits are those of run.
@@ -104,7 +119,7 @@ func asFailure(err error) *failure {
 		return &failure{exitNoDaemon, control.Error{Code: control.CodeUnavailable, Message: "vmlockd did not answer in time"}}
 	}
 	if errors.Is(err, context.Canceled) {
-		return &failure{exitSignal + 2, control.Error{Code: "interrupted", Message: "interrupted"}}
+		return &failure{exitInterrupted, control.Error{Code: "interrupted", Message: "interrupted"}}
 	}
 	return &failure{exitFailed, control.Error{Code: control.CodeFailed, Message: err.Error()}}
 }

@@ -20,7 +20,7 @@ func (a *app) lsCommand() *cobra.Command {
 With --refused, list who was refused lately on this host, and requests that have
 not been answered yet.
 
-In the pattern of --path * stands for anything, and ? for one byte.`,
+In the pattern of --path * stands for anything, and ? for one byte.` + asked(exitIncomplete),
 		Example: "  vmlockctl ls --cluster --path '/srv/vm/*'\n  vmlockctl ls --vm web --json",
 		Args:    cobra.NoArgs,
 		Run: a.run(func(ctx context.Context, c *control.Client, _ *cobra.Command, _ []string) error {
@@ -105,7 +105,11 @@ func (a *app) lsRefused(ctx context.Context, c *control.Client, f control.Filter
 }
 
 func (p *page) holders(h control.Holders) {
-	if len(h.Holders) == 0 {
+	switch {
+	case len(h.Holders) == 0 && len(h.Missing) > 0:
+		p.line("Those who answered hold nothing.")
+		return
+	case len(h.Holders) == 0:
 		p.line("Nothing is held.")
 		return
 	}

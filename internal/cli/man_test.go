@@ -3,6 +3,7 @@ package cli_test
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -10,6 +11,16 @@ import (
 
 	"github.com/vmlockd/vmlockd/internal/cli"
 )
+
+// TestExitStatuses: the help of every command has them.
+func TestExitStatuses(t *testing.T) {
+	for _, c := range append(cli.Root().Commands(), cli.Root()) {
+		_, table, found := strings.Cut(c.Long, "Exit status:\n")
+		if !found || strings.Count(table, "\n") < 3 {
+			t.Errorf("%s --help does not have them", c.CommandPath())
+		}
+	}
+}
 
 // TestManPages: the pages in docs/man are what the commands say of themselves.
 func TestManPages(t *testing.T) {

@@ -37,7 +37,7 @@ and the reason are logged.
 With --node, say what has become of the locks of another host. Nothing has to be
 released there: the DLM gives up all locks of a host that has left the cluster,
 after fencing where that is on. While the host is a member its locks can only be
-released there.`,
+released there.` + asked(exitRefused),
 		Example: "  vmlockctl release /srv/vm/web.img\n  vmlockctl release --force --reason 'process hangs in D state, disk is unplugged' /srv/vm/web.img\n  vmlockctl release --node 3",
 		Args:    cobra.MaximumNArgs(1),
 	}
@@ -82,6 +82,9 @@ func (a *app) release(ctx context.Context, c *control.Client, args []string, f r
 			return err
 		}
 		q.Lockspace, q.Resource = held[0].Lockspace, held[0].Resource
+		for _, o := range held {
+			q.Holders = append(q.Holders, control.Seen{PID: o.PID, Since: o.Since})
+		}
 		if f.force && !f.yes {
 			if err := a.confirm(held); err != nil {
 				return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,9 +17,10 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
-	"golang.org/x/sys/unix"
 
+	"github.com/vmlockd/vmlockd/internal/cli"
 	"github.com/vmlockd/vmlockd/internal/control"
+	"github.com/vmlockd/vmlockd/internal/holder"
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/lockprogram"
 )
@@ -64,7 +66,8 @@ func TestScripts(t *testing.T) {
 			}
 			env.Setenv("HOST", name)
 			env.Values[key] = &host{dir: work}
-			text := fmt.Sprintf("socket = %q\nrun_dir = %q\n", work+"/sock", work+"/run")
+			text := fmt.Sprintf("socket = %q\nrun_dir = %q\naudit_log = %q\n[[identity.rule]]\npath = %q\nscope = \"cluster\"\nname = \"images/{rest}\"\n",
+				work+"/sock", work+"/run", work+"/audit.log", work+"/ruled/*")
 			for _, disk := range []string{"a.img", "b.img"} {
 				if err := os.WriteFile(filepath.Join(work, disk), nil, 0o600); err != nil {
 					return err
@@ -75,11 +78,14 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"daemon":   daemonCommand,
 			"ctl":      ctlCommand,
+			"examine":  examineCommand,
 			"golden":   goldenCommand,
 			"held":     heldCommand,
 			"hold":     holdCommand,
 			"signal":   signalCommand,
 			"answer":   answerCommand,
+			"asked":    askedCommand,
+			"type":     typeCommand,
 			"begin":    beginCommand,
 			"result":   resultCommand,
 			"watching": watchingCommand,
@@ -97,12 +103,13 @@ type host struct {
 	dir    string
 	daemon *exec.Cmd
 	procs  map[string]*exec.Cmd
+	typing map[string]*os.File // terminals of asked, our end of them
 }
 
 func hostOf(ts *testscript.TestScript) *host {
 	h := ts.Value(key).(*host)
 	if h.procs == nil {
-		h.procs = map[string]*exec.Cmd{}
+		h.procs, h.typing = map[string]*exec.Cmd{}, map[string]*os.File{}
 	}
 	return h
 }
@@ -151,6 +158,7 @@ func daemonCommand(ts *testscript.TestScript, _ bool, args []string) {
 				_ = d.Process.Signal(syscall.SIGTERM)
 				_ = d.Wait()
 			}
+			h.endHolder()
 		})
 		until(ts, "the daemon", answers)
 	case "stop", "kill":
@@ -184,6 +192,25 @@ func ctlCommand(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(os.WriteFile(h.dir+"/err", []byte(errs.String()), 0o600))
 	if got := cmd.ProcessState.ExitCode(); got != want {
 		ts.Fatalf("status %d, want %d\nstdout:\n%s\nstderr:\n%s", got, want, out.String(), errs.String())
+	}
+	// Whatever it ends with its help knows. That of run is its command's.
+	if c, _, err := cli.Root().Find(args[1:]); err == nil && c.HasParent() && c.Name() != "run" && c.Parent().Name() != "completion" &&
+		!regexp.MustCompile(fmt.Sprintf(`(?m)^  %d  +\S`, want)).MatchString(c.Long) {
+		ts.Fatalf("the help of %s does not say what status %d means", c.CommandPath(), want)
+	}
+}
+
+// examineCommand is: examine ARGUMENT... It runs doctor where something is wrong:
+// on a machine that is not set up for libvirt there are faults, elsewhere warnings.
+func examineCommand(ts *testscript.TestScript, _ bool, args []string) {
+	h := hostOf(ts)
+	cmd := h.ctl(append([]string{"doctor"}, args...))
+	var out, errs strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	_ = cmd.Run()
+	ts.Check(os.WriteFile(h.dir+"/out", []byte(out.String()), 0o600))
+	if got := cmd.ProcessState.ExitCode(); got != 6 && got != 7 || errs.Len() > 0 {
+		ts.Fatalf("status %d\n%s%s", got, out.String(), errs.String())
 	}
 }
 
@@ -282,6 +309,26 @@ func (h *host) start(ts *testscript.TestScript, name string, cmd *exec.Cmd) {
 	ts.Defer(func() { h.end(name) })
 }
 
+// endHolder ends what a daemon that stopped with locks has left: it would live on for
+// as long as it holds something.
+func (h *host) endHolder() {
+	socket := h.dir + "/run/holder.sock"
+	conn, err := net.Dial("unixpacket", socket)
+	if err != nil {
+		return // it has ended, and must not be started by Connect
+	}
+	conn.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	c, err := holder.Connect(ctx, holder.Options{Socket: socket})
+	if err != nil {
+		return
+	}
+	pid := c.Status().PID
+	c.Close()
+	_ = syscall.Kill(pid, syscall.SIGKILL)
+}
+
 func (h *host) end(name string) {
 	if cmd := h.procs[name]; cmd != nil {
 		delete(h.procs, name)
@@ -369,46 +416,4 @@ func runningCommand(ts *testscript.TestScript, _ bool, args []string) {
 		h, err := c.Holders(context.Background(), map[string][]string{"vm": {args[0]}})
 		return err == nil && len(h.Holders) > 0
 	})
-}
-
-// answerCommand is: answer STATUS TEXT ARGUMENT... It runs vmlockctl with TEXT
-// typed on a terminal.
-func answerCommand(ts *testscript.TestScript, _ bool, args []string) {
-	h := hostOf(ts)
-	want, err := strconv.Atoi(args[0])
-	ts.Check(err)
-	master, terminal, err := openTerminal()
-	ts.Check(err)
-	defer master.Close()
-	defer terminal.Close()
-	_, err = master.WriteString(args[1] + "\n")
-	ts.Check(err)
-	cmd := h.ctl(args[2:])
-	var errs strings.Builder
-	cmd.Stdin, cmd.Stderr = terminal, &errs
-	_ = cmd.Run()
-	ts.Check(os.WriteFile(h.dir+"/err", []byte(errs.String()), 0o600))
-	if got := cmd.ProcessState.ExitCode(); got != want {
-		ts.Fatalf("status %d, want %d: %s", got, want, errs.String())
-	}
-}
-
-// openTerminal makes a terminal (pty(7)).
-func openTerminal() (master, terminal *os.File, err error) {
-	master, err = os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
-	if err != nil {
-		return nil, nil, err
-	}
-	number, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
-	if err == nil {
-		err = unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0)
-	}
-	if err == nil {
-		terminal, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|syscall.O_NOCTTY, 0)
-	}
-	if err != nil {
-		master.Close()
-		return nil, nil, err
-	}
-	return master, terminal, nil
 }

@@ -16,7 +16,7 @@ func (a *app) statusCommand() *cobra.Command {
 		Short: "Show how vmlockd and its cluster are",
 		Long: `Show how vmlockd and its cluster are: backend, quorum, fencing, what the
 lockspace waits for, who is a member and runs which version, how much is held,
-and warnings about what an operator should change.`,
+and warnings about what an operator should change.` + asked(),
 		Args: cobra.NoArgs,
 		Run: a.run(func(ctx context.Context, c *control.Client, _ *cobra.Command, _ []string) error {
 			st, err := ask(ctx, c.Status)

@@ -28,7 +28,11 @@ func (a *app) watchCommand() *cobra.Command {
 		Long: `Show grants, refusals, releases and whatever else happens to locks of this
 host, as it happens, until it is interrupted. With --json each line is one JSON
 object. A line says how many events were missed if there were more than could be
-shown. When vmlockd restarts, watch goes on, and says so.`,
+shown. When vmlockd restarts, watch goes on, and says so.
+
+` + exitHelp(map[int]string{
+			exitOK: "interrupted, or as many events were shown as were wanted", exitFailed: exits[exitFailed], exitUsage: exits[exitUsage], exitNoDaemon: exits[exitNoDaemon],
+		}),
 		Args: cobra.NoArgs,
 		Run: a.run(func(ctx context.Context, c *control.Client, _ *cobra.Command, _ []string) error {
 			if count < 0 {
@@ -48,6 +52,7 @@ type watcher struct {
 	history bool
 	left    int
 	endless bool
+	last    uint64 // number of the last event that was shown or missed
 }
 
 // errEnough ends a watch that has seen as many events as were wanted.
@@ -58,22 +63,27 @@ func (w *watcher) run(ctx context.Context) error {
 	if w.history {
 		q.Set("since", strconv.Itoa(0))
 	}
-	seen, lost := false, time.Time{}
+	started, lost := "", time.Time{} // of the daemon that was seen last; since when none is
 	for {
-		err := w.c.Watch(ctx, q, func() {
-			if seen {
+		err := w.c.Watch(ctx, q, func(now string, since uint64) {
+			switch {
+			case started == "":
+			case started == now:
+				w.note("the connection was lost; what happened meanwhile follows, as far as it is remembered")
+			default:
+				// What a new daemon remembers is what happened since it came.
 				w.note("vmlockd was restarted; what happened meanwhile is not shown")
 			}
-			// What a new daemon remembers is what happened since it came.
-			seen, lost = true, time.Time{}
-			q = url.Values{"since": {"0"}}
+			started, lost, w.last = now, time.Time{}, since
 		}, w.line)
 		switch {
 		case err == nil || ctx.Err() != nil || err == errEnough:
 			return nil
-		case !seen || code(err) != control.CodeUnavailable:
+		case started == "" || code(err) != control.CodeUnavailable:
 			return err
 		}
+		q.Set("since", strconv.FormatUint(w.last, 10))
+		q.Set("started", started)
 		if lost.IsZero() {
 			lost = time.Now()
 		}
@@ -96,6 +106,10 @@ func (w *watcher) note(text string) {
 }
 
 func (w *watcher) line(l control.Line) error {
+	w.last += l.Missed
+	if l.Event != nil {
+		w.last = l.Seq
+	}
 	if w.a.json {
 		text, err := json.Marshal(l)
 		if err != nil {
@@ -124,6 +138,7 @@ func (w *watcher) line(l control.Line) error {
 var eventColours = map[string]string{
 	"granted": green, "refused": yellow, "forced": red, "lost": red, "release_failed": red,
 	"owner_ending": yellow, "owner_end_failed": red, "owner_unverified": yellow,
+	"owner_gone": yellow,
 }
 
 func (p *page) event(l control.Line) {
@@ -144,6 +159,9 @@ func (p *page) event(l control.Line) {
 	}
 	if e.Resource != "" {
 		text += " " + clean(e.Resource)
+	}
+	if e.Locks > 0 {
+		text += ", had " + plural(e.Locks, "lock", "locks")
 	}
 	if e.Reason != "" {
 		text += ": " + clean(e.Reason)

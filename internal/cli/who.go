@@ -18,10 +18,11 @@ func (a *app) whoCommand() *cobra.Command {
 
 The disk is looked for in every lockspace, as PATH and as the SHA-256 that
 libvirt makes of it with file_lockspace_dir; a relative path and a symbolic link
-are looked for by what they lead to as well. With --lockspace only that one
+are looked for by what they lead to as well, and in a cluster the disk is found
+under whatever path it is held (see identify). With --lockspace only that one
 counts, and "" is the one that libvirt uses unless it is configured otherwise.
 
-That nobody holds the disk is a success too, unless hosts did not answer.`,
+That nobody holds the disk is a success too, unless hosts did not answer.` + asked(exitIncomplete),
 		Example: "  vmlockctl who /srv/vm/web.img\n  vmlockctl who --json /dev/vg0/web | jq '.holders[].vm'",
 		Args:    cobra.ExactArgs(1),
 	}

@@ -51,38 +51,48 @@ func valueOf(mem []byte) *atomic.Int64 { return (*atomic.Int64)(unsafe.Pointer(&
 // Value is the shared number.
 func (c *Count) Value() *atomic.Int64 { return valueOf(c.mem) }
 
-// Closer is a running closer of this process.
-type Closer struct{ pid int }
-
 // What a closer finds open.
+//
+// The lock that Wait waits for is there twice, below and above the device, each
+// with an open file of its own. A closer closes the device itself before it ends.
+// But when it is killed the kernel closes all of them, in an order that is nobody's
+// promise (__fput by task work, in the opposite order of the descriptors on Linux
+// 6.1); whichever way it goes, one of the two is closed after the device.
 const (
 	lockFD = 3 + iota
 	deviceFD
 	daemonFD
 	countFD
+	lockAgainFD
 	afterLast
 )
 
 // Start starts a closer for the device of a lockspace, which it duplicates. dir is
 // the daemon's run-time directory.
 func Start(dir, lockspace string, device *os.File, c *Count) (*Closer, error) {
+	beforeStart.Pass()
 	p, err := start("/proc/self/exe", dir, lockspace, device, c)
 	if err != nil {
 		return nil, fmt.Errorf("start the process that closes the DLM device last: %w", err)
 	}
+	afterStart.Pass()
 	return p, nil
 }
 
 func start(program, dir, lockspace string, device *os.File, c *Count) (*Closer, error) {
-	// Shared, since the closer of what this process executed before may not have
-	// ended. The lock belongs to the open file, which the closer inherits.
-	lock, err := openLock(dir, lockspace)
-	if err != nil {
-		return nil, err
-	}
-	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_SH|unix.LOCK_NB); err != nil {
-		return nil, fmt.Errorf("flock %s: %w", lock.Name(), err)
+	var locks [2]*os.File
+	for i := range locks {
+		// Shared, since the closer of what this process executed before may not have
+		// ended. The lock belongs to the open file, which the closer inherits.
+		lock, err := openLock(dir, lockspace)
+		if err != nil {
+			return nil, err
+		}
+		defer lock.Close()
+		if err := unix.Flock(int(lock.Fd()), unix.LOCK_SH|unix.LOCK_NB); err != nil {
+			return nil, fmt.Errorf("flock %s: %w", lock.Name(), err)
+		}
+		locks[i] = lock
 	}
 	fd, err := unix.PidfdOpen(os.Getpid(), 0)
 	if err != nil {
@@ -99,42 +109,19 @@ func start(program, dir, lockspace string, device *os.File, c *Count) (*Closer, 
 	// The session of its own keeps away what is sent to the daemon's process group.
 	p, err := os.StartProcess(program, []string{"vmlockd-closer", argument, lockspace}, &os.ProcAttr{
 		Dir:   "/",
-		Env:   []string{"GOMAXPROCS=1", "GOGC=25"},
-		Files: []*os.File{null, null, null, lock, device, daemon, c.file},
+		Env:   append([]string{"GOMAXPROCS=1", "GOGC=25"}, testEnv()...),
+		Files: []*os.File{null, null, null, locks[0], device, daemon, c.file, locks[1]},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})
 	if err != nil {
 		return nil, err
 	}
 	pid := p.Pid
-	return &Closer{pid}, p.Release()
+	return follow(pid), p.Release()
 }
 
 func openLock(dir, lockspace string) (*os.File, error) {
 	return os.OpenFile(filepath.Join(dir, "closer-"+lockspace+".lock"), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
-}
-
-// PID is the closer's process, for Earlier in a program that this process executes.
-func (c *Closer) PID() int { return c.pid }
-
-// Earlier is the closer that the program before this one in the same process has
-// started. It is a child of this process, so its pid is nobody else's.
-func Earlier(pid int) *Closer { return &Closer{pid} }
-
-// End ends the closer while the daemon lives and has no request under way: before
-// the daemon leaves the lockspace, or adopts in the process that had the locks.
-func (c *Closer) End() {
-	if c == nil || c.pid <= 0 {
-		return
-	}
-	if unix.Kill(c.pid, unix.SIGKILL) == nil {
-		for {
-			if _, err := unix.Wait4(c.pid, nil, 0, nil); err != unix.EINTR {
-				break
-			}
-		}
-	}
-	c.pid = 0
 }
 
 // waitInterval is how often Wait looks.

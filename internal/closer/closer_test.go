@@ -3,10 +3,12 @@ package closer
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -15,6 +17,27 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 )
+
+// spaceEnv is the file that has "runs" if the lockspace runs.
+const spaceEnv = "VMLOCKD_TEST_LOCKSPACE"
+
+// A closer has become one before any init of a test runs, but not before this.
+var _ = func() bool {
+	testEnv = func() []string { return []string{spaceEnv + "=" + os.Getenv(spaceEnv)} }
+	openState = func(string) (state, error) {
+		f, err := os.Open(os.Getenv(spaceEnv))
+		return spaceFile{f}, err
+	}
+	return true
+}()
+
+type spaceFile struct{ *os.File }
+
+func (f spaceFile) Running() (bool, error) {
+	var b [4]byte
+	_, err := f.ReadAt(b[:], 0)
+	return string(b[:]) == "runs", err
+}
 
 // daemonEnv makes the test binary a daemon with a closer; its value is the
 // run-time directory. Descriptor 3 is its device.
@@ -46,9 +69,17 @@ func daemon(dir string) error {
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
 		switch in.Text() {
 		case "keep":
-			err = g.Keep(device)
+			_, err = g.Keep(device)
 		case "release":
-			g.Release()
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			err = g.Release(ctx)
+			cancel()
+		case "dismiss":
+			g.Dismiss()
+		case "ask": // one request more that has no answer
+			g.UnderWay().Add(1)
+		case "close":
+			err = device.Close()
 		case "exec":
 			// The device stays open in the new program, as the daemon does it.
 			if _, err = unix.FcntlInt(3, unix.F_SETFD, 0); err == nil {
@@ -83,7 +114,8 @@ func startDaemon(t *testing.T) *run {
 	defer theirs.Close()
 	r := &run{t: t, dir: t.TempDir(), device: os.NewFile(uintptr(fds[1]), "ours")}
 	r.cmd = exec.Command("/proc/self/exe")
-	r.cmd.Env = append(os.Environ(), daemonEnv+"="+r.dir)
+	r.cmd.Env = append(os.Environ(), daemonEnv+"="+r.dir, spaceEnv+"="+filepath.Join(r.dir, "space"))
+	r.space("runs")
 	r.cmd.Stderr = os.Stderr
 	r.cmd.ExtraFiles = []*os.File{theirs}
 	inR, inW, err := os.Pipe()
@@ -108,6 +140,28 @@ func startDaemon(t *testing.T) *run {
 		r.wait(time.Minute, nil)
 	})
 	return r
+}
+
+// space says whether the lockspace runs.
+func (r *run) space(text string) {
+	r.t.Helper()
+	if err := os.WriteFile(filepath.Join(r.dir, "space"), []byte(text), 0o600); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// answer is what the kernel says about one request: struct dlm_lock_result of
+// linux/dlm_device.h, version 6, with the address 1 that package dlm gives, or 2 for
+// a notice.
+func (r *run) answer(address uint64) {
+	r.t.Helper()
+	buf := make([]byte, 72)
+	binary.NativeEndian.PutUint32(buf, 6)
+	binary.NativeEndian.PutUint32(buf[12:], uint32(len(buf)))
+	binary.NativeEndian.PutUint64(buf[16:], address)
+	if _, err := r.device.Write(buf); err != nil {
+		r.t.Fatal(err)
+	}
 }
 
 // tell returns the pid of the closer that there is then.
@@ -221,4 +275,111 @@ func TestRelease(t *testing.T) {
 	r.tell("keep")
 	r.tell("release")
 	r.wait(time.Minute, nil)
+}
+
+// What the closer is for: the device stays open until the kernel has answered all
+// that the daemon had asked for, and for as long as the lockspace is stopped.
+func TestAnswersAreAwaited(t *testing.T) {
+	r := startDaemon(t)
+	pid := r.tell("keep")
+	r.tell("ask")
+	r.tell("ask")
+	r.ready(pid)
+	r.kill()
+	r.wait(300*time.Millisecond, context.DeadlineExceeded)
+	r.answer(1)
+	r.answer(2)
+	r.wait(300*time.Millisecond, context.DeadlineExceeded)
+	r.space("stop")
+	r.answer(1)
+	r.wait(300*time.Millisecond, context.DeadlineExceeded)
+	if r.closed() {
+		t.Error("the device is closed")
+	}
+	r.space("runs")
+	r.wait(time.Minute, nil)
+	if !r.closed() {
+		t.Error("somebody has the device open")
+	}
+}
+
+// With nothing under way, or with all answered, nobody waits for long.
+func TestNothingIsAwaited(t *testing.T) {
+	r := startDaemon(t)
+	r.ready(r.tell("keep"))
+	begin := time.Now()
+	r.kill()
+	r.wait(time.Minute, nil)
+	t.Logf("closed %v after a kill with nothing under way", time.Since(begin))
+	r = startDaemon(t)
+	pid := r.tell("keep")
+	r.tell("ask")
+	r.ready(pid)
+	r.answer(1)
+	begin = time.Now()
+	r.kill()
+	r.wait(time.Minute, nil)
+	if took := time.Since(begin); took > 10*time.Second {
+		t.Errorf("the device was closed %v after a kill with an answer there", took)
+	} else {
+		t.Logf("closed %v after a kill with one answer to read", took)
+	}
+}
+
+// A program that has lost the device, with requests that are not answered, lets the
+// closer do its work before it goes on.
+func TestDismiss(t *testing.T) {
+	r := startDaemon(t)
+	r.tell("keep")
+	r.tell("ask")
+	r.tell("exec") // as after a Close that timed out, the request is not answered
+	r.tell("close")
+	r.tell("dismiss")
+	r.wait(300*time.Millisecond, context.DeadlineExceeded)
+	if r.closed() {
+		t.Error("the device is closed before the answer")
+	}
+	r.answer(1)
+	r.wait(time.Minute, nil)
+	if !r.closed() {
+		t.Error("somebody has the device open")
+	}
+}
+
+// A closer that is killed keeps nobody waiting.
+func TestCloserIsKilled(t *testing.T) {
+	r := startDaemon(t)
+	pid := r.tell("keep")
+	r.tell("close")
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	r.wait(time.Minute, nil)
+	if !r.closed() {
+		t.Error("the lock is free while the device is open")
+	}
+}
+
+// Guard.Keep's channel says that a closer has ended by itself.
+func TestEndedIsNoticed(t *testing.T) {
+	p, err := os.StartProcess("/proc/self/exe", []string{"x", "-test.run=^$"}, &os.ProcAttr{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := follow(p.Pid)
+	select {
+	case <-c.Ended():
+	case <-time.After(time.Minute):
+		t.Fatal("its end was not noticed")
+	}
+	if pid := c.PID(); pid != 0 {
+		t.Errorf("pid %d, which may be another process's", pid)
+	}
+	c.forget()
+	for _, pid := range []int{p.Pid, 0, -1, 1} { // ended, none, none, no child
+		if c := Earlier(pid); c.PID() != 0 {
+			t.Errorf("%d is taken for a child", pid)
+		}
+	}
+	_ = p.Release()
 }

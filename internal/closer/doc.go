@@ -10,7 +10,14 @@
 // Only then are the daemon's locks orphans that the next daemon can adopt, so that
 // one waits for it (Wait).
 //
-// What is promised: the closer never reads from the device while the daemon lives,
-// it ends by itself soon after the daemon, and its own death changes nothing as long
-// as the daemon lives. All functions may be called from any goroutine.
+// What is promised: the closer never reads from the device while the daemon lives and
+// has not dismissed it; it closes the device before it lets go of the lock that Wait
+// waits for; it ends by itself after the daemon, at once when nothing is under way
+// and otherwise as package dlm says of DrainFile; and its own death changes nothing as
+// long as the daemon lives, which is told of it. If it is killed while it waits for an
+// answer, Linux 6.1 can crash as it could without it; the lock is free only when the
+// device is closed also then (see lockFD).
+//
+// All functions may be called from any goroutine; of a Closer and a Guard one method
+// at a time.
 package closer

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,23 +30,35 @@ func NewGuard(dir, lockspace string, earlier int) (*Guard, error) {
 // Earlier waits for closers of earlier daemons (Wait).
 func (g *Guard) Earlier(ctx context.Context) error { return Wait(ctx, g.dir, g.lockspace) }
 
-// Keep starts a closer for the device, and ends the one before it.
-func (g *Guard) Keep(device *os.File) error {
+// endWithin is how long Keep waits for the end of the closer before. That is not the
+// last one that has the device, so it ends at once.
+const endWithin = time.Second
+
+// Keep starts a closer for the device, and ends the one before it. ended is closed
+// when the new one has ended, which is to be Keep's, Release's or Dismiss's doing.
+func (g *Guard) Keep(device *os.File) (ended <-chan struct{}, err error) {
 	before := g.now
 	c, err := Start(g.dir, g.lockspace, device, g.count)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	g.now = c
-	before.End()
-	return nil
+	ctx, cancel := context.WithTimeout(context.Background(), endWithin)
+	defer cancel()
+	_ = before.End(ctx)
+	return c.Ended(), nil
 }
 
-// Release ends the closer.
-func (g *Guard) Release() { g.now.End() }
+// Release ends the closer while nothing is under way (Closer.End).
+func (g *Guard) Release(ctx context.Context) error { return g.now.End(ctx) }
 
-// Close forgets the number, which nobody changes any more. The closer goes on.
+// Dismiss lets the closer end when the kernel has answered (Closer.Dismiss).
+func (g *Guard) Dismiss() { g.now.Dismiss() }
+
+// Close forgets the number, which nobody may change any more: what is still under way
+// must not go on in a Lockspace that has it. The closer goes on.
 func (g *Guard) Close() {
+	g.now.forget()
 	_ = unix.Munmap(g.count.mem)
 	_ = g.count.file.Close()
 }

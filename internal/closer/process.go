@@ -40,26 +40,48 @@ func become(lockspace string) error {
 			return fmt.Errorf("descriptor %d is not open: only vmlockd itself starts this", fd)
 		}
 	}
+	// Closed before the locks, whatever comes: see lockFD.
+	device := os.NewFile(deviceFD, lockspace)
+	defer device.Close()
 	// What is meant for the daemon. When that has ended, this ends by itself.
-	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGPIPE, unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM, unix.SIGTERM)
+	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGPIPE, unix.SIGUSR1, unix.SIGALRM, unix.SIGTERM)
+	dismissed := make(chan os.Signal, 1)
+	signal.Notify(dismissed, dismissal)
 	// Its death in a moment like the daemon's is what it is to prevent. Needs CAP_SYS_RESOURCE.
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0)
-	_ = os.WriteFile("/proc/self/comm", []byte("vmlockd-closer"), 0)
+	_ = os.WriteFile("/proc/self/comm", []byte(comm), 0)
 	mem, err := mapCount(countFD, unix.PROT_READ)
 	if err != nil {
 		return err
 	}
-	if err := awaitEnd(daemonFD); err != nil {
-		return err
+	ended := make(chan error, 1)
+	go func() { ended <- awaitEnd(daemonFD) }()
+	select {
+	case err := <-ended:
+		if err != nil {
+			return err
+		}
+	case <-dismissed:
 	}
-	state, err := dlm.OpenState(dlm.Host(), lockspace)
+	state, err := openState(lockspace)
 	if err != nil {
 		return nil // the daemon has left the lockspace
 	}
 	defer state.Close()
-	device := os.NewFile(deviceFD, lockspace)
 	return dlm.DrainFile(context.Background(), device, valueOf(mem).Load(), state.Running)
 }
+
+// state says whether a lockspace runs.
+type state interface {
+	Running() (bool, error)
+	Close() error
+}
+
+// openState and testEnv are others in the test binary, which has no DLM.
+var (
+	openState = func(lockspace string) (state, error) { return dlm.OpenState(dlm.Host(), lockspace) }
+	testEnv   = func() []string { return nil }
+)
 
 // awaitEnd waits until a process has ended, with all its threads: none of them is
 // in the kernel then (pidfd_open(2)).

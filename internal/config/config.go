@@ -1,5 +1,6 @@
 // Package config reads vmlockd's configuration: one TOML file, in which every
-// mistake is an error with file, line and remedy. A Config is a plain value.
+// mistake is an error with file, line and remedy. A Config is a value that nobody
+// changes after it was read.
 package config
 
 import (
@@ -38,6 +39,7 @@ type Config struct {
 	Guard          Guard    `toml:"guard"`
 	Log            Log      `toml:"log"`
 	Metrics        Metrics  `toml:"metrics"`
+	Identity       Identity `toml:"identity"`
 }
 
 // Cluster is the table [cluster].
@@ -114,8 +116,15 @@ func logDir(euid int, getenv func(string) string) string {
 	return filepath.Join(getenv("HOME"), ".local", "state")
 }
 
-// controlName is the control socket's name in RunDir.
-const controlName = "control.sock"
+// The names of sockets in RunDir. No other one is longer than controlName.
+const (
+	controlName = "control.sock"
+	holderName  = "holder.sock"
+)
+
+// HolderSocket is the absolute path of the socket of the process that keeps
+// locked files open.
+func (c *Config) HolderSocket() string { return filepath.Join(c.RunDir, holderName) }
 
 // Load reads path. With optional, a file that does not exist is an empty one.
 // The error joins everything that is wrong, one *Mistake each where a place in
@@ -133,26 +142,35 @@ func Load(path string, optional bool) (Config, error) {
 
 // Parse reads the text of a file that is called path in errors.
 func Parse(path string, text []byte) (Config, error) {
+	// Into a map first: into a struct the library takes "Backend" for "backend" too,
+	// and which of the two counts, if both are there, is left to chance.
+	meta, err := toml.Decode(string(text), &map[string]any{})
+	if err != nil {
+		return Config{}, mistakeOf(path, text, err)
+	}
+	all := unknownKeys(path, text, meta.Keys())
 	c := Default()
 	c.ControlSocket = ""
-	meta, err := toml.Decode(string(text), &c)
-	if err != nil {
-		return Config{}, mistakeOf(path, err)
-	}
-	var all []error
-	for _, key := range meta.Undecoded() {
-		all = append(all, unknownKey(path, text, key))
+	if _, err := toml.Decode(string(text), &c); err != nil {
+		return Config{}, errors.Join(append(all, mistakeOf(path, text, err))...)
 	}
 	for _, p := range c.problems() {
-		all = append(all, &Mistake{File: path, Line: lineOf(text, p.key), Key: p.key, What: p.what})
+		all = append(all, &Mistake{File: path, Line: lineOf(text, strings.Split(p.key, ".")), Key: p.key, What: p.what})
 	}
-	if c.ControlSocket == "" {
-		c.ControlSocket = filepath.Join(c.RunDir, controlName)
-	}
+	all = append(all, c.Identity.check(path, text)...)
 	if len(all) > 0 {
 		return Config{}, errors.Join(all...)
 	}
+	c.ControlSocket = c.controlSocket()
 	return c, nil
+}
+
+// controlSocket is where the control socket is, also if the file does not say.
+func (c *Config) controlSocket() string {
+	if c.ControlSocket != "" {
+		return c.ControlSocket
+	}
+	return filepath.Join(c.RunDir, controlName)
 }
 
 type problem struct{ key, what string }
@@ -177,17 +195,25 @@ func (c *Config) problems() (list []problem) {
 			add(key, "the path is %d bytes long: unix(7) allows %d, choose a shorter one", len(path), maxSocketPath)
 		case strings.ContainsRune(path, 0):
 			add(key, "the path contains a NUL byte: remove it")
+		case filepath.Clean(path) == c.HolderSocket():
+			add(key, "%q is where the process listens that keeps locked files open: choose another path", path)
 		}
 	}
 	socket("socket", c.Socket)
-	if c.ControlSocket != "" {
-		socket("control_socket", c.ControlSocket)
-		if c.ControlSocket == c.Socket {
-			add("control_socket", "%q is the socket of libvirt already: choose another path", c.Socket)
-		}
+	key := "control_socket"
+	if c.ControlSocket == "" {
+		key = "socket" // this one is in the file, or no such thing could happen
+	} else {
+		socket(key, c.ControlSocket)
 	}
-	if !filepath.IsAbs(c.RunDir) || strings.ContainsRune(c.RunDir, 0) {
+	if c.controlSocket() == filepath.Clean(c.Socket) || c.ControlSocket == c.Socket {
+		add(key, "%q is both the socket of libvirt and the control socket: choose another path for one of them", c.Socket)
+	}
+	switch {
+	case !filepath.IsAbs(c.RunDir) || strings.ContainsRune(c.RunDir, 0):
 		add("run_dir", "%q is not an absolute path: begin it with /", c.RunDir)
+	case len(filepath.Join(c.RunDir, controlName)) > maxSocketPath:
+		add("run_dir", "the path is %d bytes long: sockets in it may have %d (unix(7)), so choose one of at most %d", len(c.RunDir), maxSocketPath, maxSocketPath-len(controlName)-1)
 	}
 	if !filepath.IsAbs(c.AuditLog) || strings.ContainsRune(c.AuditLog, 0) {
 		add("audit_log", "%q is not an absolute path: begin it with /", c.AuditLog)

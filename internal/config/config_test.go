@@ -4,11 +4,12 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
+	"github.com/vmlockd/vmlockd/internal/identity"
 )
 
 func TestMistakes(t *testing.T) {
@@ -20,7 +21,7 @@ func TestMistakes(t *testing.T) {
 		{"unknown key in a table", "[log]\nlevel = \"info\"\ncolour = true\n", []string{"f.toml:3: log.colour: there is no such key"}},
 		{"unknown table", "\n[guards]\nmode = \"off\"\n", []string{"f.toml:2: guards", "f.toml:3: guards.mode"}},
 		{"dotted unknown key", "log.color = 1\n", []string{"f.toml:1: log.color"}},
-		{"wrong type", "\nmax_clients = \"many\"\n", []string{"f.toml:2: max_clients: wrong type: this is string, and a whole number without quotes is wanted"}},
+		{"wrong type", "\nmax_clients = \"many\"\n", []string{"f.toml:2: max_clients: wrong type: this is a text, and a whole number without quotes is wanted"}},
 		{"wrong type in a table", "[log]\nlevel = 5\n", []string{"f.toml:2: log.level: wrong type", "a text in quotes is wanted"}},
 		{"duration as a number", "request_timeout = 10\n", []string{"f.toml:1: request_timeout", `for example "10s"`}},
 		{"bad duration", "request_timeout = \"10\"\n", []string{"f.toml:1", `"10" is not a duration`}},
@@ -49,6 +50,40 @@ func TestMistakes(t *testing.T) {
 		{"guard vm", "[[guard.vm]]\nname = \"a\"\nuuid = \"b\"\non_loss = \"kill\"\n", []string{"f.toml:1: guard.vm", "either name or uuid"}},
 		{"guard vm uuid", "[[guard.vm]]\nuuid = \"b\"\non_loss = \"\"\n", []string{"guard.vm", "uuid \"b\" is none", "on_loss"}},
 		{"guard vm key", "[[guard.vm]]\nnames = \"b\"\n", []string{"f.toml:2: guard.vm.names", "no such key"}},
+		{"other case", "backend = \"cluster\"\nBackend = \"local\"\n", []string{"f.toml:2: Backend: there is no such key: write backend"}},
+		{"other case alone", "BACKEND = \"cluster\"\n", []string{"f.toml:1: BACKEND: there is no such key: write backend"}},
+		{"other case in a table", "[log]\nLevel = \"info\"\n", []string{"f.toml:2: log.Level: there is no such key: write log.level"}},
+		{"table in other case", "[Log]\nlevel = \"info\"\n", []string{"f.toml:1: Log: there is no such key: write log", "f.toml:2: Log.level: there is no such key"}},
+		{"other case and a wrong type", "Max_Clients = \"x\"\n", []string{"f.toml:1: Max_Clients: there is no such key: write max_clients"}},
+		{"other letters that fold", "bac\u212aend = \"local\"\n", []string{"f.toml:1"}},
+		{"dots in quotes", "'log.level' = \"info\"\n", []string{"there is no such key: the keys are"}},
+		{"number for a table", "log = 5\n", []string{"f.toml:1: log: wrong type: this is a whole number, and a table [log] is wanted"}},
+		{"text for a table", "\ncluster = \"x\"\n", []string{"f.toml:2: cluster: wrong type: this is a text, and a table [cluster] is wanted"}},
+		{"array for a table", "\n[[log]]\nlevel = \"info\"\n", []string{"f.toml:2: log: wrong type: this is an array", "a table [log] is wanted"}},
+		{"table for a text", "[backend]\nx = 1\n", []string{"f.toml:1: backend: wrong type: this is a table", "a text in quotes is wanted"}},
+		{"array for a text", "backend = [\"local\"]\n", []string{"f.toml:1: backend: wrong type", "a text in quotes is wanted"}},
+		{"table for a duration", "request_timeout = { s = 1 }\n", []string{"f.toml:1: request_timeout"}},
+		{"inline table", "\nlog = { level = \"loud\" }\n", []string{`f.toml:2: log.level: "loud" is not known`}},
+		{"wrong type in an inline table", "\nlog = { level = 5 }\n", []string{"f.toml:2: log.level: wrong type"}},
+		{"unknown key in an inline table", "\nlog = { colour = 5 }\n", []string{"f.toml:2: log.colour: there is no such key"}},
+		{"quoted key", "\n'max_clients' = 0\n", []string{"f.toml:2: max_clients: 0 is out of range"}},
+		{"quoted key in a quoted table", "[\"log\"]\n\"level\" = \"loud\"\n", []string{"f.toml:2: log.level"}},
+		{"dots with spaces", "\nlog . level = \"loud\"\n", []string{"f.toml:2: log.level"}},
+		{"run_dir that is too long for its sockets", "run_dir = \"/" + strings.Repeat("x", 94) + "\"\n", []string{"f.toml:1: run_dir", "95 bytes", "at most 94"}},
+		{"the same, with another control socket", "run_dir = \"/" + strings.Repeat("x", 94) + "\"\ncontrol_socket = \"/c\"\n", []string{"f.toml:1: run_dir", "at most 94"}},
+		{"socket where the control socket is", "run_dir = \"/r\"\nsocket = \"/r/control.sock\"\n", []string{"f.toml:2: socket", "another path"}},
+		{"socket of the holder", "run_dir = \"/r\"\nsocket = \"/r/holder.sock\"\n", []string{"f.toml:2: socket", "another path"}},
+		{"control socket of the holder", "run_dir = \"/r\"\ncontrol_socket = \"/r//holder.sock\"\n", []string{"f.toml:2: control_socket", "another path"}},
+		{"socket where the control socket is, with detours", "run_dir = \"/r/\"\nsocket = \"/r/./control.sock\"\n", []string{"f.toml:2: socket", "another path"}},
+		{"a rule's glob", "[[identity.rule]]\npath = \"/a/**\"\nscope = \"host\"\n\n[[identity.rule]]\nscope = \"host\"\npath = \"b/**\"\n", []string{"f.toml:7: identity.rule.path: rule 2:", "begin it with /"}},
+		{"a rule's scope is missing", "# c\n[[identity.rule]]\ntype = \"lvm\"\n[log]\nlevel = \"info\"\n", []string{"f.toml:2: identity.rule.scope: rule 1: it is missing", `"cluster"`}},
+		{"a rule's unknown key", "[[identity.rule]]\ntype = \"lvm\"\nscope = \"host\"\ncolour = 1\n", []string{"f.toml:4: identity.rule.colour: there is no such key", "identity.rule.path"}},
+		{"a rule's wrong type", "[[identity.rule]]\ntype = 5\n", []string{"f.toml:2: identity.rule.type", "a text in quotes is wanted"}},
+		{"a rule's name", "[[identity.rule]]\npath = \"/a/*\"\nscope = \"cluster\"\nname = \"x-{pth}\"\n", []string{"f.toml:4: identity.rule.name: rule 1: {pth} stands for nothing", "{rest}"}},
+		{"a rule that never counts", "[[identity.rule]]\npath = \"/a/**\"\nscope = \"cluster\"\n[[identity.rule]]\npath = \"/a/b/*\"\nscope = \"host\"\n", []string{"f.toml:5: identity.rule.path: rule 2: an earlier rule"}},
+		{"rules in a line", "identity.rule = [{type = \"lvm\", scope = \"here\"}]\n", []string{"f.toml:1: identity.rule.scope", `"here" is not known`}},
+		{"one rule as a table", "[identity.rule]\ntype = \"lvm\"\nscope = \"host\"\n", []string{"f.toml:1: identity.rule", "[[identity.rule]]"}},
+		{"too many rules", strings.Repeat("[[identity.rule]]\ntype = \"lvm\"\nscope = \"host\"\n", 1001), []string{"f.toml:1: identity.rule: there are 1001 rules: use up to 1000"}},
 		{"syntax", "backend = \n", []string{"f.toml:1"}},
 		{"twice", "backend = \"local\"\nbackend = \"local\"\n", []string{"f.toml:2", "backend"}},
 		{"two mistakes", "max_clients = 0\nsockets = 1\n", []string{"f.toml:1: max_clients", "f.toml:2: sockets"}},
@@ -109,15 +144,54 @@ on_loss = "kill"
 		Cluster: Cluster{Lockspace: "vms"}, Log: Log{Level: "debug", Format: "json"},
 		Guard: Guard{Mode: GuardFreeze, Grace: Duration(5 * time.Second), HoldOff: Duration(time.Minute), Watchdog: "/dev/watchdog1", WatchdogTimeout: Duration(15 * time.Second),
 			OnLoss: OnLossFreeze, VM: []GuardVM{{Name: "web", OnLoss: OnLossIgnore}, {UUID: "c7a5fdbd-edaf-9455-926a-d65c16db1809", OnLoss: OnLossKill}}}}
-	if d := cmp.Diff(want, c); d != "" {
-		t.Fatalf("wanted (-), got (+):\n%s", d)
+	if !reflect.DeepEqual(c, want) {
+		t.Fatalf("got %+v\nwant %+v", c, want)
+	}
+}
+
+// TestLongestRunDir: what is accepted has room for the sockets in it.
+func TestLongestRunDir(t *testing.T) {
+	dir := "/" + strings.Repeat("x", 93)
+	c, err := Parse("f.toml", []byte("run_dir = \""+dir+"\"\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(c.ControlSocket); n != maxSocketPath || c.ControlSocket != dir+"/control.sock" {
+		t.Errorf("the control socket is %q, of %d bytes", c.ControlSocket, n)
+	}
+}
+
+func TestRules(t *testing.T) {
+	c, err := Parse("f.toml", []byte(`
+[[identity.rule]]
+path = "/srv/shared/**"
+scope = "cluster"
+name = "shared/{rest}"
+
+[[identity.rule]] # a disk of this host
+type = "block"
+scope = "host"
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []identity.RuleText
+	for _, r := range c.Identity.List() {
+		got = append(got, r.Text())
+	}
+	want := []identity.RuleText{{Path: "/srv/shared/**", Scope: "cluster", Name: "shared/{rest}"}, {Type: "block", Scope: "host"}}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v\nwant %+v", got, want)
+	}
+	if none, err := Parse("f.toml", nil); err != nil || len(none.Identity.List()) != 0 {
+		t.Errorf("without rules: %v, %v", none.Identity, err)
 	}
 }
 
 func TestFileMayBeAbsentUnlessNamed(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "none.toml")
 	c, err := Load(path, true)
-	if err != nil || !cmp.Equal(c, Default()) {
+	if err != nil || !reflect.DeepEqual(c, Default()) {
 		t.Fatalf("an absent default file: %+v, %v", c, err)
 	}
 	if _, err := Load(path, false); !errors.Is(err, os.ErrNotExist) {
@@ -164,6 +238,9 @@ func FuzzParse(f *testing.F) {
 	f.Add("[a.b]\n\"x y\" = 1\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		c, err := Parse("f.toml", []byte(text))
+		if err == nil && len(c.Identity.List()) != len(c.Identity.Rules) {
+			t.Fatalf("%d of %d rules", len(c.Identity.List()), len(c.Identity.Rules))
+		}
 		if err == nil && len(c.problems()) > 0 {
 			t.Fatalf("accepted with %v", c.problems())
 		}

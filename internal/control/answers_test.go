@@ -1,7 +1,6 @@
 package control
 
 import (
-	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -135,8 +134,91 @@ func TestLockThatMoves(t *testing.T) {
 	// What two nodes claim all the time is not hidden, and asked for a few times only.
 	p.held[2], p.asked = []locking.Holder{holder("web", "/a", locking.Exclusive)}, nil
 	w.do("GET", "/v1/holders?cluster=1", "", &h)
-	if !slices.Equal(vms(h.Holders), []string{"1web", "2web"}) || len(p.asked) != maxAsks {
-		t.Errorf("holders %v, asked %v", vms(h.Holders), p.asked)
+	if !slices.Equal(vms(h.Holders), []string{"1web", "2web"}) || len(p.asked) != maxAsks || len(h.Missing) != 0 {
+		t.Errorf("holders %v, asked %v, missing %v", vms(h.Holders), p.asked, h.Missing)
+	}
+}
+
+// TestCannotSettle: what two nodes claim, and cannot be asked about again, is shown
+// and said to be incomplete. A node that has never answered changes nothing.
+func TestCannotSettle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, p := threeNodes()
+		w := newWorld(t, inCluster(c, p))
+		w.locks.held = []locking.Holder{holder("web", "/a", locking.Exclusive)}
+		p.held[2] = w.locks.held
+		p.onAsk = func(p *fakePeers) { p.silent[2] = len(p.asked) > 0 }
+		for _, target := range []string{"/v1/holders?cluster=1", "/v1/who?path=/a", "/v1/who?path=/a&lockspace="} {
+			p.asked = nil
+			var h Holders
+			w.do("GET", target, "", &h)
+			if len(h.Holders) == 0 || len(h.Missing) != 1 || h.Missing[0].NodeID != 2 || h.Missing[0].Error == "" {
+				t.Errorf("%s: %+v", target, h)
+			}
+		}
+		// Node 3 is silent all the time, and the lock has left node 2 meanwhile.
+		p.silent, p.asked = map[uint32]bool{3: true}, nil
+		p.onAsk = func(p *fakePeers) {
+			if len(p.asked) > 0 {
+				p.held[2] = nil
+			}
+		}
+		begin := time.Now()
+		var h Holders
+		w.do("GET", "/v1/holders?cluster=1", "", &h)
+		if took := time.Since(begin); took > time.Second || !slices.Equal(vms(h.Holders), []string{"1web"}) || len(h.Missing) != 1 || h.Missing[0].NodeID != 3 {
+			t.Errorf("after %v: %+v", took, h)
+		}
+	})
+}
+
+// TestManyMove: those that are too many to be asked about again are shown, and said
+// to be incomplete.
+func TestManyMove(t *testing.T) {
+	c, p := threeNodes()
+	w := newWorld(t, inCluster(c, p))
+	for i := range maxAsks*maxMoving + 5 {
+		w.locks.held = append(w.locks.held, holder("web", fmt.Sprint("/", i), locking.Exclusive))
+	}
+	p.held[2] = w.locks.held
+	p.onAsk = func(p *fakePeers) {
+		if len(p.asked) > 0 {
+			p.held[2] = nil
+		}
+	}
+	var h Holders
+	w.do("GET", "/v1/holders?cluster=1", "", &h)
+	if len(h.Holders) != len(w.locks.held)+5 || len(h.Missing) != 1 || !strings.Contains(h.Missing[0].Error, "5 resources moved") || len(p.asked) != maxAsks {
+		t.Errorf("%d holders, asked %d times, missing %v", len(h.Holders), len(p.asked), h.Missing)
+	}
+}
+
+// TestPartOfAnAnswer: what a node has said is shown although it is not all.
+func TestPartOfAnAnswer(t *testing.T) {
+	c, p := threeNodes()
+	w := newWorld(t, inCluster(c, p))
+	p.held[2], p.partly = []locking.Holder{holder("db", "/b", locking.Exclusive)}, map[uint32]bool{2: true}
+	for _, target := range []string{"/v1/holders?cluster=1", "/v1/who?path=/b"} {
+		var h Holders
+		w.do("GET", target, "", &h)
+		if !slices.Equal(vms(h.Holders), []string{"2db"}) || len(h.Missing) != 1 || h.Missing[0].NodeID != 2 {
+			t.Errorf("%s: %+v", target, h)
+		}
+	}
+}
+
+// TestWhoAsksOnce: one question for everything, however many names a disk has, or
+// one for the resources if the lockspace is known.
+func TestWhoAsksOnce(t *testing.T) {
+	c, p := threeNodes()
+	w := newWorld(t, inCluster(c, p))
+	w.do("GET", "/v1/who?path=/a&path=/b&path=/c", "", nil)
+	if p.listed != 1 || len(p.asked) != 0 {
+		t.Errorf("asked for everything %d times, and for %v", p.listed, p.asked)
+	}
+	w.do("GET", "/v1/who?path=/a&path=/b&lockspace=/x", "", nil)
+	if p.listed != 1 || len(p.asked) != 1 || len(p.asked[0]) != 4 || p.asked[0][0] != (Sought{Ref: locking.Ref{Lockspace: "/x", Name: "/a"}}) {
+		t.Errorf("asked for everything %d times, and for %v", p.listed, p.asked)
 	}
 }
 
@@ -155,6 +237,9 @@ func TestWarnings(t *testing.T) {
 		WarnVersions:      func(_ *fakeCluster, p *fakePeers, _ *world) { p.members[1].Version = "2" },
 		WarnConfiguration: func(_ *fakeCluster, p *fakePeers, _ *world) { p.members[1].ConfigDigest = "other" },
 		WarnSilent:        func(_ *fakeCluster, p *fakePeers, _ *world) { p.members[1].Silent = true },
+		WarnNoDaemon: func(_ *fakeCluster, p *fakePeers, _ *world) {
+			p.members, p.absent = p.members[:2], map[uint32]bool{2: true, 3: true}
+		},
 	} {
 		c, p := threeNodes()
 		w := newWorld(t, inCluster(c, p))
@@ -184,123 +269,6 @@ func TestWarnings(t *testing.T) {
 	st = Status{}
 	if w.do("GET", "/v1/status", "", &st); len(st.Warnings) != 0 {
 		t.Errorf("guarded: %+v", st.Warnings)
-	}
-}
-
-func TestRelease(t *testing.T) {
-	w := newWorld(t, nil)
-	w.locks.held, w.locks.alive = []locking.Holder{holder("web", "/a", locking.Exclusive)}, true
-	var e Error
-	for body, code := range map[string]string{
-		`{"resource":"/b"}`:                           CodeNotHeld,
-		`{"resource":"/a","pid":8}`:                   CodeNotHeld,
-		`{"resource":"/a"}`:                           CodeOwnerLives,
-		`{"resource":"/a","force":true}`:              CodeBadRequest,
-		`{"resource":"/a","force":true,"reason":" "}`: CodeBadRequest,
-		`{}`:                           CodeBadRequest,
-		`{"resource":"/a","colour":1}`: CodeBadRequest,
-		`{"resource":"/a"} {}`:         CodeBadRequest,
-		`[1]`:                          CodeBadRequest,
-		``:                             CodeBadRequest,
-		`{"node":"2"}`:                 CodeNoCluster,
-		`{"resource":"` + strings.Repeat("x", maxBody) + `"}`: CodeBadRequest,
-	} {
-		if w.do("POST", "/v1/release", body, &e); e.Code != code {
-			t.Errorf("%.60s: %v", body, e)
-		}
-	}
-	if len(w.locks.held) != 1 {
-		t.Fatal("it was released")
-	}
-
-	// What cannot be recorded is not done.
-	w.audit.err = errors.New("disk full")
-	const force = `{"resource":"/a","force":true,"reason":"it hangs"}`
-	if w.do("POST", "/v1/release", force, &e); e.Code != CodeFailed || len(w.locks.held) != 1 || !strings.Contains(e.Message, "disk full") {
-		t.Errorf("without a record: %v, held %v", e, w.locks.held)
-	}
-	w.audit.err, w.audit.told = nil, nil
-	var r Released
-	if status := w.do("POST", "/v1/release", force, &r); status != http.StatusOK || len(r.Released) != 1 || r.Released[0].VM != "web" {
-		t.Errorf("status %d, %+v", status, r)
-	}
-	if a := w.audit.told; len(a) != 2 || a[0].Outcome != "" || a[1].Outcome != "done" || !a[0].Forced || a[0].Reason != "it hangs" ||
-		a[0].Who.Login == "" || len(a[0].Holders) != 1 || a[0].What != "release" {
-		t.Errorf("audited %+v", a)
-	}
-
-	// A release that goes on by itself is told as done, with a note.
-	w.locks.held = []locking.Holder{holder("web", "/a", locking.Exclusive)}
-	w.locks.err = &locking.Error{Kind: locking.KindUnavailable, Op: "release", Err: fmt.Errorf("%w: no quorum", locking.ErrUnderway)}
-	r = Released{}
-	if status := w.do("POST", "/v1/release", force, &r); status != http.StatusOK || len(r.Released) != 1 || !strings.Contains(r.Note, "no quorum") {
-		t.Errorf("status %d, %+v", status, r)
-	}
-}
-
-func TestReleaseOfNode(t *testing.T) {
-	for name, tc := range map[string]struct {
-		node string
-		do   func(*fakeCluster)
-		code string
-	}{
-		"member":         {"2", func(*fakeCluster) {}, CodeNodeMember},
-		"member by name": {"n3", func(*fakeCluster) {}, CodeNodeMember},
-		"this one":       {"n1", func(*fakeCluster) {}, CodeBadRequest},
-		"unknown":        {"9", func(*fakeCluster) {}, CodeNoNode},
-		"to be fenced":   {"3", func(c *fakeCluster) { c.c.Nodes[2] = ClusterNode{NodeID: 3, NeedsFencing: true} }, CodeNotNow},
-		"recovering": {"3", func(c *fakeCluster) {
-			c.c.Nodes[2].Member, c.c.Lockspace.State = false, LockspaceStopped
-		}, CodeNotNow},
-		"nothing is known": {"3", func(c *fakeCluster) { c.c.Nodes, c.c.Error = nil, "no answer" }, CodeNotNow},
-		"gone":             {"3", func(c *fakeCluster) { c.c.Nodes[2].Member = false }, ""},
-	} {
-		c, p := threeNodes()
-		tc.do(c)
-		w := newWorld(t, inCluster(c, p))
-		var e Error
-		var r Released
-		out := any(&e)
-		if tc.code == "" {
-			out = &r
-		}
-		w.do("POST", "/v1/release", `{"node":"`+tc.node+`"}`, out)
-		if e.Code != tc.code || tc.code == "" && (len(r.Released) != 0 || !strings.Contains(r.Note, "given up")) {
-			t.Errorf("%s: %v, %+v", name, e, r)
-		}
-		if len(w.locks.forced) != 0 {
-			t.Errorf("%s: something was released here", name)
-		}
-	}
-}
-
-func TestDrain(t *testing.T) {
-	w := newWorld(t, nil)
-	w.locks.held = []locking.Holder{holder("web", "/a", locking.Exclusive)}
-	w.locks.waiting = []locking.Waiter{{Ref: locking.Ref{Name: "/b"}}}
-	var d Drain
-	if w.do("POST", "/v1/drain", `{"reason":"kernel"}`, &d); !d.Draining || d.Drained == nil || d.Reason != "kernel" || len(d.Left) != 1 || len(d.Waiting) != 1 {
-		t.Errorf("%+v", d)
-	}
-	// Again changes nothing, and is no action.
-	if w.do("POST", "/v1/drain", `{"reason":"other"}`, &d); d.Reason != "kernel" || len(w.audit.told) != 2 {
-		t.Errorf("%+v, audited %v", d, w.audit.told)
-	}
-	w.drain.err = errors.New("no space")
-	var e Error
-	if w.do("POST", "/v1/drain", `{"undo":true}`, &e); e.Code != CodeFailed || w.audit.told[3].Outcome != "no space" {
-		t.Errorf("%v, audited %v", e, w.audit.told)
-	}
-	w.drain.err = nil
-	d = Drain{}
-	if w.do("POST", "/v1/drain", `{"undo":true}`, &d); d.Draining || d.Drained != nil {
-		t.Errorf("%+v", d)
-	}
-	if status := w.do("DELETE", "/v1/drain", "", &e); status != http.StatusMethodNotAllowed {
-		t.Errorf("status %d, %v", status, e)
-	}
-	if status := w.do("GET", "/v2/drain", "", &e); status != http.StatusNotFound || e.Code != CodeNotFound {
-		t.Errorf("status %d, %v", status, e)
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -130,6 +131,16 @@ func (c *Client) Who(ctx context.Context, names []string, lockspace *string) (h 
 	return h, err
 }
 
+// Identify asks which disk a path is, on this host or on all.
+func (c *Client) Identify(ctx context.Context, path string, all bool) (d Identified, err error) {
+	q := url.Values{"path": {path}}
+	if all {
+		q.Set("cluster", "true")
+	}
+	err = c.call(ctx, http.MethodGet, "/v1/identify", q, nil, &d)
+	return d, err
+}
+
 // Refused asks who was refused lately, and who waits.
 func (c *Client) Refused(ctx context.Context) (r Refused, err error) {
 	err = c.call(ctx, http.MethodGet, "/v1/refused", nil, nil, &r)
@@ -162,14 +173,21 @@ func (c *Client) ConfirmDead(ctx context.Context, q ConfirmDeadRequest) (d Confi
 
 // Watch calls f with each line of /v1/events until ctx ends, the daemon goes
 // away, or f returns an error, which is then its own. begun is called when the
-// daemon has accepted. Unless ctx ended it never returns nil.
-func (c *Client) Watch(ctx context.Context, q url.Values, begun func(), f func(Line) error) error {
+// daemon has accepted, with its Status.Started as text and the number of the event
+// after which it begins. As the parameter started, the text makes the parameter
+// since count for that daemon only, and be 0 for any other. Unless ctx ended it never
+// returns nil.
+func (c *Client) Watch(ctx context.Context, q url.Values, begun func(started string, since uint64), f func(Line) error) error {
 	resp, err := c.do(ctx, http.MethodGet, "/v1/events", q, nil)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
-	begun()
+	since, err := strconv.ParseUint(resp.Header.Get(sinceHeader), 10, 64)
+	if err != nil {
+		return &Error{CodeUnavailable, fmt.Sprintf("the answer of vmlockd cannot be read: %v", err)}
+	}
+	begun(resp.Header.Get(startedHeader), since)
 	lines := bufio.NewScanner(resp.Body)
 	lines.Buffer(nil, 4<<20)
 	for lines.Scan() {

@@ -29,6 +29,7 @@ var kinds = []string{
 	locking.ReleasedUntold:  "released_untold",
 	locking.Lost:            "lost",
 	locking.Forced:          "forced",
+	locking.OwnerGone:       "owner_gone",
 }
 
 func kindOf(k locking.EventKind) string {
@@ -180,7 +181,7 @@ func eventOf(n *noted) Event {
 		Seq: n.seq, Time: n.time.UTC(), Kind: kindOf(n.event.Kind),
 		VM: n.event.Owner.Name, UUID: locking.FormatUUID(n.event.Owner.UUID), PID: n.event.Owner.PID,
 		Lockspace: n.event.Ref.Lockspace, Resource: n.event.Ref.Name,
-		Reason: n.reason, Took: n.event.Took.Seconds(), Held: n.event.Held.Seconds(),
+		Reason: n.reason, Took: n.event.Took.Seconds(), Held: n.event.Held.Seconds(), Locks: n.event.Locks,
 	}
 	if n.event.Ref != (locking.Ref{}) {
 		e.Mode = n.event.Mode.String()

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
@@ -94,12 +93,11 @@ func (s *Server) self(ctx context.Context) (uint32, string) {
 	return s.node(s.nodeID.Load())
 }
 
-// addPeers adds what other nodes answered.
+// addPeers adds what other nodes answered, also of those that said only a part.
 func (h *Holders) addPeers(list []PeerHoldings) {
 	for _, p := range list {
 		if p.Err != "" {
 			h.Missing = append(h.Missing, Missing{NodeID: p.NodeID, Node: p.Name, Error: p.Err})
-			continue
 		}
 		for _, held := range p.Holders {
 			h.Holders = append(h.Holders, holderOf(p.NodeID, p.Name, held))
@@ -134,7 +132,7 @@ func (s *Server) holders(w http.ResponseWriter, r *http.Request) {
 	if all {
 		a.Scope = ScopeCluster
 		if s.o.Peers != nil {
-			a.addPeers(s.o.Peers.Holdings(ctx))
+			a.addPeers(s.list(ctx))
 		} else {
 			a.Missing = append(a.Missing, noPeers)
 		}
@@ -182,35 +180,47 @@ func (s *Server) who(w http.ResponseWriter, r *http.Request) {
 	lockspace, one := q.Get("lockspace"), q.Has("lockspace")
 	ctx, cancel := context.WithTimeout(r.Context(), answerTimeout)
 	defer cancel()
+	found := make(chan []string, 1) // a disk that hangs must not take the time of the other hosts
+	go func() {
+		if lockspace == "" { // elsewhere names are no paths
+			found <- s.idsOf(ctx, names)
+		}
+		close(found)
+	}()
 	a := Holders{Scope: ScopeHost, Missing: []Missing{}}
 	if s.o.Cluster != nil {
 		a.Scope = ScopeCluster
-		if s.o.Peers != nil {
-			a.addPeers(s.ask(ctx, names))
-		} else {
+		switch {
+		case s.o.Peers == nil:
 			a.Missing = append(a.Missing, noPeers)
+		case lockspace != "":
+			list := make([]Sought, len(names))
+			for i, name := range names {
+				list[i].Ref = locking.Ref{Lockspace: lockspace, Name: name}
+			}
+			a.addPeers(s.o.Peers.Holders(ctx, list))
+		default: // what lockspaces there are on other hosts, and what disk a path is there, only they know
+			a.addPeers(s.list(ctx))
 		}
 	}
 	a.Holders = append(a.Holders, s.here(ctx)...)
+	ids := <-found
+	wanted := func(h Holder) bool {
+		return (slices.Contains(names, h.Resource) || slices.Contains(ids, h.id)) && (!one || h.Lockspace == lockspace)
+	}
+	a.pick(wanted)
 	if s.o.Peers != nil {
 		s.settle(ctx, &a)
+		a.pick(wanted)
 	}
-	a.pick(func(h Holder) bool { return slices.Contains(names, h.Resource) && (!one || h.Lockspace == lockspace) })
-	a.Missing = slices.CompactFunc(a.Missing, func(a, b Missing) bool { return a.NodeID == b.NodeID })
 	answer(w, a)
 }
 
-// ask asks the peers about all names at once.
-func (s *Server) ask(ctx context.Context, names []string) []PeerHoldings {
-	answers := make([][]PeerHoldings, len(names))
-	var wg sync.WaitGroup
-	for i, name := range names {
-		wg.Go(func() { answers[i] = s.o.Peers.Holders(ctx, name) })
-	}
-	wg.Wait()
-	list := slices.Concat(answers...)
-	slices.SortStableFunc(list, func(a, b PeerHoldings) int { return int(a.NodeID) - int(b.NodeID) })
-	return list
+// list asks the peers what they hold.
+func (s *Server) list(ctx context.Context) []PeerHoldings {
+	ctx, cancel := context.WithTimeout(ctx, listTimeout)
+	defer cancel()
+	return s.o.Peers.Holdings(ctx)
 }
 
 // namesOf adds to paths what libvirt makes of them with file_lockspace_dir: the

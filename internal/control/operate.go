@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"os/user"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -14,6 +15,10 @@ import (
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/rpc"
 )
+
+// auditPatience bounds how long it may take to record what was done: by then it is
+// done, and whoever asked waits for the answer.
+const auditPatience = 5 * time.Second
 
 // maxReason bounds, in bytes, what an operator says why.
 const maxReason = 4096
@@ -46,11 +51,22 @@ func (s *Server) release(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	ref := locking.Ref{Lockspace: q.Lockspace, Name: q.Resource}
-	only := func(h locking.Holder) bool { return q.PID == nil || h.Owner.PID == *q.PID }
+	// ForceRelease asks this again once nobody can come or go any more: who came
+	// after the operator had looked keeps the lock.
+	only := func(h locking.Holder) bool {
+		return (q.PID == nil || h.Owner.PID == *q.PID) && (q.Holders == nil || slices.ContainsFunc(q.Holders, func(o Seen) bool { return o.is(h) }))
+	}
 	a := Action{Time: time.Now(), What: "release", Forced: q.Force, Ref: ref, Who: callerOf(r.Context()), Reason: q.Reason}
 	for _, h := range s.o.Locks.Holders() {
 		if h.Ref == ref && only(h) {
 			a.Holders = append(a.Holders, h)
+		}
+	}
+	for _, o := range q.Holders {
+		if !slices.ContainsFunc(a.Holders, o.is) {
+			fail(w, http.StatusNotFound, CodeNotHeld, fmt.Sprintf("process %d does not hold %s any more since %s: nothing was released, look again who holds it",
+				o.PID, q.Resource, o.Since.UTC().Format(time.RFC3339)))
+			return
 		}
 	}
 	if len(a.Holders) == 0 {
@@ -67,17 +83,29 @@ func (s *Server) release(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		a.Outcome = err.Error()
 	}
-	s.audited(a)
+	note := s.audited(a)
 	var e *locking.Error
 	switch {
 	case err != nil && len(released) > 0 && errors.As(err, &e) && errors.Is(e.Err, locking.ErrUnderway):
-		answer(w, Released{Released: s.ours(r.Context(), released), Note: err.Error()})
+		answer(w, Released{Released: s.ours(r.Context(), released), Note: joined(err.Error(), note)})
+	case err != nil && note != "":
+		failLocking(w, fmt.Errorf("%w; %s", err, note))
 	case err != nil:
 		failLocking(w, err)
 	default:
-		answer(w, Released{Released: s.ours(r.Context(), released)})
+		answer(w, Released{Released: s.ours(r.Context(), released), Note: note})
 	}
 }
+
+// joined makes one note of two, of which each may be empty.
+func joined(a, b string) string {
+	if a == "" || b == "" {
+		return a + b
+	}
+	return a + "; " + b
+}
+
+func (o Seen) is(h locking.Holder) bool { return h.Owner.PID == o.PID && h.Since.Equal(o.Since) }
 
 func (s *Server) ours(ctx context.Context, held []locking.Holder) []Holder {
 	id, name := s.self(ctx)
@@ -128,7 +156,7 @@ func (s *Server) releaseOfNode(w http.ResponseWriter, r *http.Request, q Release
 
 func (s *Server) drained(w http.ResponseWriter, r *http.Request) {
 	if _, ok := query(w, r); ok {
-		s.answerDrain(w, r)
+		s.answerDrain(w, r, "")
 	}
 }
 
@@ -147,6 +175,7 @@ func (s *Server) drain(w http.ResponseWriter, r *http.Request) {
 	if q.Undo {
 		a.What, d = "undrain", nil
 	}
+	note := ""
 	if q.Undo != (s.o.Drain.Drained() == nil) { // else there is nothing to do
 		if !s.audit(w, r.Context(), a) {
 			return
@@ -156,22 +185,22 @@ func (s *Server) drain(w http.ResponseWriter, r *http.Request) {
 		if err != nil {
 			a.Outcome = err.Error()
 		}
-		s.audited(a)
+		note = s.audited(a)
 		if err != nil {
-			fail(w, http.StatusInternalServerError, CodeFailed, err.Error())
+			fail(w, http.StatusInternalServerError, CodeFailed, joined(err.Error(), note))
 			return
 		}
 	}
-	s.answerDrain(w, r)
+	s.answerDrain(w, r, note)
 }
 
-func (s *Server) answerDrain(w http.ResponseWriter, r *http.Request) {
+func (s *Server) answerDrain(w http.ResponseWriter, r *http.Request, note string) {
 	ctx, cancel := context.WithTimeout(r.Context(), answerTimeout)
 	defer cancel()
 	d := s.o.Drain.Drained()
 	left := Holders{Holders: s.here(ctx)}
 	left.pick(func(Holder) bool { return true })
-	answer(w, Drain{Draining: d != nil, Drained: d, Left: left.Holders, Waiting: waitersOf(s.o.Locks.Waiting())})
+	answer(w, Drain{Draining: d != nil, Drained: d, Left: left.Holders, Waiting: waitersOf(s.o.Locks.Waiting()), Note: note})
 }
 
 // audit tells what is about to be done, and answers if that may not be done
@@ -188,15 +217,20 @@ func (s *Server) audit(w http.ResponseWriter, ctx context.Context, a Action) boo
 	return true
 }
 
-// audited tells how it went.
-func (s *Server) audited(a Action) {
+// audited tells how it went. The note is for whoever asked, if that could not be
+// recorded.
+func (s *Server) audited(a Action) (note string) {
 	s.o.Log.Warn("an operator acted: "+a.What, append(a.attrs(), "outcome", a.Outcome)...)
 	if s.o.Audit == nil {
-		return
+		return ""
 	}
-	if err := s.o.Audit.Audit(context.Background(), a); err != nil {
+	ctx, cancel := context.WithTimeout(context.Background(), auditPatience)
+	defer cancel()
+	if err := s.o.Audit.Audit(ctx, a); err != nil {
 		s.o.Log.Error("what an operator did could not be recorded", "what", a.What, "reason", err)
+		return fmt.Sprintf("it was asked for in the record, and what came of it could not be recorded: %v", err)
 	}
+	return ""
 }
 
 func (a Action) attrs() []any {

@@ -34,6 +34,9 @@ const (
 	idleTimeout  = time.Minute
 	// answerTimeout is how long others - dlm_controld, other nodes - are waited for.
 	answerTimeout = 900 * time.Millisecond
+	// listTimeout is how long of it other nodes are waited for at first, so that there
+	// is time to ask those that answered once more, about what moved.
+	listTimeout = 700 * time.Millisecond
 )
 
 // Options are the parts a Server shows. Those that say so may be nil.
@@ -48,7 +51,9 @@ type Options struct {
 	Cluster Backend // nil in local mode
 	Peers   Peers   // nil in local mode, and where they are not asked
 	Guard   Guard   // nil where nothing is guarded
+	Disks   Disks   // nil: which disk a path is is not known
 	Audit   Auditor // nil: actions are only in the log
+	Settler Settler // nil: there is no /v1/settle
 	// Warnings adds to those that the Server finds itself; it must return at once.
 	// It may be nil.
 	Warnings func() []Warning
@@ -63,6 +68,7 @@ type Server struct {
 	started time.Time
 	http    *http.Server
 	routes  map[string]map[string]http.HandlerFunc // by path and method
+	allow   func(rpc.Peer) bool                    // who may connect
 
 	nodeID atomic.Uint32 // of this host; 0 until it is known
 
@@ -77,17 +83,21 @@ func New(o Options) *Server {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{o: o, started: time.Now(), watchers: make(chan struct{}, maxWatchers), ending: make(chan struct{})}
+	s := &Server{o: o, started: time.Now(), allow: rpc.SameUserOrRoot, watchers: make(chan struct{}, maxWatchers), ending: make(chan struct{})}
 	s.routes = map[string]map[string]http.HandlerFunc{
-		"/v1/status":  {http.MethodGet: s.status},
-		"/v1/holders": {http.MethodGet: s.holders},
-		"/v1/who":     {http.MethodGet: s.who},
-		"/v1/refused": {http.MethodGet: s.refused},
-		"/v1/events":  {http.MethodGet: s.events},
-		"/v1/release": {http.MethodPost: s.release},
-		"/v1/drain":   {http.MethodGet: s.drained, http.MethodPost: s.drain},
+		"/v1/status":   {http.MethodGet: s.status},
+		"/v1/holders":  {http.MethodGet: s.holders},
+		"/v1/who":      {http.MethodGet: s.who},
+		"/v1/refused":  {http.MethodGet: s.refused},
+		"/v1/identify": {http.MethodGet: s.identify},
+		"/v1/events":   {http.MethodGet: s.events},
+		"/v1/release":  {http.MethodPost: s.release},
+		"/v1/drain":    {http.MethodGet: s.drained, http.MethodPost: s.drain},
 
 		"/v1/confirm-dead": {http.MethodPost: s.confirmDead},
+	}
+	if o.Settler != nil {
+		s.routes["/v1/settle"] = map[string]http.HandlerFunc{http.MethodGet: s.doubt, http.MethodPost: s.settleDoubt}
 	}
 	for path, h := range o.More {
 		s.routes[path] = map[string]http.HandlerFunc{http.MethodGet: h.ServeHTTP}
@@ -113,7 +123,7 @@ type peerKey struct{}
 func (s *Server) Serve(l *net.UnixListener) error {
 	s.serving.Add(1)
 	defer s.serving.Done()
-	err := s.http.Serve(&listener{UnixListener: l, slots: make(chan struct{}, maxClients), ending: s.ending, log: s.o.Log})
+	err := s.http.Serve(&listener{UnixListener: l, allow: s.allow, slots: make(chan struct{}, maxClients), ending: s.ending, log: s.o.Log})
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}
@@ -135,6 +145,7 @@ func (s *Server) Close(ctx context.Context) error {
 // listener lets in who may come, and no more of them than there is room for.
 type listener struct {
 	*net.UnixListener
+	allow  func(rpc.Peer) bool
 	slots  chan struct{}
 	ending <-chan struct{}
 	log    *slog.Logger
@@ -153,7 +164,7 @@ func (l *listener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		peer, err := rpc.PeerOf(c)
-		if err == nil && rpc.SameUserOrRoot(peer) {
+		if err == nil && l.allow(peer) {
 			return &client{UnixConn: c, peer: peer, slots: l.slots}, nil
 		}
 		l.log.Debug("a client of the control socket was turned away", "uid", peer.UID, "pid", peer.PID, "error", err)

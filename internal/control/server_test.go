@@ -107,7 +107,7 @@ func TestWatch(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
-		done <- c.Watch(ctx, nil, func() { close(begun) }, func(l Line) error { lines <- l; return nil })
+		done <- c.Watch(ctx, nil, func(string, uint64) { close(begun) }, func(l Line) error { lines <- l; return nil })
 	}()
 	<-begun
 	w.ev.Observe(event(locking.Refused, "/a"))
@@ -117,6 +117,39 @@ func TestWatch(t *testing.T) {
 	cancel()
 	if err := <-done; err != nil {
 		t.Errorf("watch: %v", err)
+	}
+}
+
+// TestWatchGoesOn: whoever comes back gets what came since, from the same daemon, or
+// all that another one remembers.
+func TestWatchGoesOn(t *testing.T) {
+	w := newWorld(t, nil)
+	_, c := w.serve()
+	for range 5 {
+		w.ev.Observe(event(locking.Granted, "/a"))
+	}
+	enough := errors.New("enough")
+	watch := func(q url.Values) (first uint64, started string) {
+		t.Helper()
+		var since uint64
+		err := c.Watch(t.Context(), q, func(text string, n uint64) { started, since = text, n }, func(l Line) error {
+			first = l.Seq
+			return enough
+		})
+		if err != enough || since+1 != first {
+			t.Errorf("%v: event %d after %d, %v", q, first, since, err)
+		}
+		return first, started
+	}
+	first, started := watch(url.Values{"since": {"0"}})
+	if st, err := c.Status(t.Context()); err != nil || first != 1 || started != st.Started.Format(time.RFC3339Nano) {
+		t.Errorf("it begins with %d, of a daemon of %s: %v", first, started, err)
+	}
+	if first, _ := watch(url.Values{"since": {"3"}, "started": {started}}); first != 4 {
+		t.Errorf("it goes on with %d", first)
+	}
+	if first, _ := watch(url.Values{"since": {"3"}, "started": {"2020-01-01T00:00:00Z"}}); first != 1 {
+		t.Errorf("another daemon begins with %d", first)
 	}
 }
 
@@ -132,7 +165,7 @@ func TestSlowReader(t *testing.T) {
 	var seen, missed, last uint64
 	const many = 50_000 // about ten megabytes: no buffer on the way has room for that
 	go func() {
-		done <- c.Watch(ctx, nil, func() { close(begun) }, func(l Line) error {
+		done <- c.Watch(ctx, nil, func(string, uint64) { close(begun) }, func(l Line) error {
 			<-hold
 			missed += l.Missed
 			if l.Event != nil {
@@ -169,12 +202,12 @@ func TestWatchersAreBounded(t *testing.T) {
 		go func() {
 			own := NewClient(path)
 			defer own.Close()
-			done <- own.Watch(ctx, nil, func() { close(begun) }, func(Line) error { return nil })
+			done <- own.Watch(ctx, nil, func(string, uint64) { close(begun) }, func(Line) error { return nil })
 		}()
 		<-begun
 	}
 	var e *Error
-	if err := c.Watch(ctx, nil, func() {}, func(Line) error { return nil }); !errors.As(err, &e) || e.Code != CodeTooMany {
+	if err := c.Watch(ctx, nil, func(string, uint64) {}, func(Line) error { return nil }); !errors.As(err, &e) || e.Code != CodeTooMany {
 		t.Errorf("one too many: %v", err)
 	}
 	if st, err := c.Status(ctx); err != nil || st.Watchers != maxWatchers {
@@ -214,7 +247,9 @@ func TestCloseEndsStreams(t *testing.T) {
 	_, c := w.serve()
 	begun := make(chan struct{})
 	done := make(chan error, 1)
-	go func() { done <- c.Watch(t.Context(), nil, func() { close(begun) }, func(Line) error { return nil }) }()
+	go func() {
+		done <- c.Watch(t.Context(), nil, func(string, uint64) { close(begun) }, func(Line) error { return nil })
+	}()
 	<-begun
 	if err := w.s.Close(t.Context()); err != nil {
 		t.Error(err)

@@ -24,6 +24,8 @@ const (
 	WarnGuard         = "guard"          // this host has lost the cluster, or its guard is not safe
 	WarnHoldOff       = "hold_off"       // a node has vanished, and nothing new is granted
 	WarnSilent        = "silent"         // a node is there and does not answer
+	WarnNoDaemon      = "no_daemon"      // a node is there and does not run vmlockd
+	WarnRules         = "identity_rules" // nodes name disks by different rules
 )
 
 func (s *Server) status(w http.ResponseWriter, r *http.Request) {
@@ -44,8 +46,9 @@ func (s *Server) Status(ctx context.Context) Status {
 	st.Counts = counts(s.o.Locks.Holders())
 	st.Counts.Waiting = len(s.o.Locks.Waiting())
 	var peers []PeerMember
+	var names map[uint32]string
 	if s.o.Peers != nil {
-		peers = s.o.Peers.Members()
+		peers, names = s.o.Peers.Members(), s.o.Peers.Names()
 	}
 	var nodeID uint32
 	if s.o.Cluster != nil {
@@ -58,9 +61,12 @@ func (s *Server) Status(ctx context.Context) Status {
 	}
 	st.NodeID, st.Node = s.node(nodeID)
 	if st.Cluster != nil {
-		st.Members = members(*st.Cluster, peers, st.NodeID, st.Node, s.o.Version)
+		st.Members = members(*st.Cluster, peers, names, st.NodeID, st.Node, s.o.Version)
 	}
 	st.warn(peers)
+	if s.o.Peers != nil {
+		st.warnAbsent(s.o.Peers)
+	}
 	if s.o.Warnings != nil {
 		st.Warnings = append(st.Warnings, s.o.Warnings()...)
 	}
@@ -79,7 +85,7 @@ func (st *Status) warnGuard(g GuardState) {
 		add(WarnGuard, "this host has lost the cluster, its virtual machines are stopped (%d) and will be killed: %s", len(g.Stopped), g.Lost)
 	}
 	if g.Mode == "freeze" && !g.Promise {
-		add(WarnGuard, "not everything that owns a lock here would be stopped if this host lost the cluster, and the other hosts know that: see on_loss in the configuration, and owners without a process")
+		add(WarnGuard, "not everything that owns a lock here would be stopped if this host lost the cluster, and the other hosts know that: see on_loss in the configuration, owners without a process, and a damaged journal")
 	}
 	for _, v := range g.Vanished {
 		until := fmt.Sprintf("for %.0f seconds more", v.Left)
@@ -109,8 +115,8 @@ func counts(held []locking.Holder) (c Counts) {
 	return c
 }
 
-// members puts together what dlm_controld and the peers know.
-func members(c Cluster, peers []PeerMember, self uint32, name, version string) []Member {
+// members puts together what dlm_controld, the peers and the configuration know.
+func members(c Cluster, peers []PeerMember, names map[uint32]string, self uint32, name, version string) []Member {
 	byID := map[uint32]*Member{}
 	get := func(id uint32) *Member {
 		m := byID[id]
@@ -125,6 +131,13 @@ func members(c Cluster, peers []PeerMember, self uint32, name, version string) [
 		m.Member, m.NeedsFencing, m.Lost = No, n.NeedsFencing, n.Lost
 		if n.Member {
 			m.Member, m.Lost = Yes, nil
+		}
+	}
+	for id, name := range names {
+		m := get(id)
+		m.Name = name
+		if m.Member == Unknown && len(c.Nodes) > 0 && c.Error == "" {
+			m.Member = No // dlm_controld has not heard of it
 		}
 	}
 	for _, p := range peers {
@@ -171,11 +184,11 @@ func (st *Status) warn(peers []PeerMember) {
 	if d := st.Draining; d != nil {
 		add(WarnDraining, "this host is being drained and grants no new locks ('vmlockctl drain --undo' ends that)")
 	}
-	var silent, other, different []string
-	own := ""
+	var silent, other, different, rules, older []string
+	own, ownRules := "", ""
 	for _, p := range peers {
 		if p.Self {
-			own = p.ConfigDigest
+			own, ownRules = p.ConfigDigest, p.RulesDigest
 		}
 	}
 	for _, p := range peers {
@@ -191,6 +204,13 @@ func (st *Status) warn(peers []PeerMember) {
 			if own != "" && p.ConfigDigest != "" && p.ConfigDigest != own {
 				different = append(different, name)
 			}
+			switch {
+			case ownRules == "" || p.RulesDigest == ownRules:
+			case p.RulesDigest == "":
+				older = append(older, name)
+			default:
+				rules = append(rules, name)
+			}
 		}
 	}
 	if len(silent) > 0 {
@@ -201,5 +221,25 @@ func (st *Status) warn(peers []PeerMember) {
 	}
 	if len(different) > 0 {
 		add(WarnConfiguration, "the configuration of vmlockd on these nodes is not that of this host: %s", strings.Join(different, ", "))
+	}
+	if len(rules) > 0 {
+		add(WarnRules, "these nodes name disks by other rules than this host ([[identity.rule]] in vmlockd.toml), so that one disk can have two names and be used twice: %s", strings.Join(rules, ", "))
+	}
+	if len(older) > 0 {
+		add(WarnRules, "these nodes run a vmlockd that knows disks by their paths only, so that a disk can be used there and here: upgrade them before virtual machines are started or migrated: %s", strings.Join(older, ", "))
+	}
+}
+
+// warnAbsent tells of members of the cluster on which no vmlockd runs.
+func (st *Status) warnAbsent(peers Peers) {
+	var without []string
+	for _, m := range st.Members {
+		if !m.Self && m.Member == Yes && m.Version == "" && !m.Silent && peers.Absent(m.NodeID) {
+			without = append(without, fmt.Sprintf("%s (%d)", m.Name, m.NodeID))
+		}
+	}
+	if len(without) > 0 {
+		st.Warnings = append(st.Warnings, Warning{WarnNoDaemon, "no vmlockd runs on these members of the cluster, so nothing is locked for virtual machines there: " +
+			strings.Join(without, ", ")})
 	}
 }

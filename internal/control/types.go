@@ -17,6 +17,8 @@ type Holder struct {
 	Lockspace string    `json:"lockspace"`
 	Resource  string    `json:"resource"` // mostly the path of a disk
 	Since     time.Time `json:"since"`
+
+	id string // locking.Holder.ID
 }
 
 // Missing is a node that did not say what it holds.
@@ -39,6 +41,30 @@ type Holders struct {
 	Missing []Missing `json:"missing"` // the answer is incomplete if there is any
 }
 
+// Disk is what a path leads to on a node; package identity says what that means.
+type Disk struct {
+	NodeID   uint32   `json:"node_id"` // 0 without a cluster
+	Node     string   `json:"node"`
+	Path     string   `json:"path"`     // without symbolic links
+	Type     string   `json:"type"`     // kind of device, or file system
+	Scope    string   `json:"scope"`    // ScopeCluster, or ScopeHost if no other host can use it; "" with an Error
+	Name     string   `json:"name"`     // what the lock is for
+	Resource string   `json:"resource"` // of the DLM; "" without one
+	ByPath   bool     `json:"by_path"`  // the name is made of the path
+	Doubt    bool     `json:"doubt"`    // because nothing better is known, and no rule says what is meant
+	Steps    []string `json:"steps"`    // why
+	Error    string   `json:"error,omitempty"`
+	// Differs says that the node asked takes it for another disk than this one.
+	Differs bool `json:"differs"`
+}
+
+// Identified answers /v1/identify.
+type Identified struct {
+	Asked   string    `json:"asked"`
+	Disks   []Disk    `json:"disks"`   // that of the node asked first
+	Missing []Missing `json:"missing"` // nodes that did not answer
+}
+
 // Event is one thing that happened to a lock or an owner.
 type Event struct {
 	Seq       uint64    `json:"seq"`
@@ -53,6 +79,7 @@ type Event struct {
 	Reason    string    `json:"reason,omitempty"`
 	Took      float64   `json:"took_seconds,omitempty"`
 	Held      float64   `json:"held_seconds,omitempty"`
+	Locks     int       `json:"locks,omitempty"` // of an owner that has ended
 }
 
 // Line is one line of /v1/events: an event, or how many were missed.
@@ -91,6 +118,7 @@ type Drain struct {
 	*Drained
 	Left    []Holder `json:"left"`
 	Waiting []Waiter `json:"waiting"`
+	Note    string   `json:"note,omitempty"`
 }
 
 // DrainRequest is the body of POST /v1/drain.
@@ -103,10 +131,19 @@ type DrainRequest struct {
 type ReleaseRequest struct {
 	Lockspace string `json:"lockspace"`
 	Resource  string `json:"resource"`
-	PID       *int32 `json:"pid,omitempty"`  // only this owner; nil means all
-	Node      string `json:"node,omitempty"` // number or name; empty means this one
-	Force     bool   `json:"force"`
-	Reason    string `json:"reason"` // must be there with Force
+	PID       *int32 `json:"pid,omitempty"` // only this owner; nil means all
+	// Holders are those that whoever asks has seen and means. Only they are released,
+	// and nobody is if one of them is not there any more. nil means all.
+	Holders []Seen `json:"holders,omitzero"`
+	Node    string `json:"node,omitempty"` // number or name; empty means this one
+	Force   bool   `json:"force"`
+	Reason  string `json:"reason"` // must be there with Force
+}
+
+// Seen is a hold of a resource as a listing showed it: nobody else has these two.
+type Seen struct {
+	PID   int32     `json:"pid"`
+	Since time.Time `json:"since"`
 }
 
 // Released answers it.
@@ -212,6 +249,7 @@ func holderOf(nodeID uint32, node string, h locking.Holder) Holder {
 	return Holder{
 		NodeID: nodeID, Node: node, VM: h.Owner.Name, UUID: locking.FormatUUID(h.Owner.UUID), PID: h.Owner.PID,
 		Mode: h.Mode.String(), Lockspace: h.Ref.Lockspace, Resource: h.Ref.Name, Since: h.Since.UTC(),
+		id: h.ID,
 	}
 }
 

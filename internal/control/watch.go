@@ -10,10 +10,19 @@ import (
 // batch is how many events are written between two looks for newer ones.
 const batch = 64
 
+// The headers of the answer to /v1/events: since when events are counted, and after
+// which of them it begins.
+const (
+	startedHeader = "Vmlockd-Started"
+	sinceHeader   = "Vmlockd-Since"
+)
+
+func (s *Server) startedText() string { return s.started.UTC().Format(time.RFC3339Nano) }
+
 // events writes events as lines of JSON, as they happen. A client that reads more
 // slowly than events come is told how many it missed.
 func (s *Server) events(w http.ResponseWriter, r *http.Request) {
-	q, ok := query(w, r, "since", "follow")
+	q, ok := query(w, r, "since", "follow", "started")
 	if !ok {
 		return
 	}
@@ -24,6 +33,9 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 	}
 	if err == nil && q.Has("since") {
 		since, err = strconv.ParseUint(q.Get("since"), 10, 64)
+	}
+	if err == nil && q.Has("started") && q.Get("started") != s.startedText() {
+		since = 0 // its numbers are those of an earlier daemon
 	}
 	if err != nil {
 		fail(w, http.StatusBadRequest, CodeBadRequest, err.Error())
@@ -41,6 +53,8 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 	rc := http.NewResponseController(w)
 	_ = rc.SetReadDeadline(time.Time{}) // it has said all
 	w.Header().Set("Content-Type", "application/x-ndjson")
+	w.Header().Set(startedHeader, s.startedText())
+	w.Header().Set(sinceHeader, strconv.FormatUint(since, 10))
 	lines := json.NewEncoder(w)
 	for {
 		_ = rc.SetWriteDeadline(time.Now().Add(watchTimeout))

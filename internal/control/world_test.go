@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -86,12 +87,17 @@ func (d *fakeDrain) Drain(now *Drained) error {
 }
 
 type fakeAudit struct {
-	told []Action
-	err  error
+	told  []Action
+	err   error
+	hangs bool // once an action has been done
 }
 
-func (a *fakeAudit) Audit(_ context.Context, action Action) error {
+func (a *fakeAudit) Audit(ctx context.Context, action Action) error {
 	a.told = append(a.told, action)
+	if a.hangs && action.Outcome != "" {
+		<-ctx.Done()
+		return ctx.Err()
+	}
 	return a.err
 }
 
@@ -114,22 +120,56 @@ type fakePeers struct {
 	members []PeerMember
 	held    map[uint32][]locking.Holder
 	silent  map[uint32]bool
-	asked   []string
-	mu      sync.Mutex // guards asked
+	partly  map[uint32]bool // says what it holds, and that there is more
+	listed  int             // how often Holdings was called
+	asked   [][]Sought      // for each call of Holders
+	names   map[uint32]string
+	absent  map[uint32]bool
+	disks   map[uint32]fakeDisks
 	onAsk   func(p *fakePeers)
 }
 
-func (p *fakePeers) Members() []PeerMember { return p.members }
+func (p *fakePeers) Members() []PeerMember    { return p.members }
+func (p *fakePeers) Names() map[uint32]string { return p.names }
+func (p *fakePeers) Absent(node uint32) bool  { return p.absent[node] }
 
 func (p *fakePeers) Holdings(ctx context.Context) (list []PeerHoldings) {
+	p.listed++
 	return p.answer(ctx, func(locking.Holder) bool { return true })
 }
 
-func (p *fakePeers) Holders(ctx context.Context, name string) []PeerHoldings {
-	p.mu.Lock()
-	p.asked = append(p.asked, name)
-	p.mu.Unlock()
-	return p.answer(ctx, func(h locking.Holder) bool { return h.Ref.Name == name })
+func (p *fakePeers) Identify(_ context.Context, path string) (list []PeerDisk) {
+	for _, m := range p.members {
+		switch {
+		case m.Self:
+		case p.silent[m.NodeID]:
+			list = append(list, PeerDisk{NodeID: m.NodeID, Name: m.Name, Err: "no answer in time"})
+		default:
+			list = append(list, PeerDisk{NodeID: m.NodeID, Name: m.Name, Disk: p.disks[m.NodeID][path]})
+		}
+	}
+	return list
+}
+
+// fakeDisks is what paths lead to.
+type fakeDisks map[string]Disk
+
+// Identify waits until ctx ends for what is in /hangs.
+func (d fakeDisks) Identify(ctx context.Context, path string) Disk {
+	if strings.HasPrefix(path, "/hangs/") {
+		<-ctx.Done()
+	}
+	if one, ok := d[path]; ok {
+		return one
+	}
+	return Disk{Path: path, Error: "its server does not answer"}
+}
+
+func (p *fakePeers) Holders(ctx context.Context, list []Sought) []PeerHoldings {
+	p.asked = append(p.asked, list)
+	return p.answer(ctx, func(h locking.Holder) bool {
+		return slices.ContainsFunc(list, func(s Sought) bool { return s.ID != "" && s.ID == h.ID || s.ID == "" && s.Ref == h.Ref })
+	})
 }
 
 func (p *fakePeers) answer(ctx context.Context, keep func(locking.Holder) bool) (list []PeerHoldings) {
@@ -145,6 +185,9 @@ func (p *fakePeers) answer(ctx context.Context, keep func(locking.Holder) bool) 
 			<-ctx.Done()
 			a.Err = "no answer in time"
 		} else {
+			if p.partly[m.NodeID] {
+				a.Err = "incomplete"
+			}
 			for _, h := range p.held[m.NodeID] {
 				if keep(h) {
 					a.Holders = append(a.Holders, h)
@@ -181,7 +224,7 @@ func threeNodes() (*fakeCluster, *fakePeers) {
 	p := &fakePeers{held: map[uint32][]locking.Holder{}, silent: map[uint32]bool{}}
 	for id := uint32(1); id <= 3; id++ {
 		c.c.Nodes = append(c.c.Nodes, ClusterNode{NodeID: id, Member: true})
-		p.members = append(p.members, PeerMember{NodeID: id, Name: fmt.Sprint("n", id), Version: "1", ConfigDigest: "d", Self: id == 1})
+		p.members = append(p.members, PeerMember{NodeID: id, Name: fmt.Sprint("n", id), Version: "1", ConfigDigest: "d", RulesDigest: "r", Self: id == 1})
 	}
 	return c, p
 }

@@ -51,6 +51,9 @@ func (a auditor) Audit(ctx context.Context, c control.Action) error {
 	if r.Reason == "" {
 		r.Reason = "not given"
 	}
+	if len(c.Unexplained) > 0 {
+		r.Target += "; explained by no record: " + strings.Join(c.Unexplained, ", ")
+	}
 	for _, h := range c.Holders {
 		r.Target += "; held by " + h.String()
 	}

@@ -26,8 +26,10 @@ func (i *instance) startControl() {
 	o := control.Options{
 		Version: i.version, Backend: i.cfg.Backend, Socket: i.cfg.Socket, Node: host,
 		Locks: i.locks, Drain: i.drain, Events: &i.events, Log: i.log,
+		Disks: i.disks,
 		Audit: auditor{i.audit}, More: map[string]http.Handler{"/metrics": i.metrics.Handler()},
 	}
+	o.Settler, o.Warnings = i.doubt, i.doubt.warnings
 	if b, ok := i.backend.(dlmLocks); ok {
 		o.Cluster = clusterState{b.Backend, i.guard}
 	}
@@ -42,9 +44,10 @@ func (i *instance) startControl() {
 		i.log.Error("there is no control socket, so vmlockctl does not work; locks are served", "reason", err)
 		return
 	}
-	i.control = control.New(o)
+	server := control.New(o)
+	i.control = server // which stopControl may forget before this goroutine runs
 	i.serving.Go(func() {
-		if err := i.control.Serve(l); err != nil {
+		if err := server.Serve(l); err != nil {
 			i.log.Error("the control socket is not served any more; locks are", "reason", err)
 		}
 	})
@@ -195,7 +198,9 @@ func (d *drainer) Drain(want *control.Drained) error {
 			err = os.WriteFile(d.path+".new", text, 0o600)
 		}
 		if err == nil {
+			drainBefore.Pass()
 			err = os.Rename(d.path+".new", d.path)
+			drainAfter.Pass()
 		}
 		if err != nil {
 			return fmt.Errorf("the drain was not begun, because a restart would end it: %w", err)

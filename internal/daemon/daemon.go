@@ -68,12 +68,28 @@ func Run(ctx context.Context, p Program, c config.Config, log *slog.Logger) erro
 	}
 	from, err := inherit()
 	if err != nil {
+		GoBack(err)
 		return err
+	}
+	if why := wentBack(); why != "" {
+		log.Error("the new program could not start, this one goes on", "event", "restart-refused", "reason", why)
+		from.noWayBack()
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if from != nil && from.told {
+		log.Info("the earlier program was told to stop when this one was about to take its place")
+		cancel()
+	}
+	self, err := os.Open("/proc/self/exe")
+	if err != nil {
+		log.Warn("a new program that cannot start would not be followed by this one", "reason", err)
+		self = nil
 	}
 	for {
 		i, err := start(c, p.Version, log, from)
 		if err != nil {
-			return err
+			return from.goBack(ctx, err)
 		}
 		log.Info("vmlockd is ready", "event", "daemon-ready", "backend", c.Backend, "socket", c.Socket, "pid", os.Getpid(), "restarted", from != nil)
 		notify(log, sd.SdNotifyReady)
@@ -88,12 +104,14 @@ func Run(ctx context.Context, p Program, c config.Config, log *slog.Logger) erro
 			return err
 		}
 		notify(log, "RELOADING=1\nMONOTONIC_USEC="+strconv.FormatInt(monotonic().Microseconds(), 10))
-		if from, err = i.handOver(version); err != nil {
-			return fmt.Errorf("hand over to a new program: %w", err)
-		}
-		err = from.execute(p.Path, p.Args)
+		from = i.handOver(version)
+		err = from.execute(ctx, ctx, p.Path, p.Args, self)
 		signal.Notify(restart, RestartSignals...)
-		log.Error("the new program could not be executed, going on with this one", "reason", err)
+		if ctx.Err() != nil {
+			log.Info("told to stop during a restart in place, which is not done any more")
+			continue // with everything, to stop in order
+		}
+		log.Error("the new program could not be executed, going on with this one", "event", "restart-refused", "reason", err)
 	}
 }
 
@@ -105,13 +123,16 @@ func (i *instance) serveUntil(ctx context.Context, p Program, restart <-chan os.
 		if !again {
 			return 0, err
 		}
-		version, err := p.check(ctx)
-		if err != nil {
+		version, err := p.check(ctx, i.cfg)
+		switch {
+		case ctx.Err() != nil:
+			continue
+		case err != nil:
 			i.log.Error("restart refused: the program would not start, this one goes on", "event", "restart-refused", "reason", err)
 			continue
 		}
 		if err := i.backend.Replaceable(); err != nil {
-			i.log.Error("restart refused, try again later: until the kernel has answered this process cannot be replaced", "event", "restart-refused", "reason", err)
+			i.log.Error("restart refused, this program goes on: it cannot be replaced just now, try again later", "event", "restart-refused", "reason", err)
 			continue
 		}
 		return version, nil
@@ -120,23 +141,28 @@ func (i *instance) serveUntil(ctx context.Context, p Program, restart <-chan os.
 
 // check asks the program whether it would start, and returns the version of the
 // state that it knows.
-func (p Program) check(ctx context.Context) (version int, err error) {
-	if _, err := p.Config(); err != nil {
+func (p Program) check(ctx context.Context, now config.Config) (version int, err error) {
+	next, err := p.Config()
+	if err != nil {
+		return 0, err
+	}
+	if err := runningWith(now).sameLocks(next); err != nil {
 		return 0, err
 	}
 	for _, version := range []int{stateLocks, stateConnections} { // an older program knows only the second
-		if err = p.canTakeOver(ctx, version); err == nil {
+		if err = p.canTakeOver(ctx, version, now); err == nil {
 			return version, nil
 		}
 	}
 	return 0, err
 }
 
-func (p Program) canTakeOver(ctx context.Context, version int) error {
+func (p Program) canTakeOver(ctx context.Context, version int, now config.Config) error {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	args := append(append([]string{}, p.Args[1:]...), "--"+TakeOverFlag, strconv.Itoa(version))
 	cmd := exec.CommandContext(ctx, p.Path, args...)
+	cmd.Env = append(os.Environ(), runningWith(now).variable())
 	cmd.WaitDelay = time.Second
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s --%s: %w: %s", p.Path, TakeOverFlag, err, out)

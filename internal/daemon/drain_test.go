@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/vmlockd/vmlockd/internal/control"
+	"github.com/vmlockd/vmlockd/internal/failpoint"
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
@@ -66,5 +67,33 @@ func TestDrainThatCannotBeRemembered(t *testing.T) {
 	d := openDrainer(filepath.Join(t.TempDir(), "gone"), m, func(bool) {}, slog.New(slog.DiscardHandler))
 	if err := d.Drain(&control.Drained{}); err == nil || m.Draining() || d.Drained() != nil {
 		t.Errorf("%v, %+v", err, d.Drained())
+	}
+}
+
+// TestKilledWhileADrainBegins: what the next daemon finds is whole, and a drain that the
+// operator was told of is there.
+func TestKilledWhileADrainBegins(t *testing.T) {
+	want := control.Drained{Since: time.Unix(1000, 0).UTC(), By: "root", Reason: "kernel"}
+	for point, drained := range map[string]bool{"daemon.drain.rename.before": false, "daemon.drain.rename.after": true} {
+		dir := t.TempDir()
+		d := openDrainer(dir, locking.New(locking.Options{}), func(bool) {}, slog.New(slog.DiscardHandler))
+		disarm := failpoint.Find(point).Arm(1, func() { panic("killed") })
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("%s was not passed", point)
+				}
+			}()
+			_ = d.Drain(&want)
+		}()
+		disarm()
+		m := locking.New(locking.Options{})
+		d = openDrainer(dir, m, func(bool) {}, slog.New(slog.DiscardHandler))
+		if m.Draining() != drained || drained && *d.Drained() != want {
+			t.Errorf("%s: draining %v, %+v", point, m.Draining(), d.Drained())
+		}
+		if err := d.Drain(&want); err != nil || !m.Draining() {
+			t.Errorf("%s: again: %v", point, err)
+		}
 	}
 }

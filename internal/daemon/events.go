@@ -3,15 +3,27 @@ package daemon
 import (
 	"context"
 	"log/slog"
+	"sync/atomic"
+	"time"
 
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/logs"
 )
 
+// maxTakenBackLogged is how many locks that are taken back have a line each that
+// is seen at log.level info. A line for each of thousands would delay the first
+// answer, and use up what the journal takes of a service in a while (RateLimitBurst=
+// of journald.conf, 10,000 lines); one more line says how many there were.
+const maxTakenBackLogged = 200
+
 // logEvents writes one line for each thing that happens to a lock.
 func logEvents(log *slog.Logger) func(locking.Event) {
+	var takenBack atomic.Int64
 	return func(e locking.Event) {
 		level, event, message := describe(e.Kind)
+		if e.Kind == locking.TakenBack && takenBack.Add(1) > maxTakenBackLogged {
+			level = slog.LevelDebug
+		}
 		ctx := context.Background()
 		if !log.Enabled(ctx, level) {
 			return
@@ -56,6 +68,18 @@ func observers(list ...func(locking.Event)) func(locking.Event) {
 	}
 }
 
+// tellLater is for locking.Options.Later.
+func tellLater(log *slog.Logger) func(int, error, time.Duration) {
+	return func(entries int, why error, took time.Duration) {
+		if why == nil {
+			log.Info("locks from before the restart were taken back, now that the kernel could be asked", "event", "locks-restored", "entries", entries, "took", took)
+			return
+		}
+		log.Warn("locks from before the restart cannot be taken back yet: they stay held, and their disks are refused until then",
+			"event", "locks-not-yet", "entries", entries, "reason", why, "cause", locking.Cause(why))
+	}
+}
+
 // describe gives the event of logs.Events and a sentence for a kind.
 func describe(k locking.EventKind) (level slog.Level, event, message string) {
 	switch k {
@@ -80,10 +104,7 @@ func describe(k locking.EventKind) (level slog.Level, event, message string) {
 	case locking.Forced:
 		return slog.LevelWarn, "lock-forced", "lock released by force"
 	case locking.TakenBack:
-		// One line says how many there were: a line for each would delay the first
-		// answer, and use up what the journal takes of a service in a while
-		// (RateLimitBurst= of journald.conf, 10,000 lines).
-		return slog.LevelDebug, "lock-taken-back", "lock taken back after a restart"
+		return slog.LevelInfo, "lock-taken-back", "lock taken back after a restart"
 	case locking.ReleasedUntold:
 		return slog.LevelInfo, "lock-released-untold", "lock released that was being taken or given back when the daemon ended"
 	case locking.Lost:

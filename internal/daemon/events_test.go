@@ -155,6 +155,29 @@ func TestCatalogueOfLocks(t *testing.T) {
 	}
 }
 
+// TestManyTakenBack: a restart shows whose locks were taken back, but not
+// thousands of them.
+func TestManyTakenBack(t *testing.T) {
+	lines := 0
+	observe := logEvents(slog.New(slog.NewTextHandler(writer(func(text []byte) (int, error) {
+		lines++
+		if !strings.Contains(string(text), "event=lock-taken-back") || !strings.Contains(string(text), "owner=web") {
+			t.Errorf("logged %s", text)
+		}
+		return len(text), nil
+	}), nil)))
+	for range 10 * maxTakenBackLogged {
+		observe(samples()["lock-taken-back"])
+	}
+	if lines != maxTakenBackLogged {
+		t.Errorf("%d lines at info", lines)
+	}
+}
+
+type writer func([]byte) (int, error)
+
+func (w writer) Write(p []byte) (int, error) { return w(p) }
+
 // TestCatalogueOfTheRest finds every other record with an event in the source,
 // and compares it with the catalogue.
 func TestCatalogueOfTheRest(t *testing.T) {

@@ -33,6 +33,7 @@ type guarding struct {
 	*guard.Guard
 	quorum *corosync.Quorum
 	group  *corosync.Group
+	dog    *guard.Device // nil if none is configured
 	cancel context.CancelFunc
 	done   chan struct{} // closed when Run has ended; nil before it was started
 	log    *slog.Logger
@@ -78,7 +79,7 @@ func (i *instance) startGuard() error {
 	}
 	o := guard.Options{
 		Mode: guardMode(c.Guard.Mode), Lockspace: c.Cluster.Lockspace,
-		Timing: guard.Timing{Grace: time.Duration(c.Guard.Grace), HoldOff: time.Duration(c.Guard.HoldOff)},
+		Timing: timing(c.Guard),
 		Clock:  guard.BootClock, Node: func() (uint32, error) { return dlm.NodeID(dlm.Host()) },
 		Totem:   totem(corosync.NewCmap(corosync.Host())),
 		Members: func() ([]uint32, error) { return guard.Members(c.Cluster.Lockspace) },
@@ -86,14 +87,14 @@ func (i *instance) startGuard() error {
 		Controld: controld.Host(), Owners: i.owners, Processes: guard.System{}, Prove: i.prove, Wish: wishes(c.Guard),
 		Store: guard.File{Path: filepath.Join(c.RunDir, guardFile), Boot: boot}, Name: i.others.name, Log: i.log,
 	}
-	if c.Guard.Watchdog != "" {
-		o.Timing.Watchdog = time.Duration(c.Guard.WatchdogTimeout)
-		o.Dog = &guard.Device{Path: c.Guard.Watchdog, Timeout: o.Timing.Watchdog}
-	}
 	if err := checkTotem(o); err != nil {
 		return err
 	}
 	g := &guarding{log: i.log, grace: o.Timing.Grace}
+	if c.Guard.Watchdog != "" {
+		g.dog = &guard.Device{Path: c.Guard.Watchdog, Timeout: o.Timing.Watchdog}
+		o.Dog = g.dog
+	}
 	ctx := context.Background()
 	if g.quorum, err = corosync.Track(ctx, corosync.Host(), corosync.Options{Background: true}); err == nil {
 		if g.group, err = corosync.Join(ctx, corosync.Host(), "vmlockd-guard:"+c.Cluster.Lockspace, corosync.Options{Background: true}); err != nil {
@@ -110,6 +111,25 @@ func (i *instance) startGuard() error {
 	}
 	i.admission.guard.Store(g.Guard)
 	return nil
+}
+
+func timing(c config.Guard) guard.Timing {
+	t := guard.Timing{Grace: time.Duration(c.Grace), HoldOff: time.Duration(c.HoldOff)}
+	if c.Watchdog != "" {
+		t.Watchdog = time.Duration(c.WatchdogTimeout)
+	}
+	return t
+}
+
+// checkGuard is nil if a guard with this configuration would start, as far as that can
+// be said without starting one.
+func checkGuard(c config.Config) error {
+	if !guarded(c) {
+		return nil
+	}
+	return checkTotem(guard.Options{
+		Mode: guardMode(c.Guard.Mode), Timing: timing(c.Guard), Totem: totem(corosync.NewCmap(corosync.Host())), Controld: controld.Host(),
+	})
 }
 
 // checkTotem refuses settings that corosync's are known to make unsafe. Where
@@ -190,7 +210,7 @@ func (g *guarding) leave() {
 }
 
 // close ends the guard; what is stopped stays so. With disarm the watchdog is
-// closed such that it resets nothing.
+// closed such that it resets nothing; without, it runs down until the next guard has it.
 func (g *guarding) close(ctx context.Context, disarm bool) error {
 	if g == nil {
 		return nil
@@ -206,13 +226,17 @@ func (g *guarding) close(ctx context.Context, disarm bool) error {
 	} else {
 		err = g.group.Close(ctx)
 	}
-	if disarm && g.Guard != nil {
+	switch {
+	case disarm && g.Guard != nil:
 		g.Disarm()
+	case g.dog != nil:
+		err = errors.Join(err, g.dog.Leave())
 	}
 	return errors.Join(err, g.quorum.Close(ctx))
 }
 
-// owners are the processes with locks.
+// owners are the processes with locks on what other hosts can use, also with those
+// that could not be taken back yet.
 func (i *instance) owners() []guard.Owner {
 	locks := i.table.Load()
 	if locks == nil {
@@ -222,6 +246,10 @@ func (i *instance) owners() []guard.Owner {
 	list := make([]guard.Owner, len(held))
 	for n, h := range held {
 		list[n] = guard.Owner{PID: h.Owner.PID, Start: h.Start, Name: h.Owner.Name, UUID: locking.FormatUUID(h.Owner.UUID)}
+	}
+	if i.doubt.unknown.Load() {
+		// There may be more, whom nobody can stop: this host must not promise that.
+		list = append(list, guard.Owner{Name: "whoever the damaged journal may have told of"})
 	}
 	return list
 }

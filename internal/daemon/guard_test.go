@@ -7,6 +7,8 @@ import (
 
 	"github.com/vmlockd/vmlockd/internal/config"
 	"github.com/vmlockd/vmlockd/internal/guard"
+	"github.com/vmlockd/vmlockd/internal/locking"
+	"github.com/vmlockd/vmlockd/internal/locking/locktest"
 )
 
 func TestWishes(t *testing.T) {
@@ -49,5 +51,22 @@ func TestAdmission(t *testing.T) {
 	c.Guard.Mode = config.GuardOff
 	if guarded(c) {
 		t.Error("off is not off")
+	}
+}
+
+// While the journal may have lost owners, there is one that nobody can stop, so that no
+// promise is given.
+func TestOwnersInDoubt(t *testing.T) {
+	i := &instance{doubt: &doubter{}}
+	if list := i.owners(); len(list) != 0 {
+		t.Errorf("before there is a table: %v", list)
+	}
+	i.table.Store(locking.New(locking.Options{Backend: locktest.NewBackend(t)}))
+	if list := i.owners(); len(list) != 0 {
+		t.Errorf("nobody holds anything: %v", list)
+	}
+	i.doubt.suspect("torn")
+	if list := i.owners(); len(list) != 1 || list[0].Start != 0 {
+		t.Errorf("in doubt: %v", list)
 	}
 }

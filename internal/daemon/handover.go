@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -50,12 +51,31 @@ type state struct {
 	Socket      string // where the listener listens
 	Listener    int    // descriptor
 	Connections []connection
-	Backend     string `json:",omitempty"` // of what is kept; empty if nothing is
-	Closer      int    `json:",omitempty"` // pid of the process that closes the DLM device last (internal/closer); 0 if there is none
+	Kept        string `json:"Backend,omitempty"` // backend of what is kept; empty if nothing is
+	Closer      int    `json:",omitempty"`        // pid of the process that closes the DLM device last (internal/closer); 0 if there is none
+
+	// What the locks are tied to; empty if an earlier version has left the state.
+	RunDir    string `json:",omitempty"`
+	Backend   string `json:"LocksBackend,omitempty"`
+	Lockspace string `json:"LocksLockspace,omitempty"`
+
+	// Back is a descriptor of the program that has left the state, for the case that
+	// the new one cannot start; 0 if there is none.
+	Back int `json:",omitempty"`
+	// Args are that program's, and Config its configuration, in gob, as the file may
+	// be what keeps the new one from starting.
+	Args   []string `json:",omitempty"`
+	Config []byte   `json:",omitempty"`
+	// Told is a descriptor from which a byte can be read if that program was told to
+	// stop; 0 if there is none.
+	Told int `json:",omitempty"`
 
 	listener  *os.File
 	handovers []*rpc.Handover
 	kept      keptLocks
+	back      *os.File // of Back; nil if there is none
+	told      bool     // what Told said
+	moved     bool     // the listener is of a socket that is not used any more
 }
 
 type connection struct {
@@ -68,7 +88,6 @@ type connection struct {
 // listen goes on with the listener, or makes one.
 func (s *state) listen(path string) (*net.UnixListener, error) {
 	if s != nil && s.Socket == path {
-		defer s.listener.Close()
 		l, err := rpc.ListenerFromFile(s.listener)
 		if err != nil {
 			return nil, err
@@ -76,14 +95,33 @@ func (s *state) listen(path string) (*net.UnixListener, error) {
 		return l, nil
 	}
 	if s != nil { // the configuration names another socket now
-		s.listener.Close()
-		os.Remove(s.Socket)
+		s.moved = true
 	}
 	// libvirt's directory is made by whichever of its daemons starts first.
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("make the directory of the socket: %w", err)
 	}
 	return rpc.Listen(path)
+}
+
+// done says that a program goes on with it, and cannot fail any more.
+func (s *state) done() {
+	if s == nil {
+		return
+	}
+	s.listener.Close()
+	if s.moved {
+		os.Remove(s.Socket)
+	}
+	s.noWayBack()
+}
+
+// noWayBack closes the earlier program's file.
+func (s *state) noWayBack() {
+	if s != nil && s.back != nil {
+		s.back.Close()
+		s.back = nil
+	}
 }
 
 func (s *state) connections() []*rpc.Handover {
@@ -109,14 +147,36 @@ func (s *state) closer() int {
 	return s.Closer
 }
 
-// execute replaces this program by the one at path. It returns only if that
-// fails, with s unchanged.
-func (s *state) execute(path string, args []string) error {
-	s.Listener, s.Connections = int(s.listener.Fd()), nil
+// execute replaces this program by the one at path, which then can come back to the
+// one in the file back, if that is not nil. It returns only if that fails, or if ctx
+// has ended, with s unchanged. The end of told means that the new program is to stop.
+func (s *state) execute(ctx, told context.Context, path string, args []string, back *os.File) error {
+	if s.kept.here != nil {
+		return s.kept.here
+	}
+	s.Listener, s.Connections, s.Back, s.Told = int(s.listener.Fd()), nil, 0, 0
 	keep := append(s.kept.fds(), s.Listener)
 	for _, h := range s.handovers {
 		s.Connections = append(s.Connections, connection{FD: int(h.File.Fd()), Peer: h.Peer, Pending: h.Pending, Sessions: h.Sessions})
 		keep = append(keep, int(h.File.Fd()))
+	}
+	if back != nil {
+		s.Back, s.Args = int(back.Fd()), args
+		keep = append(keep, s.Back)
+	}
+	// What comes after the last look at ctx is told to the new program. Without a
+	// descriptor for that it is not.
+	if r, w, err := os.Pipe(); err == nil {
+		defer r.Close()
+		defer w.Close()
+		s.Told = int(r.Fd())
+		keep = append(keep, s.Told)
+		tell := func() { _, _ = w.Write([]byte{1}) }
+		if told.Err() != nil {
+			tell()
+		} else {
+			defer context.AfterFunc(told, tell)()
+		}
 	}
 	memory, err := s.write()
 	if err != nil {
@@ -129,7 +189,12 @@ func (s *state) execute(path string, args []string) error {
 	signal.Ignore(RestartSignals...)
 	env := append(os.Environ(), stateEnv+"="+strconv.Itoa(int(memory.Fd())))
 	keepBefore.Pass()
-	err = inheritable(keep, func() error { return syscall.Exec(path, args, env) })
+	err = inheritable(keep, func() error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		return syscall.Exec(path, args, env)
+	})
 	return fmt.Errorf("execute %s: %w", path, err)
 }
 
@@ -139,7 +204,7 @@ func (s *state) write() (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.Backend = backend
+	s.Kept = backend
 	text, err := json.Marshal(s)
 	if err != nil {
 		return nil, err
@@ -166,14 +231,11 @@ func inherit() (*state, error) {
 	if !ok {
 		return nil, nil
 	}
-	os.Unsetenv(stateEnv)
 	fd, err := strconv.Atoi(value)
 	if err != nil || fd < 3 {
 		return nil, fmt.Errorf("%s=%q is no descriptor", stateEnv, value)
 	}
-	memory := os.NewFile(uintptr(fd), "vmlockd-state")
-	defer memory.Close()
-	data, err := readAll(memory)
+	data, err := readAll(fd)
 	if err != nil {
 		return nil, fmt.Errorf("read the state of the earlier program: %w", err)
 	}
@@ -185,12 +247,14 @@ func inherit() (*state, error) {
 	if !CanTakeOver(s.Version) {
 		return nil, fmt.Errorf("the state of the earlier program has version %d, and this one knows %d and %d", s.Version, stateConnections, stateLocks)
 	}
-	if err := s.kept.unmarshal(s.Backend, locks); err != nil {
+	if err := s.kept.unmarshal(s.Kept, locks); err != nil {
 		return nil, err
 	}
 	if err := s.kept.seal(); err != nil {
 		return nil, fmt.Errorf("the locks of the earlier program: %w", err)
 	}
+	os.Unsetenv(stateEnv) // from here on nobody else can begin with it
+	unix.Close(fd)
 	keepAfter.Pass()
 	adopt := func(fd int, name string) (*os.File, error) {
 		if err := cloexec(fd, true); err != nil {
@@ -200,6 +264,24 @@ func inherit() (*state, error) {
 	}
 	if s.listener, err = adopt(s.Listener, s.Socket); err != nil {
 		return nil, err
+	}
+	if s.Back != 0 {
+		if s.back, err = adopt(s.Back, "program"); err != nil {
+			return nil, err
+		}
+	}
+	if s.Told != 0 {
+		told, err := adopt(s.Told, "told")
+		if err != nil {
+			return nil, err
+		}
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(s.Told), Events: unix.POLLIN}}, 0)
+		var b [1]byte
+		if err == nil && n == 1 {
+			n, _ = unix.Read(s.Told, b[:]) // 0 at the end of a pipe that nobody has written to
+			s.told = n == 1
+		}
+		told.Close()
 	}
 	for _, c := range s.Connections {
 		f, err := adopt(c.FD, "connection")
@@ -211,16 +293,27 @@ func inherit() (*state, error) {
 	return s, nil
 }
 
-// readAll reads a file of a known size.
-func readAll(f *os.File) ([]byte, error) {
-	st, err := f.Stat()
-	if err != nil {
+// readAll reads a file of a known size, from its beginning, and leaves it open.
+func readAll(fd int) ([]byte, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
 		return nil, err
 	}
-	if st.Size() > maxState {
-		return nil, fmt.Errorf("it has %d bytes, and %d are the most", st.Size(), maxState)
+	if st.Size > maxState {
+		return nil, fmt.Errorf("it has %d bytes, and %d are the most", st.Size, maxState)
 	}
-	data := make([]byte, st.Size())
-	_, err = io.ReadFull(io.NewSectionReader(f, 0, st.Size()), data)
-	return data, err
+	data := make([]byte, st.Size)
+	for have := 0; have < len(data); {
+		n, err := unix.Pread(fd, data[have:], int64(have))
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return nil, err
+		case n == 0:
+			return nil, io.ErrUnexpectedEOF
+		}
+		have += n
+	}
+	return data, nil
 }

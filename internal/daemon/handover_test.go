@@ -63,7 +63,7 @@ func TestStateKeepsLocks(t *testing.T) {
 	if !closesOnExec(t, int(f.Fd())) {
 		t.Error("children would have the state")
 	}
-	text, err := readAll(f)
+	text, err := readAll(int(f.Fd()))
 	if err != nil {
 		t.Fatal(err)
 	}

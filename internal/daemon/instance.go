@@ -1,7 +1,9 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
+	"encoding/gob"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -15,11 +17,9 @@ import (
 
 	"github.com/vmlockd/vmlockd/internal/audit"
 	"github.com/vmlockd/vmlockd/internal/backend/cluster"
-	"github.com/vmlockd/vmlockd/internal/backend/local"
 	"github.com/vmlockd/vmlockd/internal/closer"
 	"github.com/vmlockd/vmlockd/internal/config"
 	"github.com/vmlockd/vmlockd/internal/control"
-	"github.com/vmlockd/vmlockd/internal/holder"
 	"github.com/vmlockd/vmlockd/internal/journal"
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/lockprogram"
@@ -53,9 +53,11 @@ type backend interface {
 	// Close lets go of the backend; it returns when ctx ends at the latest. Locks
 	// stay held. With leave this host holds none, and means to take no more.
 	Close(ctx context.Context, leave bool) error
+	unexplained
 	// Keep is Close for a process in which another program goes on with what it
-	// returns, which is nothing if the locks have to be taken back.
-	Keep(ctx context.Context) (keptLocks, error)
+	// returns, which is nothing if the locks have to be taken back. Unless whole, that
+	// program could not go on with it, or calls are under way.
+	Keep(ctx context.Context, whole bool) (keptLocks, error)
 }
 
 // instance is all parts of one daemon, from start to stop or handover.
@@ -72,6 +74,7 @@ type instance struct {
 	audit     *audit.Log
 	events    control.Events
 	drain     *drainer
+	disks     *disks
 	others    *others   // nil in local mode, and without corosync's libraries
 	guard     *guarding // nil where nothing is guarded
 	admission admission
@@ -79,11 +82,12 @@ type instance struct {
 	table     atomic.Pointer[locking.Manager] // locks, for parts that were made before it
 	server    *rpc.Server
 	listener  *net.UnixListener
+	again     *os.File // the listener once more, for who goes on with it: then there may be no descriptor left
 	serving   sync.WaitGroup
 	tidy      *tidier
 	failed    chan error   // what made serving end by itself
 	waiting   atomic.Value // string: the part that is being closed
-	doubt     bool         // the journal was damaged: there may be locks that it does not tell of
+	doubt     *doubter     // nil until the journal is open
 }
 
 // start brings up everything, with the connections of an earlier instance if
@@ -92,15 +96,19 @@ func start(c config.Config, version string, log *slog.Logger, from *state) (i *i
 	i = &instance{log: log, cfg: c, version: version, failed: make(chan error, 1), tidy: newTidier()}
 	defer func() {
 		if err != nil {
-			i.abandon()
+			i.abandon(from)
 		}
 	}()
+	if err := from.sameLocks(c); err != nil {
+		return i, err
+	}
 	if err := os.MkdirAll(c.RunDir, 0o700); err != nil {
 		return i, fmt.Errorf("make run_dir: %w", err)
 	}
-	i.others = meetOthers(c, version, i.holders, log)
+	i.disks = newDisks(c)
+	i.others = meetOthers(c, version, i, i.disks, log)
 	i.admission.off = !guarded(c)
-	if i.backend, err = newBackend(c, log, i.holders, i.others, i.admission.admit, from.keptLocks(), from.closer()); err != nil {
+	if i.backend, err = newBackend(c, log, i.holders, i.disks, i.others, i.admission.admit, from.keptLocks(), from.closer()); err != nil {
 		return i, err
 	}
 	if err := i.startGuard(); err != nil {
@@ -108,6 +116,9 @@ func start(c config.Config, version string, log *slog.Logger, from *state) (i *i
 	}
 	if err := from.keptLocks().discard(); err != nil {
 		log.Warn("the locks of the earlier program's backend were not closed in time", "reason", err)
+	}
+	if from != nil {
+		from.kept = keptLocks{} // the backend has them now
 	}
 	found, err := i.openJournal()
 	if err != nil {
@@ -121,6 +132,7 @@ func start(c config.Config, version string, log *slog.Logger, from *state) (i *i
 		RequestTimeout: time.Duration(c.RequestTimeout),
 		AnyLockspace:   c.Backend == config.BackendCluster,
 		Journal:        i.journal,
+		Later:          tellLater(log),
 	})
 	i.table.Store(i.locks)
 	i.drain = openDrainer(c.RunDir, i.locks, i.others.drains, log)
@@ -129,6 +141,10 @@ func start(c config.Config, version string, log *slog.Logger, from *state) (i *i
 	if i.listener, err = from.listen(c.Socket); err != nil {
 		return i, err
 	}
+	if i.again, err = i.listener.File(); err != nil {
+		return i, err
+	}
+	from.done()
 	i.server = rpc.NewServer(rpc.Options{
 		Programs:   []rpc.Program{lockprogram.New(i.locks)},
 		MaxClients: c.MaxClients,
@@ -145,14 +161,15 @@ func start(c config.Config, version string, log *slog.Logger, from *state) (i *i
 	return i, nil
 }
 
-func newBackend(c config.Config, log *slog.Logger, holders func() []locking.Holder, o *others, admit func(context.Context) error, kept *keptLocks, earlier int) (backend, error) {
+func newBackend(c config.Config, log *slog.Logger, holders func() []locking.Holder, d *disks, o *others, admit func(context.Context) error, kept *keptLocks, earlier int) (backend, error) {
 	if c.Backend == config.BackendCluster {
 		last, err := closer.NewGuard(c.RunDir, c.Cluster.Lockspace, earlier)
 		if err != nil {
 			return nil, err
 		}
 		options := cluster.Options{
-			Lockspace: c.Cluster.Lockspace, Log: log, Holders: holders, Earlier: kept.takeCluster(), LastClose: last, NodeName: o.name, Admit: admit,
+			Lockspace: c.Cluster.Lockspace, Log: log, Holders: holders, Earlier: kept.takeCluster(), LastClose: last, NodeName: o.name,
+			Identify: d.forBackend, Admit: admit,
 		}
 		if o != nil {
 			options.Peers = forRefusals{o}
@@ -161,10 +178,12 @@ func newBackend(c config.Config, log *slog.Logger, holders func() []locking.Hold
 		if err != nil {
 			return nil, fmt.Errorf("backend \"cluster\" cannot be used on this host: %w", err)
 		}
+		resource := b.DiskResource
+		d.resource.Store(&resource)
 		return dlmLocks{b, last}, nil
 	}
-	closer.Earlier(earlier).End() // the configuration names another backend now
-	b, err := newKeptFiles(c, log, kept.takeLocal())
+	closer.Earlier(earlier).Dismiss() // the configuration names another backend now
+	b, err := newKeptFiles(c, log, kept.takeLocal(), kept.look)
 	if err != nil {
 		return nil, fmt.Errorf("backend \"local\" cannot be used on this host: the process that keeps locks across restarts: %w", err)
 	}
@@ -177,66 +196,15 @@ type dlmLocks struct {
 	last *closer.Guard
 }
 
-func (d dlmLocks) Keep(ctx context.Context) (keptLocks, error) {
+func (d dlmLocks) Keep(ctx context.Context, whole bool) (keptLocks, error) {
+	if !whole {
+		return keptLocks{}, d.Close(ctx, false)
+	}
 	h, err := d.Handover(ctx)
-	d.last.Close()
+	if err == nil { // otherwise requests go on, and are counted, until the next program
+		d.last.Close()
+	}
 	return keptLocks{cluster: h}, err
-}
-
-// keptFiles is the local backend with the process that keeps its files open.
-type keptFiles struct {
-	*local.Backend
-	keeper *holder.Client
-	log    *slog.Logger
-}
-
-func newKeptFiles(c config.Config, log *slog.Logger, kept *holder.Handover) (keptFiles, error) {
-	o := holder.Options{Socket: filepath.Join(c.RunDir, "holder.sock"), Log: log}
-	if kept != nil {
-		keeper, err := holder.Resume(o, kept)
-		if err == nil {
-			return keptFiles{local.NewSame(keeper, log), keeper, log}, nil
-		}
-		log.Warn("the earlier program's descriptors are of no use, the process that keeps them is asked for others", "reason", err)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
-	defer cancel()
-	keeper, err := holder.Connect(ctx, o)
-	if err != nil {
-		return keptFiles{}, err
-	}
-	return keptFiles{local.NewKept(keeper, log), keeper, log}, nil
-}
-
-func (k keptFiles) Replaceable() error {
-	if n := k.Unsettled(); n > 0 {
-		return fmt.Errorf("%d file accesses hang in the kernel", n)
-	}
-	return nil
-}
-
-func (k keptFiles) Close(context.Context, bool) error { return k.keeper.Close() }
-
-func (k keptFiles) Keep(context.Context) (keptLocks, error) {
-	err := k.Settled()
-	var h *holder.Handover
-	if err == nil {
-		h, err = k.keeper.Handover()
-	}
-	if err != nil {
-		k.log.Warn("each file's lock is looked at again after this restart", "reason", err)
-		return keptLocks{}, k.keeper.Close()
-	}
-	return keptLocks{local: h}, nil
-}
-
-// holders is for parts that are made before the lock table.
-func (i *instance) holders() []locking.Holder {
-	locks := i.table.Load()
-	if locks == nil {
-		return nil
-	}
-	return locks.Holders()
 }
 
 // openJournal opens the journal of this backend: what another one holds cannot
@@ -246,11 +214,7 @@ func (i *instance) openJournal() (journal.Recovered, error) {
 	if err != nil {
 		return journal.Recovered{}, err
 	}
-	name := i.cfg.Backend
-	if name == config.BackendCluster {
-		name += "-" + i.cfg.Cluster.Lockspace
-	}
-	dir := filepath.Join(i.cfg.RunDir, "journal-"+name)
+	dir := filepath.Join(i.cfg.RunDir, journalDir(i.cfg))
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return journal.Recovered{}, err
 	}
@@ -263,7 +227,7 @@ func (i *instance) openJournal() (journal.Recovered, error) {
 		if b, ok := i.backend.(keptFiles); ok {
 			b.Distrust()
 		}
-		i.log.Error("the journal was damaged; what it may have said stays locked until the virtual machine that has it ends, or until this host is rebooted", "event", "journal-damaged", "damage", d)
+		i.log.Error("the journal was damaged; what it may have said stays locked until 'vmlockctl settle' gives it back, or until this host is rebooted", "event", "journal-damaged", "damage", d)
 	}
 	return found, nil
 }
@@ -273,16 +237,23 @@ func (i *instance) takeBack(found journal.Recovered) {
 	ctx, cancel := context.WithTimeout(context.Background(), restoreTimeout)
 	defer cancel()
 	doubt := found.Damage != nil && found.Damage.Unknown
-	i.doubt = doubt
+	_, orphans := i.backend.(dlmLocks)
+	i.doubt = &doubter{backend: i.backend, journal: i.journal, orphans: orphans, log: i.log}
+	if doubt {
+		i.doubt.suspect(found.Damage.String())
+	}
 	// All of it stays, so collecting meanwhile finds little and delays the first
 	// answer. What is left over goes when that was given.
 	percent := debug.SetGCPercent(restoreGC)
 	defer i.tidy.did(int64(len(found.Entries)), func() { debug.SetGCPercent(percent) })
-	i.locks.Restore(ctx, i.backend, found.Entries, found.Lockspaces, doubt)
-	if n := len(found.Entries); n > 0 {
+	later := i.locks.Restore(ctx, i.backend, found.Entries, found.Lockspaces, doubt)
+	if n := len(found.Entries); n > 0 && later == 0 {
 		i.log.Info("locks from before the restart were taken back", "event", "locks-restored", "entries", n, "took", time.Since(begin))
 	}
 	// What a damaged journal may have explained stays locked.
+	if b, ok := i.backend.(dlmLocks); ok && !doubt {
+		b.DropUnclaimed()
+	}
 	if b, ok := i.backend.(keptFiles); ok && !doubt {
 		n, err := b.DropOthers(ctx)
 		if n > 0 || err != nil {
@@ -291,14 +262,23 @@ func (i *instance) takeBack(found journal.Recovered) {
 	}
 }
 
-// abandon undoes a start that failed. It releases nothing.
-func (i *instance) abandon() {
+// abandon undoes a start that failed. It releases nothing, and from is what it was,
+// as far as that is possible.
+func (i *instance) abandon(from *state) {
 	if i.listener != nil {
 		i.listener.Close()
 	}
+	if i.again != nil {
+		i.again.Close()
+	}
 	i.within("the group of lock daemons", i.others.close)
 	i.within("the guard", func(ctx context.Context) error { return i.guard.close(ctx, false) })
-	i.close(false)
+	if from == nil {
+		i.close(false)
+		return
+	}
+	quiet := i.closeLocks()
+	i.keep(from, quiet)
 }
 
 // stop ends the instance for good. Locks that are held stay held.
@@ -308,23 +288,25 @@ func (i *instance) stop() {
 	i.within("the group of lock daemons", i.others.close)
 	i.within("the connections", i.server.Shutdown)
 	i.serving.Wait()
+	i.again.Close()
 	i.noteStop()
 	i.waiting.Store("processes that are stopped")
 	i.guard.settle()
-	held := i.locks.Holders()
-	if len(held) == 0 && !i.doubt {
+	held, guarded := i.locks.Holders(), i.owners()
+	if len(guarded) == 0 && !i.doubt.inDoubt() {
 		i.guard.leave()
 	}
 	i.within("the guard", func(ctx context.Context) error { return i.guard.close(ctx, true) })
-	if len(held) > 0 && i.guard != nil {
-		i.log.Warn("nothing guards the virtual machines of this host until vmlockd is started again, and other hosts are told so", "locks", len(held))
+	if len(guarded) > 0 && i.guard != nil {
+		i.log.Warn("nothing guards the virtual machines of this host until vmlockd is started again, and other hosts are told so", "owners", len(guarded))
 	}
 	if len(held) > 0 {
+		i.warnIncomplete(len(held))
 		i.log.Warn("stopping while locks are held: they stay held, nobody else can use these disks, and vmlockd takes the locks back when it is started again", "event", "stopped-holding", "locks", len(held))
 	}
 	// With a damaged journal there may be locks that nobody here knows of, and
 	// leaving the lockspace would end them.
-	i.close(len(held) == 0 && !i.doubt)
+	i.close(len(held) == 0 && !i.doubt.inDoubt())
 }
 
 // close lets go of everything below the server.
@@ -364,15 +346,10 @@ func (i *instance) within(what string, f func(context.Context) error) (done bool
 // handOver stops the instance between two calls of each connection, and returns
 // what the next one, which knows that version of it, needs to go on with them.
 // Locks stay held.
-func (i *instance) handOver(version int) (*state, error) {
+func (i *instance) handOver(version int) *state {
 	// These first, while requests are still served.
 	i.stopControl()
 	i.within("the group of lock daemons", i.others.close)
-	i.within("the guard", func(ctx context.Context) error { return i.guard.close(ctx, false) })
-	file, err := i.listener.File()
-	if err != nil {
-		return nil, err
-	}
 	i.hide()
 	i.listener.SetUnlinkOnClose(false)
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
@@ -382,24 +359,39 @@ func (i *instance) handOver(version int) (*state, error) {
 		i.log.Warn("not every connection can be kept across the restart", "reason", err)
 	}
 	i.serving.Wait()
-	s := &state{Version: version, Socket: i.cfg.Socket, listener: file, handovers: list}
+	// Not earlier: without it nothing is granted. The next one grants to who waits.
+	i.within("the guard", func(ctx context.Context) error { return i.guard.close(ctx, false) })
+	s := &state{
+		Version: version, Socket: i.cfg.Socket, RunDir: i.cfg.RunDir, Backend: i.cfg.Backend, Lockspace: lockspaceOf(i.cfg),
+		listener: i.again, handovers: list,
+	}
+	var text bytes.Buffer
+	if err := gob.NewEncoder(&text).Encode(i.cfg); err != nil {
+		i.log.Error("the configuration cannot be kept", "reason", err)
+	}
+	s.Config = text.Bytes()
 	// A call that has not ended may yet change what is held.
-	keep := i.closeLocks() && err == nil && version >= stateLocks
+	quiet := i.closeLocks() && err == nil
+	i.keep(s, quiet)
+	return s
+}
+
+// keep closes the backend and the journal, and gives s what can be kept of them.
+func (i *instance) keep(s *state, quiet bool) {
 	i.closeBackend(func(ctx context.Context) (err error) {
-		if !keep {
-			return i.backend.Close(ctx, false)
-		}
-		s.kept, err = i.backend.Keep(ctx)
+		s.kept, err = i.backend.Keep(ctx, quiet && s.Version >= stateLocks)
 		return err
 	})
 	if b, ok := i.backend.(dlmLocks); ok {
 		s.Closer = b.last.PID()
 	}
-	return s, nil
 }
 
 // serve returns when ctx ends or serving does.
 func (i *instance) serve(ctx context.Context, restart <-chan os.Signal) (again bool, err error) {
+	if ctx.Err() != nil { // a restart that was asked for as well is not wanted any more
+		return false, nil
+	}
 	select {
 	case <-ctx.Done():
 		return false, nil

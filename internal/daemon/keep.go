@@ -32,6 +32,11 @@ var (
 type keptLocks struct {
 	cluster *dlm.Handover
 	local   *holder.Handover
+	// here says why only this program can go on with it: the execution of another
+	// one would end locks. Nil if another one can.
+	here error
+	// look: what local has is not all known to be locked.
+	look bool
 }
 
 // fds are all its descriptors.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -12,10 +13,8 @@ import (
 	"time"
 
 	"github.com/vmlockd/vmlockd/corosync"
-	"github.com/vmlockd/vmlockd/dlm"
-	"github.com/vmlockd/vmlockd/internal/backend/cluster"
 	"github.com/vmlockd/vmlockd/internal/config"
-	"github.com/vmlockd/vmlockd/internal/control"
+	"github.com/vmlockd/vmlockd/internal/identity"
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/metrics"
 	"github.com/vmlockd/vmlockd/internal/peers"
@@ -27,34 +26,59 @@ import (
 // them busy. Until then refusals on other hosts say what the lock itself tells.
 const meetAfter = 3 * time.Second
 
-// namesPatience bounds how long corosync is asked for the names of the hosts.
-const namesPatience = 3 * time.Second
+// groupName is the group of all lock daemons of a cluster. Those that are configured
+// for another lockspace are in it too: that is how it is noticed.
+const groupName = "vmlockd"
+
+const (
+	// namesPatience bounds how long corosync is asked for the names of the hosts, and
+	// namesAgain is how often: a host may be added to corosync.conf at any time.
+	namesPatience = 3 * time.Second
+	namesAgain    = time.Minute
+)
 
 // others are the lock daemons of the cluster's other hosts. A nil *others knows
 // nobody.
 type others struct {
-	met    atomic.Pointer[peers.Peers] // nil before the group is joined
-	cancel context.CancelFunc
-	work   sync.WaitGroup
+	corosync corosync.System
+	log      *slog.Logger
+	met      atomic.Pointer[peers.Peers] // nil before the group is joined
+	cancel   context.CancelFunc
+	work     sync.WaitGroup
 
-	mu    sync.Mutex // guards what follows
-	self  peers.Info
-	names map[uint32]string // of the hosts, as corosync.conf has them
+	mu       sync.Mutex // guards what follows
+	self     peers.Info
+	names    map[uint32]string // of the hosts, as corosync.conf has them; nil until it is known
+	nameless error             // why names is nil
+	unmet    error             // why met is nil
+}
+
+// lockTable is what the others may ask this daemon about, as soon as it is known.
+type lockTable interface {
+	holders() []locking.Holder
+	holdersOf(resource string) []locking.Holder
 }
 
 // meetOthers makes this daemon a member of the group of those that use the same
 // lockspace. Locks do not depend on it: without it, refusals and listings say less
 // about other hosts.
-func meetOthers(c config.Config, version string, holders func() []locking.Holder, log *slog.Logger) *others {
+func meetOthers(c config.Config, version string, table lockTable, disks *disks, log *slog.Logger) *others {
 	if c.Backend != config.BackendCluster {
 		return nil
 	}
-	ctx, cancel := context.WithCancel(context.Background())
 	host, _ := os.Hostname()
-	o := &others{
-		cancel: cancel,
-		self:   peers.Info{Name: host, Version: version, Digest: digest(c), Guard: guardWord(c), Started: time.Now()},
+	self := peers.Info{
+		Name: host, Version: version, Digest: digest(c), Rules: identity.Digest(c.Identity.List()), Guard: guardWord(c), Started: time.Now(),
 	}
+	return joinOthers(corosync.Host(), self, table, disks.forPeer, log)
+}
+
+// diskFinder says which disk a path is on this host, and returns soon after ctx ends.
+type diskFinder func(ctx context.Context, path string) peers.Disk
+
+func joinOthers(sys corosync.System, self peers.Info, table lockTable, find diskFinder, log *slog.Logger) *others {
+	ctx, cancel := context.WithCancel(context.Background())
+	o := &others{corosync: sys, log: log, cancel: cancel, self: self, nameless: errNotMet, unmet: errNotMet}
 	o.work.Go(func() {
 		select {
 		case <-time.After(meetAfter):
@@ -62,29 +86,38 @@ func meetOthers(c config.Config, version string, holders func() []locking.Holder
 			return
 		}
 		o.work.Go(func() { o.learnNames(ctx) })
-		if err := o.meet(ctx, "vmlockd:"+c.Cluster.Lockspace, holders, log); err != nil {
+		if err := o.meet(ctx, table, find); err != nil {
+			o.mu.Lock()
+			o.unmet = err
+			o.mu.Unlock()
 			log.Warn("the lock daemons of other hosts cannot be asked, so refusals and listings say less about them", "reason", err)
 		}
 	})
 	return o
 }
 
+var errNotMet = fmt.Errorf("this daemon has just been started, and asks the others %v later", meetAfter)
+
 // meet takes part in the group until ctx ends.
-func (o *others) meet(ctx context.Context, name string, holders func() []locking.Holder, log *slog.Logger) error {
+func (o *others) meet(ctx context.Context, table lockTable, find diskFinder) error {
 	options := peers.GroupOptions()
 	options.Background = true
-	group, err := corosync.Join(ctx, corosync.Host(), name, options)
+	group, err := corosync.Join(ctx, o.corosync, groupName, options)
 	if err != nil {
 		return err
 	}
 	o.mu.Lock()
 	p := peers.New(peers.Options{
-		Group: group, Self: o.self, Holdings: func() []peers.Holding { return holdings(holders()) }, Log: log,
+		Group: group, Self: o.self, Log: o.log,
+		Holdings: func() []peers.Holding { return holdings(table.holders()) },
+		// Each refusal anywhere asks all hosts: what that costs must not grow with what they hold.
+		Holders:  func(resource string) []peers.Holding { return holdings(table.holdersOf(resource)) },
+		Identify: find,
 	})
 	o.met.Store(p)
 	o.mu.Unlock()
 	if err := p.Run(ctx); err != nil {
-		log.Debug("could not leave the group of lock daemons in good order", "reason", err)
+		o.log.Debug("could not leave the group of lock daemons in good order", "reason", err)
 	}
 	return nil
 }
@@ -101,23 +134,30 @@ func (o *others) members() []peers.Peer {
 	return p.Members()
 }
 
-// learnNames asks corosync for the names of the hosts, until it is told.
+// learnNames asks corosync for the names of the hosts, again and again. What it said
+// last counts while it says nothing.
 func (o *others) learnNames(ctx context.Context) {
-	cmap := corosync.NewCmap(corosync.Host())
-	for pause := time.Second; ; pause = min(2*pause, time.Minute) {
+	cmap := corosync.NewCmap(o.corosync)
+	pause := time.Second
+	for {
 		ask, cancel := context.WithTimeout(ctx, namesPatience)
 		nodes, err := cmap.Nodes(ask)
 		cancel()
-		if err == nil {
-			names := make(map[uint32]string, len(nodes))
-			for _, n := range nodes {
-				names[n.ID] = n.Name
-			}
-			o.mu.Lock()
-			o.names = names
-			o.mu.Unlock()
-			return
+		if err == nil && len(nodes) == 0 {
+			err = errors.New("corosync.conf has no nodelist")
 		}
+		o.mu.Lock()
+		if err == nil {
+			o.names = make(map[uint32]string, len(nodes))
+			for _, n := range nodes {
+				o.names[n.ID] = n.Name
+			}
+			pause = namesAgain
+		} else {
+			o.nameless = err
+			pause = min(2*pause, namesAgain)
+		}
+		o.mu.Unlock()
 		select {
 		case <-ctx.Done():
 			return
@@ -208,124 +248,4 @@ func digest(c config.Config) string {
 	g := c.Guard
 	sum := sha256.Sum256(fmt.Appendf(nil, "2\x00%s\x00%s\x00%s\x00%v\x00%v", c.Backend, c.Cluster.Lockspace, g.Mode, g.Grace, g.HoldOff))
 	return hex.EncodeToString(sum[:8])
-}
-
-func holdings(list []locking.Holder) []peers.Holding {
-	out := make([]peers.Holding, len(list))
-	for i, h := range list {
-		out[i] = peers.Holding{
-			Resource: cluster.ResourceName(h.Ref), Lockspace: h.Ref.Lockspace, Name: h.Ref.Name, Mode: h.Mode.String(),
-			OwnerName: h.Owner.Name, OwnerUUID: locking.FormatUUID(h.Owner.UUID), OwnerPID: int(h.Owner.PID), Since: h.Since,
-		}
-	}
-	return out
-}
-
-// holder is a peer's word, which may be anything.
-func holderOf(h peers.Holding) locking.Holder {
-	out := locking.Holder{
-		Owner: locking.Owner{PID: int32(h.OwnerPID), Name: h.OwnerName},
-		Ref:   locking.Ref{Lockspace: h.Lockspace, Name: h.Name}, Mode: locking.Exclusive, Since: h.Since,
-	}
-	if h.Mode == locking.Shared.String() {
-		out.Mode = locking.Shared
-	}
-	out.Owner.UUID, _ = locking.ParseUUID(h.OwnerUUID)
-	return out
-}
-
-var errNotMet = fmt.Errorf("this daemon has just been started, and asks the others %v later", meetAfter)
-
-// forRefusals is what the backend asks when a lock is held elsewhere.
-type forRefusals struct{ *others }
-
-func (o forRefusals) Holders(ctx context.Context, resource string) ([]locking.RemoteHolder, []uint32) {
-	p := o.met.Load()
-	if p == nil {
-		return nil, nil
-	}
-	list, answered := p.Holders(ctx, resource)
-	out := make([]locking.RemoteHolder, len(list))
-	for i, h := range list {
-		out[i] = locking.RemoteHolder{Holder: holderOf(h), Node: h.Node}
-	}
-	return out, answered
-}
-
-// forOperators is what the control socket asks.
-type forOperators struct{ *others }
-
-func (o forOperators) Members() []control.PeerMember {
-	list := o.members()
-	out := make([]control.PeerMember, len(list))
-	for i, p := range list {
-		out[i] = control.PeerMember{
-			NodeID: p.Node, Name: o.nameOf(p.Node, p.Name), Version: p.Version, Silent: !p.Silent.IsZero() || !p.Known,
-			ConfigDigest: p.Digest, Self: p.Self,
-		}
-	}
-	return out
-}
-
-func (o forOperators) nameOf(node uint32, said string) string {
-	if name := o.name(node); name != "" {
-		return name
-	}
-	return said
-}
-
-func (o forOperators) Holdings(ctx context.Context) []control.PeerHoldings {
-	return o.ask(ctx, func(peers.Holding) bool { return true })
-}
-
-func (o forOperators) Holders(ctx context.Context, name string) []control.PeerHoldings {
-	return o.ask(ctx, func(h peers.Holding) bool { return h.Name == name })
-}
-
-// ask asks the other hosts; also those that corosync knows and on which no vmlockd
-// answers are there, with the reason.
-func (o forOperators) ask(ctx context.Context, want func(peers.Holding) bool) (out []control.PeerHoldings) {
-	var list []peers.NodeHoldings
-	err := errNotMet
-	if p := o.met.Load(); p != nil {
-		list, err = p.Holdings(ctx)
-	}
-	self := map[uint32]bool{}
-	if node, err := dlm.NodeID(dlm.Host()); err == nil {
-		self[node] = true
-	}
-	for _, p := range o.members() {
-		if p.Self {
-			self[p.Node] = true
-		}
-	}
-	seen := map[uint32]bool{}
-	for _, n := range list {
-		if n.Node == 0 || self[n.Node] {
-			continue
-		}
-		seen[n.Node] = true
-		answer := control.PeerHoldings{NodeID: n.Node, Name: o.nameOf(n.Node, n.Name)}
-		if n.Err != nil {
-			answer.Err = n.Err.Error()
-		}
-		for _, h := range n.Holdings {
-			if want(h) {
-				answer.Holders = append(answer.Holders, holderOf(h))
-			}
-		}
-		out = append(out, answer)
-	}
-	why := "no vmlockd runs there, or it is not reached"
-	if err != nil {
-		why = err.Error()
-	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	for node, name := range o.names {
-		if !seen[node] && !self[node] {
-			out = append(out, control.PeerHoldings{NodeID: node, Name: name, Err: why})
-		}
-	}
-	return out
 }

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vmlockd/vmlockd/internal/holder"
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/lockprogram"
 	"github.com/vmlockd/vmlockd/internal/logs"
@@ -44,6 +45,7 @@ func build(t *testing.T) *served {
 	t.Helper()
 	s := &served{t: t, journal: logstest.New(t), dir: t.TempDir()}
 	s.program, s.socket = filepath.Join(s.dir, "vmlockd"), filepath.Join(s.dir, "sock")
+	t.Cleanup(s.endHolder)
 	address := freeAddress(t)
 	s.url = "http://" + address + "/metrics"
 	text := fmt.Sprintf("socket = %q\nrun_dir = %q\naudit_log = %q\nlog.format = \"journal\"\nmetrics.listen = %q\n",
@@ -56,6 +58,20 @@ func build(t *testing.T) *served {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
 	return s
+}
+
+// endHolder ends what a daemon that was killed with locks has left: it would live on for
+// as long as it holds something.
+func (s *served) endHolder() {
+	ctx, cancel := context.WithTimeout(context.Background(), logstest.Patience)
+	defer cancel()
+	c, err := holder.Connect(ctx, holder.Options{Socket: filepath.Join(s.dir, "run", "holder.sock")})
+	if err != nil {
+		return // there was no daemon
+	}
+	pid := c.Status().PID
+	c.Close()
+	_ = syscall.Kill(pid, syscall.SIGKILL)
 }
 
 func (s *served) start() {

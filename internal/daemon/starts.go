@@ -7,12 +7,21 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/vmlockd/vmlockd/internal/failpoint"
 	"github.com/vmlockd/vmlockd/internal/metrics"
 )
 
 // startsFile is in run_dir and counts starts, since what counts in memory begins
 // anew with each of them.
 const startsFile = "starts.json"
+
+// The points at which a crash test kills the daemon.
+var (
+	startsBefore = failpoint.New("daemon.starts.rename.before")
+	startsAfter  = failpoint.New("daemon.starts.rename.after")
+	drainBefore  = failpoint.New("daemon.drain.rename.before")
+	drainAfter   = failpoint.New("daemon.drain.rename.after")
+)
 
 // maxStarts bounds what is read of it.
 const maxStarts = 4096
@@ -49,7 +58,10 @@ func (s starts) write(dir string) error {
 	if err := os.WriteFile(path+".new", text, 0o600); err != nil {
 		return fmt.Errorf("note a start or stop: %w", err)
 	}
-	return os.Rename(path+".new", path)
+	startsBefore.Pass()
+	err = os.Rename(path+".new", path)
+	startsAfter.Pass()
+	return err
 }
 
 // countStart adds this start.

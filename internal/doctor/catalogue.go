@@ -64,6 +64,7 @@ const (
 	idPeerSilent  = "peer-silent"
 	idPeerVersion = "peer-version"
 	idPeerConfig  = "peer-config"
+	idPeerAbsent  = "peer-absent"
 
 	idLockManager    = "lock-manager"
 	idLockManagerOff = "lock-manager-other"
@@ -79,6 +80,8 @@ const (
 	idShareCache   = "shareable-cache"
 	idSharePartial = "shareable-partial"
 	idUnstable     = "unstable-path"
+	idNoIdentity   = "disk-unknown"
+	idByPath       = "disk-by-path"
 )
 
 // catalogue is in the order in which a host is best put right: what comes first
@@ -129,6 +132,7 @@ var catalogue = []Kind{
 	{idVirtlockdUnit, Fault, "systemd may give libvirt's socket to virtlockd"},
 	{idPeerConfig, Fault, "another host's configuration of vmlockd differs"},
 	{idPeerSilent, Warning, "another host's vmlockd does not answer"},
+	{idPeerAbsent, Warning, "another host of the cluster does not run vmlockd"},
 	{idPeerVersion, Warning, "another host runs another version of vmlockd"},
 
 	{idLockManager, Fault, "libvirt has no lock manager"},
@@ -143,6 +147,8 @@ var catalogue = []Kind{
 	{idShareFormat, Fault, "a shareable disk has a format that two cannot write"},
 	{idShareCache, Warning, "a shareable disk is cached by each host"},
 	{idSharePartial, Warning, "a disk is shareable in one definition and not in another"},
+	{idNoIdentity, Fault, "it cannot be told which disk it is, and no lock is granted"},
+	{idByPath, Warning, "whether other hosts can use a disk is not known, and its path is its name"},
 	{idUnstable, Warning, "a disk has a name that may mean another one on another host"},
 	{idUnchecked, Unchecked, "something could not be looked at"},
 }

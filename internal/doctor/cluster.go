@@ -244,7 +244,10 @@ func (x *exam) peers() {
 		}
 	}
 	for _, w := range x.daemon.Warnings {
-		if w.Code == warnConfigurations {
+		switch w.Code {
+		case warnNoDaemon:
+			x.find(idPeerAbsent, "vmlockctl status", "on those hosts: systemctl enable --now vmlockd; vmlockctl doctor", "%s", w.Message)
+		case warnConfigurations, warnRules:
 			x.find(idPeerConfig, x.Config, "make "+x.Config+" and qemu-lockd.conf the same on all hosts, then restart vmlockd", "%s", w.Message)
 		}
 	}

@@ -103,6 +103,7 @@ func (x *exam) fencing(answered bool, conf *section) {
 		x.find(idTwoNode, dlmPath, remedy, "two_node gives each of the two hosts quorum when they cannot see each other, and fencing is off: both then grant the same locks")
 		return
 	}
+	remedy += ", or leave guard.mode out of " + x.Config + " (docs/guard.md)"
 	x.find(idUnprotected, dlmPath, remedy, "unprotected: fencing is off and nothing guards this host: if it is cut off from the cluster, other hosts get its locks while its virtual machines go on writing")
 }
 

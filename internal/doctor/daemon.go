@@ -58,8 +58,13 @@ const (
 
 // Codes of warnings (internal/control) that a check of its own covers. A
 // configuration that differs from a peer's is told by its warning only.
-const warnConfigurations = "configurations"
+// The same goes for hosts without a daemon.
+const (
+	warnConfigurations = "configurations"
+	warnRules          = "identity_rules"
+	warnNoDaemon       = "no_daemon"
+)
 
 var covered = []string{
-	"unprotected", "no_quorum", "lockspace", "reboot", "no_answer", "draining", "versions", "silent",
+	"unprotected", "no_quorum", "lockspace", "reboot", "no_answer", "draining", "versions", "silent", warnConfigurations, warnRules, warnNoDaemon,
 }

@@ -61,6 +61,8 @@ type Options struct {
 	// Daemon asks vmlockd. An error means that it did not answer, or if it is
 	// fs.ErrPermission that the asker may not.
 	Daemon func(context.Context) (Daemon, error)
+	// Identify asks vmlockd which disk a path is; nil if it cannot be asked.
+	Identify func(ctx context.Context, path string) (Identity, error)
 	// Config is the path of vmlockd's configuration file; it need not exist unless
 	// ConfigNamed.
 	Config      string
@@ -82,6 +84,7 @@ type exam struct {
 	daemon   Daemon
 	silent   error // why daemon is empty
 	libvirt  lockdConf
+	disks    map[string]Identity // by path, as far as vmlockd was asked
 	findings []Finding
 	counts   map[string]int
 }
@@ -89,7 +92,7 @@ type exam struct {
 // Examine looks at everything. It returns soon after ctx ends, with what is known
 // then.
 func Examine(ctx context.Context, o Options) Report {
-	x := &exam{Options: o, ctx: ctx, counts: map[string]int{}}
+	x := &exam{Options: o, ctx: ctx, counts: map[string]int{}, disks: map[string]Identity{}}
 	x.procs, x.procsErr = processes(o.System)
 	if x.procsErr != nil {
 		x.unchecked("/proc", x.procsErr, "which programs run on this host")

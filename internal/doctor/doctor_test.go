@@ -30,6 +30,17 @@ type world struct {
 	conf      controld.Config
 	known     error
 	named     bool
+	disks     map[string]Identity // what the daemon takes paths for; others are of NFS
+}
+
+func (w *world) identify(_ context.Context, path string) (Identity, error) {
+	if id, ok := w.disks[path]; ok {
+		return id, nil
+	}
+	if unstableName.MatchString(path) {
+		return Identity{ByPath: true, Doubt: true}, nil // it is not there
+	}
+	return Identity{Type: "nfs4"}, w.daemonErr
 }
 
 func (w *world) Status(context.Context) (controld.Status, error) { return w.status, w.statusErr }
@@ -49,7 +60,7 @@ func (w *world) ask(context.Context) (Daemon, error) {
 
 func (w *world) examine(t *testing.T) []Finding {
 	t.Helper()
-	return Examine(t.Context(), Options{System: w.tree, Controld: w, Daemon: w.ask, Config: config.DefaultPath, ConfigNamed: w.named}).Findings
+	return Examine(t.Context(), Options{System: w.tree, Controld: w, Daemon: w.ask, Identify: w.identify, Config: config.DefaultPath, ConfigNamed: w.named}).Findings
 }
 
 const (

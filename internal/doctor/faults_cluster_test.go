@@ -102,8 +102,14 @@ var clusterFaults = []fault{
 	}, []string{idFenceAgent}, "dlm.conf:1", "may not be executed", ""},
 
 	{"a peer is silent", false, func(w *world) { w.daemon.Peers[1].Silent = true }, []string{idPeerSilent}, "host3 (node 3)", "does not answer", ""},
+	{"a host runs no vmlockd", false, func(w *world) {
+		w.daemon.Warnings = []DaemonWarning{{"no_daemon", "no vmlockd runs on: host2 (2)"}}
+	}, []string{idPeerAbsent}, "status", "host2 (2)", "enable --now vmlockd"},
 	{"a peer has another version", false, func(w *world) { w.daemon.Peers[0].Version = "0.9" }, []string{idPeerVersion}, "host2 (node 2)", "0.9 there and 1.0 here", ""},
 	{"a peer has another configuration", false, func(w *world) {
 		w.daemon.Warnings = []DaemonWarning{{warnConfigurations, "host2 differs"}}
 	}, []string{idPeerConfig}, "vmlockd.toml", "host2 differs", ""},
+	{"a peer has other rules", false, func(w *world) {
+		w.daemon.Warnings = []DaemonWarning{{warnRules, "host2 names disks by other rules"}}
+	}, []string{idPeerConfig}, "vmlockd.toml", "host2 names", ""},
 }

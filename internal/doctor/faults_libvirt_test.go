@@ -63,6 +63,12 @@ var libvirtFaults = []fault{
 	{"an unstable name in a definition", false, func(w *world) {
 		w.write("/etc/libvirt/qemu/third.xml", "<domain><name>third</name><devices><disk type='block' device='lun'><source dev='/dev/nvme0n1p2'/><target dev='sda'/></disk></devices></domain>")
 	}, []string{idUnstable}, "third, disk sda", "/dev/nvme0n1p2", ""},
+	{"a file system that nobody knows", false, func(w *world) {
+		w.disks = map[string]Identity{web: {Type: "virtiofs", ByPath: true, Doubt: true}}
+	}, []string{idByPath}, "web, disk vda", "virtiofs", "[[identity.rule]]"},
+	{"a disk that cannot be told", false, func(w *world) {
+		w.disks = map[string]Identity{web: {Error: "its server does not answer"}}
+	}, []string{idNoIdentity}, "web, disk vda", "its server does not answer", "vmlockctl identify"},
 	{"state that is no XML", true, func(w *world) { w.write(webXML, "<domstatus") }, []string{idUnchecked}, webXML, "disks of a virtual machine", ""},
 	{"state of something else", true, func(w *world) { w.write(webXML, "<network><name>x</name></network>") }, []string{idUnchecked}, webXML, "", ""},
 	{"a volume that cannot be found", true, func(w *world) {

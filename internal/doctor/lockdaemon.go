@@ -284,7 +284,7 @@ func (x *exam) reported() {
 		x.find(idDraining, "vmlockd", "vmlockctl drain --undo", "this host grants no new locks since %s%s", d.Since.UTC().Format("2006-01-02T15:04:05Z"), by)
 	}
 	for _, w := range x.daemon.Warnings {
-		if w.Code != warnConfigurations && !slices.Contains(covered, w.Code) {
+		if !slices.Contains(covered, w.Code) {
 			x.find(idDaemonWarning, w.Code, "vmlockctl status; journalctl -u vmlockd", "%s", w.Message)
 		}
 	}

@@ -29,6 +29,7 @@ func (x *exam) virtualMachines() {
 	x.locked(running)
 	x.shareable(running, defined)
 	if x.backend == config.BackendCluster {
+		x.identities(running, defined)
 		x.unstable(running, defined)
 	}
 }
@@ -260,7 +261,7 @@ func (x *exam) unstable(running, defined []domain) {
 	for _, d := range slices.Concat(running, defined) {
 		for _, k := range d.disks {
 			where := fmt.Sprintf("%s, disk %s", d, k.target)
-			if told[where] || !unstableName.MatchString(k.path) {
+			if told[where] || !unstableName.MatchString(k.path) || x.namedOtherwise(k.path) {
 				continue
 			}
 			told[where] = true

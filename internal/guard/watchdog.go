@@ -166,6 +166,20 @@ func (d *Device) Disarm() error {
 	return closeMagic(f)
 }
 
+// Leave closes the device without that letter: it runs down, and whoever opens it next
+// has to feed it before it resets the host. That is for another guard of this
+// process, which cannot open it while it is open here.
+func (d *Device) Leave() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.f == nil {
+		return nil
+	}
+	f := d.f
+	d.f = nil
+	return f.Close()
+}
+
 func closeMagic(f *os.File) error {
 	_, err := f.WriteString(magicClose)
 	return errors.Join(err, f.Close())

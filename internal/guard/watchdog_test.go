@@ -31,3 +31,28 @@ func TestDeviceThatIsNone(t *testing.T) {
 		t.Errorf("disarm what is not armed: %v", err)
 	}
 }
+
+// A device that is left to the next guard runs down meanwhile.
+func TestDeviceThatIsLeft(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "watchdog")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &Device{Path: path, f: f}
+	if err := d.Feed(); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Leave(); err != nil {
+		t.Error(err)
+	}
+	if b, err := os.ReadFile(path); err != nil || string(b) != "\x00" {
+		t.Errorf("it was closed with %q, %v", b, err)
+	}
+	if f.Close() == nil {
+		t.Error("it is open yet, and the next guard cannot open it")
+	}
+	if err := d.Leave(); err != nil {
+		t.Errorf("leave what is not open: %v", err)
+	}
+}

@@ -16,8 +16,9 @@ import (
 // holder, and the descriptors that both have. Only FDs may be looked at;
 // MarshalBinary makes bytes of it.
 type Handover struct {
-	fd      int // of the connection
-	pid     int // of the holder
+	fd      int   // of the connection; -1 with missing
+	pid     int   // of the holder; 0 if there was none
+	missing error // what the holder lacks; nil if it has everything
 	next    uint64
 	seq     uint32
 	quiet   int
@@ -35,7 +36,9 @@ func byID(a, b handed) int { return cmp.Compare(a.id, b.id) }
 // FDs are the descriptors that must stay open, all close-on-exec.
 func (h *Handover) FDs() []int {
 	list := make([]int, 0, len(h.entries)+1)
-	list = append(list, h.fd)
+	if h.fd >= 0 {
+		list = append(list, h.fd)
+	}
 	for _, e := range h.entries {
 		list = append(list, e.fd)
 	}
@@ -45,74 +48,124 @@ func (h *Handover) FDs() []int {
 // Discard closes all descriptors, which the holder keeps.
 func (h *Handover) Discard() { closeAll(h.FDs()) }
 
-var (
-	errNoHolder = errors.New("there is no process to hold descriptors just now")
-	errUnkept   = errors.New("the process that holds descriptors does not have all")
-)
+var errNoHolder = errors.New("there is none just now")
+
+// ErrIncomplete is wrapped when the holder does not have all that it should: some
+// locks would end with this process.
+var ErrIncomplete = errors.New("the process that keeps locked files open does not have all of them")
+
+// Complete is nil if the holder has said that it has everything that it should
+// have: then the end of this process ends no lock. Otherwise the error wraps
+// ErrIncomplete and says what is missing.
+func (c *Client) Complete() error {
+	s := c.Status()
+	c.mu.Lock()
+	why := c.why
+	c.mu.Unlock()
+	switch {
+	case s.PID == 0 && why != nil:
+		return fmt.Errorf("%w: %w: %w", ErrIncomplete, errNoHolder, why)
+	case s.PID == 0:
+		return fmt.Errorf("%w: %w", ErrIncomplete, errNoHolder)
+	case s.Unkept > 0:
+		return fmt.Errorf("%w: process %d lacks %d files", ErrIncomplete, s.PID, s.Unkept)
+	}
+	return nil
+}
 
 // Handover is Close for a process in which another Client goes on, with Resume: the
-// connection stays open, and what is held stays as it is on both sides. After an
-// error the client is closed like by Close.
+// connection stays open, and what is held stays as it is on both sides.
+//
+// An error that wraps ErrIncomplete comes with a Handover that is good for Resume
+// in this program only, as the execution of another one would end locks. With
+// ErrClosed there is none.
 func (c *Client) Handover() (*Handover, error) {
 	if !c.settle() {
 		return nil, ErrClosed
 	}
-	h, err := c.detach()
+	h := c.detach()
 	c.end()
-	return h, err
+	if h.missing != nil {
+		return h, fmt.Errorf("%w: %w", ErrIncomplete, h.missing)
+	}
+	return h, nil
 }
 
 // detach makes what Resume needs, of a client that settle has brought to rest.
-func (c *Client) detach() (*Handover, error) {
+func (c *Client) detach() *Handover {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	switch {
-	case c.link == nil:
-		return nil, fmt.Errorf("%w: %w", errNoHolder, c.why)
-	case c.inFlight || len(c.drops) > 0 || len(c.queue) > 0:
-		return nil, errors.New("the process that holds descriptors has not answered")
-	}
-	h := &Handover{pid: c.link.pid, next: c.next, seq: c.seq, quiet: c.quiet, entries: make([]handed, 0, len(c.entries))}
+	h := &Handover{fd: -1, next: c.next, seq: c.seq, quiet: c.quiet, entries: make([]handed, 0, len(c.entries))}
+	unkept := 0
 	for fd, e := range c.entries {
 		if e.state != kept {
-			return nil, errUnkept
+			unkept++
 		}
 		h.entries = append(h.entries, handed{fd: fd, id: e.id, key: e.key})
 	}
 	slices.SortFunc(h.entries, byID)
+	switch {
+	case c.link == nil:
+		h.missing = fmt.Errorf("%w: %w", errNoHolder, c.why)
+		return h
+	case c.inFlight || len(c.drops) > 0 || len(c.queue) > 0:
+		h.missing = errors.New("it has not answered")
+	case unkept > 0:
+		h.missing = fmt.Errorf("it lacks %d", unkept)
+	}
+	h.pid = c.link.pid
+	if h.missing != nil {
+		return h
+	}
 	// The one that is open belongs to the poller, and ends with it.
 	fd, err := unix.FcntlInt(uintptr(c.link.fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("duplicate the connection: %w", err)
+		h.missing = fmt.Errorf("duplicate the connection: %w", err)
+		return h
 	}
 	h.fd = fd
-	return h, nil
+	return h
 }
 
 // Resume goes on with what a client in this process has handed over: Taken gives
-// the same descriptors, and nobody is asked. It takes h over; after an error all
-// its descriptors are closed, and Connect gets duplicates from the holder.
+// the same descriptors, and nobody is asked. What the holder lacked is put again. It
+// takes h over; after an error all its descriptors are closed, and Connect gets
+// duplicates from the holder.
 func Resume(o Options, h *Handover) (*Client, error) { return resumed(o, h, starter{socket: o.Socket}) }
 
 func resumed(o Options, h *Handover, st starter) (*Client, error) {
-	l, err := h.link()
-	if err != nil {
-		h.Discard()
-		return nil, fmt.Errorf("go on with the connection to the holder: %w", err)
+	var l *link
+	if h.missing == nil {
+		var err error
+		if l, err = h.link(); err != nil {
+			h.Discard()
+			return nil, fmt.Errorf("go on with the connection to the holder: %w", err)
+		}
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	c := &Client{
-		log: o.Log, starter: st, link: l, next: h.next, seq: h.seq, quiet: h.quiet,
+		log: o.Log, starter: st, link: l, why: h.missing, next: h.next, seq: h.seq, quiet: h.quiet,
 		entries: make(map[int]*entry, len(h.entries)),
 	}
+	has := kept
+	if l == nil {
+		has = queued // until it is asked
+	}
 	for _, e := range h.entries {
-		c.entries[e.fd] = &entry{fd: e.fd, key: e.key, id: e.id, state: kept, earlier: true}
+		c.entries[e.fd] = &entry{fd: e.fd, key: e.key, id: e.id, state: has, earlier: true}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	c.cancel = cancel
-	c.running.Go(func() { c.run(ctx, l) })
+	c.running.Go(func() {
+		if l == nil {
+			l = c.again(ctx, h.pid)
+		}
+		if l != nil {
+			c.run(ctx, l)
+		}
+	})
 	return c, nil
 }
 
@@ -141,8 +194,11 @@ const handoverFormat = 1
 const handedMin = 4 + 8 + 2
 
 // MarshalBinary makes bytes of h for UnmarshalBinary in this or a later version. It
-// never fails.
+// fails only if another program could not go on with it.
 func (h *Handover) MarshalBinary() ([]byte, error) {
+	if h.missing != nil {
+		return nil, fmt.Errorf("%w: %w", ErrIncomplete, h.missing)
+	}
 	b := make([]byte, 0, 32+len(h.entries)*(handedMin+32))
 	b = append(b, handoverFormat)
 	b = binary.LittleEndian.AppendUint32(b, uint32(h.fd))

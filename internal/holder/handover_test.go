@@ -203,3 +203,45 @@ func FuzzHandover(f *testing.F) {
 		}
 	})
 }
+
+// Without a holder that has everything no other program may be executed, but this one
+// goes on, and the next holder gets what is missing.
+func TestHandoverOfIncomplete(t *testing.T) {
+	path := socket(t)
+	c, err := connect(limited(t), Options{Socket: path}, starter{socket: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	fd := temp(t)
+	put(t, c, "k", fd)
+	if err := c.Complete(); err != nil {
+		t.Fatalf("with everything held: %v", err)
+	}
+	c.starter.program = "/nonexistent"
+	if err := unix.Kill(c.Status().PID, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the end of the holder is noticed", func() bool { return errors.Is(c.Complete(), ErrIncomplete) })
+	h, err := c.Handover()
+	if !errors.Is(err, ErrIncomplete) || h == nil {
+		t.Fatalf("handed over: %+v, %v", h, err)
+	}
+	if b, err := h.MarshalBinary(); !errors.Is(err, ErrIncomplete) {
+		t.Errorf("bytes for another program: %x, %v", b, err)
+	}
+	next, err := Resume(Options{Socket: path}, h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer next.Close()
+	for key, at := range next.Taken() {
+		if key != "k" || at != fd {
+			t.Errorf("%q is descriptor %d, not %d", key, at, fd)
+		}
+	}
+	eventually(t, "the next holder has it", func() bool { return next.Complete() == nil })
+	if s := next.Status(); s.Held != 1 || refers(t, s.PID, fd) != 1 {
+		t.Errorf("%+v, and the new holder has the file %d times", s, refers(t, s.PID, fd))
+	}
+}

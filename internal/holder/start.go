@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vmlockd/vmlockd/internal/failpoint"
 )
 
 // maxTries bounds how often a connection is tried again because the holder ended
@@ -145,9 +147,16 @@ func (o *starter) start(ctx context.Context) (int, error) {
 	return dial(o.socket)
 }
 
+// The points at which a crash test kills the daemon.
+var (
+	spawnBefore = failpoint.New("holder.spawn.before")
+	spawnAfter  = failpoint.New("holder.spawn.after")
+)
+
 // spawn listens on the socket and starts the process that serves it. The
 // connections of the time until it does wait in the backlog.
 func (o *starter) spawn() error {
+	spawnBefore.Pass()
 	if err := unix.Unlink(o.socket); err != nil && err != unix.ENOENT {
 		return fmt.Errorf("unlink %s: %w", o.socket, err)
 	}
@@ -185,6 +194,7 @@ func (o *starter) spawn() error {
 	if err != nil {
 		return err
 	}
+	spawnAfter.Pass()
 	o.child = p.Pid
 	return p.Release() // reap looks after it
 }

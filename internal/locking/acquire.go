@@ -121,6 +121,11 @@ func (m *Manager) acquireInTurn(ctx context.Context, g *Registration, ref Ref, m
 		closeHandle(h)
 		return nil, err
 	}
+	if err := m.lockedNotYet(r, ref); err != nil {
+		m.mu.Unlock()
+		closeHandle(h)
+		return nil, err
+	}
 	granted := &hold{owner: g.owner, info: g.info, ref: ref, since: time.Now()}
 	if len(r.holds) > 0 {
 		defer closeHandle(h)
@@ -160,7 +165,11 @@ func (r *resource) lockedRefusal(ref Ref, mode Mode) error {
 	case r.lost != nil:
 		return &Error{Kind: KindUnavailable, Op: "acquire", Ref: ref, Err: fmt.Errorf("%w (%w)", errLost, r.lost)}
 	case mode == Exclusive || r.mode == Exclusive:
-		return &Error{Kind: KindBusy, Ref: ref, Holders: r.lockedHolders()}
+		e := &Error{Kind: KindBusy, Ref: ref, Holders: r.lockedHolders()}
+		if s, ok := r.handle.(Sharer); ok && r.mode == Shared {
+			e.sharers = s.Sharers()
+		}
+		return e
 	}
 	return nil
 }
@@ -176,7 +185,7 @@ func (m *Manager) lock(ctx context.Context, r *resource, h Handle, granted *hold
 	if err := h.Lock(ctx, mode); err != nil {
 		h.Close()
 		stale, busy := errors.Is(err, ErrStale), errors.Is(err, ErrBusy)
-		m.forget(granted.seq, stale || busy)
+		m.forget(granted.seq, stale || busy || errors.Is(err, ErrNotAsked))
 		if stale {
 			return errAgain
 		}
@@ -265,6 +274,10 @@ func (m *Manager) heldInTurn(ctx context.Context, ref Ref) (*resource, error) {
 func (m *Manager) drop(ctx context.Context, r *resource, h *hold, kind EventKind) error {
 	start := time.Now()
 	m.mu.Lock()
+	if r.notYet {
+		m.mu.Unlock()
+		return m.dropLater(r, h, kind)
+	}
 	last := len(r.holds) == 1
 	e := Event{Kind: kind, Ref: h.ref, Owner: *h.info, Mode: r.mode, Held: start.Sub(h.since)}
 	m.mu.Unlock()

@@ -2,6 +2,7 @@ package locking_test
 
 import (
 	"context"
+	"fmt"
 	"sync/atomic"
 	"testing"
 
@@ -71,4 +72,31 @@ func BenchmarkAcquireReleaseParallel(b *testing.B) {
 			}
 		}
 	})
+}
+
+// BenchmarkHoldersOf must not cost more with more locks: each refusal in the
+// cluster asks it of every host.
+func BenchmarkHoldersOf(b *testing.B) {
+	for _, locks := range []int{10, 10_000} {
+		b.Run(fmt.Sprint(locks, " locks"), func(b *testing.B) {
+			m := locking.New(locking.Options{Backend: &trivialBackend{}, Processes: locktest.NewProcesses(b)})
+			defer m.Close(context.Background())
+			g, err := m.Register(locking.Owner{PID: -1})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer g.Close()
+			for i := range locks {
+				if err := g.Acquire(context.Background(), disk(fmt.Sprint(i)), locking.Exclusive, false); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				if len(m.HoldersOf("7")) != 1 {
+					b.Fatal("not held")
+				}
+			}
+		})
+	}
 }

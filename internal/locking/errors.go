@@ -36,9 +36,11 @@ type Error struct {
 	PID     int32    // for KindNotOwner and KindOwnerGone
 	Holders []Holder // for KindBusy and KindOwnerLives: who holds it on this host, oldest first
 	// Remote is who holds it on other hosts, as far as that could be found out, for
-	// KindBusy without Holders.
+	// KindBusy without Holders or with such as share it.
 	Remote []RemoteHolder
 	Err    error // the cause, if there is one
+
+	sharers HolderFinder // for KindBusy with Holders: finds Remote; may be nil
 }
 
 // maxHoldersShown bounds how many holders a refusal names: libvirt passes the
@@ -82,6 +84,8 @@ func (e *Error) subject() string {
 
 func (e *Error) heldBy() string {
 	switch {
+	case len(e.Holders) > 0 && len(e.Remote) > 0:
+		return " by " + someHolders(e.Holders) + " on this host, and by " + someHolders(e.Remote)
 	case len(e.Holders) > 0:
 		return " by " + someHolders(e.Holders) + " on this host"
 	case len(e.Remote) > 0:

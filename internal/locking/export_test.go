@@ -57,8 +57,8 @@ func (m *Manager) Check() error {
 		if r.users == 0 && len(r.holds) == 0 {
 			return fmt.Errorf("resource %q stays, and nobody needs it", id)
 		}
-		if len(r.holds) > 0 && r.handle == nil {
-			return fmt.Errorf("resource %q is held without a handle", id)
+		if len(r.holds) > 0 && (r.handle == nil) != r.notYet {
+			return fmt.Errorf("resource %q is held without a handle, or has one too early", id)
 		}
 		if r.mode == Exclusive && len(r.holds) > 1 {
 			return fmt.Errorf("resource %q is held exclusively by %d", id, len(r.holds))

@@ -44,7 +44,7 @@ func (m *Manager) ForceRelease(ctx context.Context, ref Ref, only func(Holder) b
 	}
 	for _, h := range holds {
 		m.mu.Lock()
-		holder := Holder{Owner: *h.info, Ref: h.ref, Mode: r.mode, Since: h.since}
+		holder := Holder{Owner: *h.info, Ref: h.ref, Mode: r.mode, Since: h.since, ID: r.id}
 		m.mu.Unlock()
 		err = m.drop(ctx, r, h, Forced)
 		m.mu.Lock()
@@ -67,7 +67,7 @@ func (m *Manager) pick(r *resource, ref Ref, only func(Holder) bool) (holds []*h
 	var doubtful []*hold
 	holders := map[*hold]Holder{}
 	for _, h := range r.holds {
-		holder := Holder{Owner: *h.info, Ref: h.ref, Mode: r.mode, Since: h.since}
+		holder := Holder{Owner: *h.info, Ref: h.ref, Mode: r.mode, Since: h.since, ID: r.id}
 		if h.ref != ref || only != nil && !only(holder) {
 			continue
 		}

@@ -4,12 +4,21 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // HoldingProcess is a process that has locks.
 type HoldingProcess struct {
 	Owner Owner  // as it registered for the oldest of them
 	Start uint64 // Process.StartTime; 0 if no process was found for it
+}
+
+// HostOnly is what a Backend may be as well.
+type HostOnly interface {
+	// OnlyHere reports whether what has that Handle.ID can be used on this host only, so
+	// that a lock on it is as good when this host has lost all others. It returns at
+	// once, also for a lock that has not been taken back yet.
+	OnlyHere(id string) bool
 }
 
 // Prover is what a Handle may be as well.
@@ -19,8 +28,10 @@ type Prover interface {
 	Prove(ctx context.Context) error
 }
 
-// HoldingProcesses lists who has locks and is not gone, in no order. The caller
-// must not change the list, which is made anew only when it differs.
+// HoldingProcesses lists who has locks on what other hosts can use, and is not gone,
+// in no order. A lock of which it is not known yet whether it can be taken back
+// (ErrNotYet), or that could not be (Lost), is one: its owner uses the disk as before.
+// The caller must not change the list, which is made anew only when it differs.
 func (m *Manager) HoldingProcesses() []HoldingProcess {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -30,6 +41,9 @@ func (m *Manager) HoldingProcesses() []HoldingProcess {
 	list := []HoldingProcess{}
 	seen := map[*owner]struct{}{}
 	for _, r := range m.resources {
+		if m.onlyHere(r.id) {
+			continue
+		}
 		for _, h := range r.holds {
 			if _, ok := seen[h.owner]; ok || h.owner.gone {
 				continue
@@ -55,18 +69,16 @@ func (o *owner) lockedStart() uint64 {
 	return o.start
 }
 
-// Prove has the backend prove every lock of a process. It returns nil only if it
-// has any, and all of them are held. The error may be that of ctx.
+// Prove has the backend prove every lock of a process on what other hosts can use. It
+// returns nil only if it has any, and all of them are held. The error may be that of
+// ctx, or ErrNotYet, wrapped.
 func (m *Manager) Prove(ctx context.Context, pid int32, start uint64) error {
 	var list []*resource
 	m.mu.Lock()
 	for _, r := range m.resources {
-		for _, h := range r.holds {
-			if h.owner.pid == pid && h.owner.lockedStart() == start {
-				r.users++
-				list = append(list, r)
-				break
-			}
+		if !m.onlyHere(r.id) && r.lockedHeldBy(pid, start) {
+			r.users++
+			list = append(list, r)
 		}
 	}
 	m.mu.Unlock()
@@ -76,28 +88,35 @@ func (m *Manager) Prove(ctx context.Context, pid int32, start uint64) error {
 	var failed error
 	for _, r := range list {
 		if failed == nil {
-			failed = m.proveOne(ctx, r, pid)
+			failed = m.proveOne(ctx, r, pid, start)
 		}
 		m.leave(r)
 	}
 	return failed
 }
 
-func (m *Manager) proveOne(ctx context.Context, r *resource, pid int32) error {
+func (r *resource) lockedHeldBy(pid int32, start uint64) bool {
+	return slices.ContainsFunc(r.holds, func(h *hold) bool { return h.owner.pid == pid && h.owner.lockedStart() == start })
+}
+
+func (m *Manager) proveOne(ctx context.Context, r *resource, pid int32, start uint64) error {
 	if err := r.enter(ctx); err != nil {
 		return fmt.Errorf("another operation on it has not ended: %w", err)
 	}
 	defer r.exit()
 	m.mu.Lock()
-	handle, lost, held := r.handle, r.lost, false
-	for _, h := range r.holds {
-		held = held || h.owner.pid == pid
+	handle, lost, notYet, held := r.handle, r.lost, r.notYet, r.lockedHeldBy(pid, start)
+	why := ErrNotYet // the reason may not be noted yet
+	if m.later != nil {
+		why = m.later.why
 	}
 	m.mu.Unlock()
 	p, ok := handle.(Prover)
 	switch {
 	case !held:
 		return errors.New("it was given back meanwhile")
+	case notYet:
+		return why
 	case lost != nil:
 		return lost
 	case !ok:

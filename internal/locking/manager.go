@@ -32,14 +32,22 @@ type Options struct {
 	AnyLockspace bool
 	// Journal may be nil, for locks that end with the Manager.
 	Journal Journal
+	// Later is told when locks of an earlier process cannot be taken back yet: of how
+	// many entries that is so, and why. It is told again, with no reason and how long
+	// it took, when they have been settled; each lock was then told to Observe. It must
+	// be quick, and may be nil.
+	Later func(entries int, why error, took time.Duration)
 }
 
 // Manager knows all lockspaces, resources and owners of this host.
 type Manager struct {
-	backend Backend
-	procs   Processes
-	observe func(Event)
-	timeout time.Duration
+	backend   Backend
+	procs     Processes
+	observe   func(Event)
+	tellLater func(int, error, time.Duration)
+	timeout   time.Duration
+	// onlyHere is HostOnly.OnlyHere of the backend, or always false.
+	onlyHere func(id string) bool
 	// anyLockspace is Options.AnyLockspace.
 	anyLockspace bool
 	journal      Journal
@@ -62,8 +70,9 @@ type Manager struct {
 	returners  map[*owner]struct{} // who has something in returning
 	unseen     []*owner            // who could not be looked at after a restart, and may be alive or gone
 	departed   tombstones
-	uncertain  []uint64   // journal entries of requests that were given up
-	unsettled  func() int // Restorer.Unsettled; nil until Restore
+	uncertain  []uint64      // journal entries of requests that were given up
+	unsettled  func() int    // Restorer.Unsettled; nil until Restore
+	later      *laterRestore // nil unless something is to be taken back yet
 
 	counts counts // written with mu held, read without
 }
@@ -83,11 +92,18 @@ func New(o Options) *Manager {
 		underway:     map[*Waiter]struct{}{},
 		returners:    map[*owner]struct{}{},
 	}
+	m.onlyHere = func(string) bool { return false }
+	if b, ok := o.Backend.(HostOnly); ok {
+		m.onlyHere = b.OnlyHere
+	}
 	if m.journal = o.Journal; m.journal == nil {
 		m.journal = noJournal{}
 	}
 	if m.observe == nil {
 		m.observe = func(Event) {}
+	}
+	if m.tellLater = o.Later; m.tellLater == nil {
+		m.tellLater = func(int, error, time.Duration) {}
 	}
 	m.counts.lockspaces.Store(int64(len(m.lockspaces)))
 	m.ctx, m.cancel = context.WithCancel(context.Background())
@@ -121,11 +137,11 @@ func (m *Manager) Close(ctx context.Context) error {
 // Holders lists what owners on this host hold, oldest first.
 func (m *Manager) Holders() []Holder {
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	list := []Holder{}
 	for _, r := range m.resources {
 		list = append(list, r.lockedHolders()...)
 	}
+	m.mu.Unlock() // requests for locks do not wait for the order
 	slices.SortFunc(list, func(a, b Holder) int {
 		if c := a.Since.Compare(b.Since); c != 0 {
 			return c
@@ -133,6 +149,18 @@ func (m *Manager) Holders() []Holder {
 		return strings.Compare(a.Ref.Lockspace+"\x00"+a.Ref.Name, b.Ref.Lockspace+"\x00"+b.Ref.Name)
 	})
 	return list
+}
+
+// HoldersOf lists what owners on this host hold of one resource, by Handle.ID,
+// oldest first. It costs the same however many others there are.
+func (m *Manager) HoldersOf(id string) []Holder {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r := m.resources[id]
+	if r == nil {
+		return []Holder{}
+	}
+	return r.lockedHolders()
 }
 
 // NewLockspace makes a lockspace that must not exist yet.

@@ -2,8 +2,10 @@ package locking_test
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/locking/locktest"
@@ -73,6 +75,40 @@ func TestDrainOvertakes(t *testing.T) {
 			w.empty()
 		})
 	}
+}
+
+// TestHoldersOf: what is told of one resource is what the whole list has of it,
+// under each of its names.
+func TestHoldersOf(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		one, _ := w.vm(1)
+		two, _ := w.vm(2)
+		w.b.Point(disk("link"), "id-a")
+		w.acquire(one, disk("a"), locking.Shared)
+		w.acquire(two, disk("link"), locking.Shared)
+		time.Sleep(time.Second) // by the bubble's clock
+		w.acquire(two, disk("b"), locking.Exclusive)
+		all := w.m.Holders()
+		if got := w.m.HoldersOf("id-a"); len(got) != 2 || !slices.Equal(got, all[:2]) {
+			t.Errorf("of a: %v, of all: %v", got, all)
+		}
+		if got := w.m.HoldersOf("id-b"); len(got) != 1 || got[0] != all[2] {
+			t.Errorf("of b: %v, of all: %v", got, all)
+		}
+		for _, id := range []string{"", "a", "id-c"} {
+			if got := w.m.HoldersOf(id); got == nil || len(got) != 0 {
+				t.Errorf("of %q: %v", id, got)
+			}
+		}
+		w.release(one, disk("a"))
+		w.release(two, disk("link"))
+		w.release(two, disk("b"))
+		if got := w.m.HoldersOf("id-a"); len(got) != 0 {
+			t.Errorf("released: %v", got)
+		}
+		one.Close()
+		two.Close()
+	})
 }
 
 func (w *world) force(ref locking.Ref, force bool) ([]locking.Holder, error) {

@@ -29,6 +29,7 @@ type owner struct {
 
 	// Guarded by Manager.mu.
 	gone          bool   // its process is proven gone: it gets nothing any more
+	nobody        bool   // it stands for an owner who does not need its lock any more, whether gone or not
 	info          *Owner // as registered last, for holds to share
 	registrations int    // and acquires under way: who needs it although it holds nothing
 	holds         map[*hold]*resource
@@ -303,7 +304,10 @@ func (o *owner) lockedSaid() Owner {
 	return *oldest.info
 }
 
-func (m *Manager) releaseGone(r *resource, h *hold) {
+func (m *Manager) releaseGone(r *resource, h *hold) { m.releaseHold(r, h, ReleasedGone) }
+
+// releaseHold releases a hold that no request is about.
+func (m *Manager) releaseHold(r *resource, h *hold, kind EventKind) {
 	if r.enter(m.releases) != nil {
 		return
 	}
@@ -314,7 +318,7 @@ func (m *Manager) releaseGone(r *resource, h *hold) {
 	if held {
 		// A failure was told to Observe; the hold stays and keeps others out, until
 		// one of them has asked for the resource and the release has worked.
-		_ = m.drop(m.releases, r, h, ReleasedGone)
+		_ = m.drop(m.releases, r, h, kind)
 	}
 }
 

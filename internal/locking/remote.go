@@ -34,6 +34,13 @@ type HolderFinder interface {
 	FindHolders(ctx context.Context) []RemoteHolder
 }
 
+// Sharer is a Handle whose lock owners on other hosts may share.
+type Sharer interface {
+	// Sharers can find out who does, when the resource that is shared here was
+	// refused to somebody who wanted it alone. It returns at once.
+	Sharers() HolderFinder
+}
+
 // describe tells a handle for whom it holds the lock.
 func describe(h Handle, o Owner, since time.Time) {
 	if d, ok := h.(Describer); ok {
@@ -47,7 +54,10 @@ func describe(h Handle, o Owner, since time.Time) {
 func findHolders(ctx context.Context, err error) {
 	var e *Error
 	var f HolderFinder
-	if errors.As(err, &e) && e.Kind == KindBusy && len(e.Holders) == 0 && errors.As(e.Err, &f) {
+	if !errors.As(err, &e) || e.Kind != KindBusy {
+		return
+	}
+	if f = e.sharers; f != nil || len(e.Holders) == 0 && errors.As(e.Err, &f) {
 		e.Remote = f.FindHolders(ctx)
 	}
 }

@@ -117,6 +117,75 @@ func TestHoldersAreNotFound(t *testing.T) {
 	})
 }
 
+// sharing is a backend whose locks others elsewhere may share.
+type sharing struct {
+	locking.Backend
+	f finder
+}
+
+type sharedHandle struct {
+	locking.Handle
+	f finder
+}
+
+func (b sharing) Open(ctx context.Context, ref locking.Ref, autocreate bool) (locking.Handle, error) {
+	h, err := b.Backend.Open(ctx, ref, autocreate)
+	return sharedHandle{h, b.f}, err
+}
+
+func (h sharedHandle) Sharers() locking.HolderFinder { return h.f }
+
+// Who wants alone what is shared on several hosts is told of all of them, also on
+// a host that is one of them, and others do not wait for that.
+func TestSharersElsewhere(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		f := finder{began: make(chan struct{}), found: make(chan []locking.RemoteHolder)}
+		m := locking.New(locking.Options{Backend: sharing{w.b, f}, Processes: w.ps, RequestTimeout: requestTimeout})
+		defer m.Close(context.Background())
+		register := func(pid int32) *locking.Registration {
+			w.ps.Start(pid)
+			g, err := m.Register(locking.Owner{PID: pid, Name: "here"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return g
+		}
+		one, two := register(10), register(11)
+		for _, err := range []error{
+			one.Acquire(t.Context(), disk("a"), locking.Shared, false), one.Acquire(t.Context(), disk("b"), locking.Exclusive, false),
+			// An exclusive holder is alone: nobody elsewhere is asked for.
+			two.Acquire(t.Context(), disk("b"), locking.Exclusive, false),
+		} {
+			if err != nil && !strings.HasSuffix(err.Error(), "on this host") {
+				t.Error(err)
+			}
+		}
+		refused := make(chan error, 1)
+		go func() { refused <- two.Acquire(t.Context(), disk("a"), locking.Exclusive, false) }()
+		<-f.began
+		if err := two.Acquire(t.Context(), disk("a"), locking.Shared, false); err != nil {
+			t.Error(err)
+		}
+		f.found <- []locking.RemoteHolder{remote("web", "kvm2", 2), remote("db", "kvm3", 3)}
+		text := (<-refused).Error()
+		for _, want := range []string{"is locked by virtual machine here (", "on this host, and by virtual machine web (", "on host kvm2 (node 2), virtual machine db", "on host kvm3 (node 3)"} {
+			if !strings.Contains(text, want) {
+				t.Errorf("%q is not in %s", want, text)
+			}
+		}
+		for _, g := range []*locking.Registration{one, two} {
+			if err := g.Release(t.Context(), disk("a")); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := one.Release(t.Context(), disk("b")); err != nil {
+			t.Error(err)
+		}
+		one.Close()
+		two.Close()
+	})
+}
+
 func TestHandlesAreDescribed(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		before := time.Now()

@@ -19,6 +19,7 @@ type resource struct {
 	handle Handle  // holds the lock while holds is not empty
 	holds  []*hold // oldest first
 	lost   error   // why the lock of holds could not be taken back after a restart
+	notYet bool    // it is not known yet whether it can; until then no hold ends
 }
 
 // hold is one owner's use of a resource. An owner that shares a resource twice
@@ -38,7 +39,7 @@ func (r *resource) exit() { r.turn.give() }
 func (r *resource) lockedHolders() []Holder {
 	list := make([]Holder, len(r.holds))
 	for i, h := range r.holds {
-		list[i] = Holder{Owner: *h.info, Ref: h.ref, Mode: r.mode, Since: h.since}
+		list[i] = Holder{Owner: *h.info, Ref: h.ref, Mode: r.mode, Since: h.since, ID: r.id}
 	}
 	return list
 }

@@ -14,12 +14,15 @@ type Held struct {
 	Ref        Ref    // the name it was taken under first
 	Mode       Mode
 	Autocreate bool
+	// Told says that a client counts on it: it was granted, and not given back.
+	Told bool
 }
 
 // Restored is what came of a Held. If Err is nil the Handle holds the lock. If
 // Err is ErrUnderway, wrapped, it is not known yet whether the lock is held; the
 // Handle's Unlock then returns at once, and the backend gives the lock back as
-// soon as it finds that it is. With any other error there is no Handle.
+// soon as it finds that it is. With any other error there is no Handle; if it is
+// ErrNotYet, wrapped, nothing was tried.
 type Restored struct {
 	Handle Handle
 	Err    error
@@ -30,7 +33,8 @@ type Restorer interface {
 	// Restore takes back locks, which are in the order in which they were
 	// acquired, and says what came of each. It waits for nobody who holds locks.
 	// One that is held several times in one mode (as Held several times in held, or
-	// in later calls) is taken back as often.
+	// in later calls) is taken back as often. If it cannot be told yet what is held
+	// it returns soon, with ErrNotYet for all of held.
 	Restore(ctx context.Context, held []Held) []Restored
 	// Unsettled is how many requests were given up, by the context of a Lock or an
 	// Unlock, whose outcome is not certain yet.
@@ -52,7 +56,10 @@ var errLost = withCause("lost", "a lock on it from before the lock daemon's rest
 //
 // A lock that cannot be taken back makes its resource unusable until its owner
 // releases it or is gone; Observe is told of each.
-func (m *Manager) Restore(ctx context.Context, b Restorer, entries []Entry, lockspaces []string, doubt bool) {
+//
+// later is how many entries wait for the backend to say what is held (ErrNotYet).
+// Their resources are refused until then, and the Manager goes on asking.
+func (m *Manager) Restore(ctx context.Context, b Restorer, entries []Entry, lockspaces []string, doubt bool) (later int) {
 	m.mu.Lock()
 	m.unsettled = b.Unsettled
 	for _, path := range lockspaces {
@@ -72,8 +79,14 @@ func (m *Manager) Restore(ctx context.Context, b Restorer, entries []Entry, lock
 	}
 	// What was granted comes first: of a shared lock there can be two on this host,
 	// one in use and one being released, and they cannot be told apart.
-	m.takeBack(ctx, b, granted)
-	m.settle(ctx, b, open, doubt)
+	claims, why := m.takeBack(ctx, b, granted)
+	if why == nil {
+		open, why = m.settle(ctx, b, open, doubt)
+	}
+	if why == nil {
+		return 0
+	}
+	return m.restoreLater(&laterRestore{b: b, doubt: doubt, claims: claims, open: open}, why)
 }
 
 // claim is what entries say of one resource.
@@ -114,7 +127,7 @@ func allHeld(list []claim) []Held {
 		first := len(all)
 		for _, e := range list[i].entries {
 			if !slices.ContainsFunc(all[first:], func(h Held) bool { return h.Mode == e.Mode }) {
-				all = append(all, Held{ID: e.ID, Ref: e.Ref, Mode: e.Mode, Autocreate: e.Autocreate})
+				all = append(all, Held{ID: e.ID, Ref: e.Ref, Mode: e.Mode, Autocreate: e.Autocreate, Told: e.State == EntryGranted})
 			}
 		}
 	}
@@ -129,12 +142,11 @@ func allHeld(list []claim) []Held {
 	return all
 }
 
-// resolve makes the resource. If nothing was taken back it is lost; if one mode
-// was, the entries of the other are of locks that ended: they are returned, and
-// are not among those of the claim any more.
+// resolve gives the resource what came of it. If nothing was taken back it is
+// lost; if one mode was, the entries of the other are of locks that ended: they are
+// returned, and are not among those of the claim any more.
 func (c *claim) resolve(b Restorer) (ended []*Entry) {
-	r := &resource{id: c.held[0].ID, mode: c.held[0].Mode}
-	c.r = r
+	r := c.r
 	var maybe []Held
 	for i, res := range c.results {
 		switch {
@@ -157,10 +169,12 @@ func (c *claim) resolve(b Restorer) (ended []*Entry) {
 	return nil
 }
 
-// takeBack restores the granted locks with their owners.
-func (m *Manager) takeBack(ctx context.Context, b Restorer, entries []Entry) {
-	list := claims(entries)
+// takeBack restores the granted locks with their owners. If why is not nil it is
+// ErrNotYet, wrapped: only the owners were restored, and list is what is left to do.
+func (m *Manager) takeBack(ctx context.Context, b Restorer, entries []Entry) (list []claim, why error) {
+	list = claims(entries)
 	results := b.Restore(ctx, allHeld(list))
+	why = notYet(results)
 	var unseen []Event
 	var ended, late []*Entry
 	owners := map[ownerKey]*owner{}
@@ -169,9 +183,14 @@ func (m *Manager) takeBack(ctx context.Context, b Restorer, entries []Entry) {
 	for i := range list {
 		c := &list[i]
 		c.results, results = results[:len(c.held)], results[len(c.held):]
-		ended = append(ended, c.resolve(b)...)
+		c.r = &resource{id: c.held[0].ID, mode: c.held[0].Mode}
+		if why != nil {
+			c.r.notYet = true
+		} else {
+			ended = append(ended, c.resolve(b)...)
+		}
 		m.resources[c.r.id] = c.r
-		if len(c.entries) > 0 {
+		if len(c.entries) > 0 && why == nil {
 			describe(c.r.handle, c.entries[0].Owner, c.entries[0].Since)
 		}
 		for _, e := range c.entries {
@@ -198,6 +217,9 @@ func (m *Manager) takeBack(ctx context.Context, b Restorer, entries []Entry) {
 	}
 	for i := range list {
 		c := &list[i]
+		if why != nil {
+			break
+		}
 		for _, e := range c.entries {
 			ev := Event{Kind: TakenBack, Ref: e.Ref, Owner: e.Owner, Mode: e.Mode, Held: time.Since(e.Since)}
 			if c.r.lost != nil {
@@ -218,6 +240,7 @@ func (m *Manager) takeBack(ctx context.Context, b Restorer, entries []Entry) {
 	for _, o := range gone {
 		m.lockedOwnerGone(o)
 	}
+	return list, why
 }
 
 // lockedExpect makes room for n resources at once, as growing would touch twice
@@ -272,12 +295,18 @@ func (m *Manager) lockedRestoreOwner(owners map[ownerKey]*owner, e *Entry) (_ *o
 // With doubt the entries are kept, and one lock of each resource was taken back
 // for them already. What is left can only be a second shared one, which keeps
 // nobody out whom the first lets in.
-func (m *Manager) settle(ctx context.Context, b Restorer, entries []Entry, doubt bool) {
+//
+// If why is not nil it is ErrNotYet, wrapped, and nothing was done about left.
+func (m *Manager) settle(ctx context.Context, b Restorer, entries []Entry, doubt bool) (left []Entry, why error) {
 	held := make([]Held, len(entries))
 	for i, e := range entries {
 		held[i] = Held{ID: e.ID, Ref: e.Ref, Mode: e.Mode, Autocreate: e.Autocreate}
 	}
-	for i, res := range b.Restore(ctx, held) {
+	results := b.Restore(ctx, held)
+	if why := notYet(results); why != nil {
+		return entries, why
+	}
+	for i, res := range results {
 		e := entries[i]
 		switch {
 		case doubt:
@@ -299,6 +328,7 @@ func (m *Manager) settle(ctx context.Context, b Restorer, entries []Entry, doubt
 			m.keepForNobody(e, lostHandle{id: e.ID, b: b, held: held[i : i+1]}, res.Err)
 		}
 	}
+	return nil, nil
 }
 
 // keepForNobody notes a lock that could not be released, so that whoever asks for
@@ -311,8 +341,13 @@ func (m *Manager) keepForNobody(e Entry, h Handle, why error) {
 	}
 	r := &resource{id: e.ID, mode: e.Mode, handle: h, lost: why}
 	m.resources[e.ID] = r
-	o := &owner{pid: e.Owner.PID, gone: true, forgotten: make(chan struct{})}
+	o := nobody(e.Owner.PID)
 	m.lockedAddHold(r, &hold{owner: o, info: o.lockedInfo(e.Owner), ref: e.Ref, since: e.Since, seq: e.Seq})
+}
+
+// nobody is an owner of what its owner does not need any more.
+func nobody(pid int32) *owner {
+	return &owner{pid: pid, gone: true, nobody: true, forgotten: make(chan struct{})}
 }
 
 // lostHandle stands for a lock that could not be taken back.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -16,8 +17,16 @@ import (
 // them, and gives back no others.
 type orphanage struct {
 	*locktest.Backend
+	mu   sync.Mutex // guards what follows, once the Manager has it
 	left []orphan
 	err  error // of all that is asked for, while it is set
+}
+
+// knows ends err.
+func (o *orphanage) knows() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.err = nil
 }
 
 type orphan struct {
@@ -26,6 +35,8 @@ type orphan struct {
 }
 
 func (o *orphanage) Restore(ctx context.Context, held []locking.Held) []locking.Restored {
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	list := make([]locking.Restored, len(held))
 	for i, h := range held {
 		at := slices.Index(o.left, orphan{h.ID, h.Mode})
@@ -54,6 +65,8 @@ func (w *world) restoreFrom(o *orphanage, doubt bool, entries ...locking.Entry) 
 	w.j.Load(entries)
 	w.m.Restore(context.Background(), o, entries, []string{"/restored"}, doubt)
 	settle()
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	if len(o.left) > 0 && o.err == nil {
 		w.t.Errorf("nobody has taken back %v", o.left)
 	}

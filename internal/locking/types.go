@@ -47,6 +47,7 @@ type Holder struct {
 	Ref   Ref
 	Mode  Mode
 	Since time.Time
+	ID    string // Handle.ID of what is held
 }
 
 // ErrBusy is what Handle.Lock returns, wrapped or not, when somebody outside
@@ -58,9 +59,18 @@ var ErrBusy = errors.New("held by another host or program")
 // was opened, for example because the file was replaced. Opening again helps.
 var ErrStale = errors.New("the name leads to another file now")
 
+// ErrNotAsked is what Handle.Lock returns, wrapped, when it is certain that nothing
+// is locked and nothing will be, as nobody was asked.
+var ErrNotAsked = errors.New("nobody was asked")
+
 // ErrNotHeld is what Restored.Err is, wrapped or not, when the backend knows
 // that the lock to take back is not held any more.
 var ErrNotHeld = errors.New("not held any more")
+
+// ErrNotYet is what Restored.Err is, wrapped, when the backend cannot tell yet
+// whether the lock is held. The text of the wrapping error says what it waits for.
+// That is no alarm: the lock is as safe as before.
+var ErrNotYet = errors.New("the locks from before the lock daemon's restart cannot be taken back yet")
 
 // ErrUnderway is what Handle.Unlock returns, wrapped, when the lock cannot be
 // given back now and the backend finishes the job by itself.

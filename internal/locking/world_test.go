@@ -35,8 +35,9 @@ type world struct {
 	ps *locktest.Processes
 	j  *locktest.Journal
 
-	mu     sync.Mutex // guards events
+	mu     sync.Mutex // guards what follows
 	events []locking.Event
+	later  int // as Options.Later was told last; negative when all were settled
 }
 
 func newWorld(t tester) *world {
@@ -46,6 +47,13 @@ func newWorld(t tester) *world {
 		Processes:      w.ps,
 		Journal:        w.j,
 		RequestTimeout: requestTimeout,
+		Later: func(n int, why error, _ time.Duration) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if w.later = n; why == nil {
+				w.later = -n
+			}
+		},
 		Observe: func(e locking.Event) {
 			w.mu.Lock()
 			defer w.mu.Unlock()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -58,6 +59,51 @@ func TestJournalThatIsGone(t *testing.T) {
 	log.With("a", 1).Info("kept", "b", 2)
 	if s := out.String(); !strings.Contains(s, "kept") || !strings.Contains(s, "a=1 b=2") {
 		t.Fatalf("a record that journald did not take is lost: %q", s)
+	}
+}
+
+// TestAuto: the format is chosen by what stderr is, which a unit's children cannot
+// tell by JOURNAL_STREAM alone.
+func TestAuto(t *testing.T) {
+	stderr, err := os.Create(filepath.Join(t.TempDir(), "stderr"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stderr.Close()
+	var st syscall.Stat_t
+	if err := syscall.Fstat(int(stderr.Fd()), &st); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		stream  string
+		journal bool
+	}{
+		{fmt.Sprintf("%d:%d", st.Dev, st.Ino), true},
+		{fmt.Sprintf("%d:%d", st.Dev, st.Ino+1), false}, // inherited, and stderr is elsewhere
+		{"", false},
+	} {
+		t.Setenv("JOURNAL_STREAM", tc.stream)
+		if tc.stream == "" {
+			os.Unsetenv("JOURNAL_STREAM") // Setenv has it restored
+		}
+		log, err := New("info", "auto", stderr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Nothing is logged where it would go to this host's journal.
+		if _, journal := log.Handler().(*journalHandler); journal != tc.journal {
+			t.Errorf("JOURNAL_STREAM=%q: the handler is a %T", tc.stream, log.Handler())
+		}
+		if tc.journal {
+			continue
+		}
+		if err := stderr.Truncate(0); err != nil {
+			t.Fatal(err)
+		}
+		log.Info("for people", "a", 1)
+		if text, err := os.ReadFile(stderr.Name()); err != nil || !strings.Contains(string(text), `level=INFO msg="for people" a=1`) {
+			t.Errorf("JOURNAL_STREAM=%q: %q, %v", tc.stream, text, err)
+		}
 	}
 }
 

@@ -21,6 +21,8 @@ type request struct {
 	from     corosync.Member
 	id       uint64
 	resource string // "" for all
+	busy     bool   // it was one too many, and is to be told that
+	path     string // instead, of a kindWhich
 }
 
 // lockedAsked takes a question, unless it is one too many. Nobody answers itself.
@@ -38,12 +40,19 @@ func (p *Peers) lockedAsked(m *peer, from corosync.Member, h header, body []byte
 	}
 	if limit.take(1, time.Now()) {
 		select {
-		case queue <- request{from, h.query, resource}:
+		case queue <- request{from: from, id: h.query, resource: resource}:
 			return nil
 		default:
 		}
 	}
 	p.lockedDrop(m)
+	// Who asks for everything too often is told, and does not take this node for silent.
+	if resource == "" && m.looking.take(1, time.Now()) {
+		select {
+		case p.looking <- request{from: from, id: h.query, busy: true}:
+		default:
+		}
+	}
 	return nil
 }
 
@@ -68,6 +77,14 @@ func (p *Peers) present(m corosync.Member) bool {
 }
 
 func (p *Peers) answerOne(ctx context.Context, r request) {
+	switch {
+	case r.busy:
+		p.answerBusy(ctx, r)
+		return
+	case r.path != "":
+		p.answerWhich(ctx, r)
+		return
+	}
 	var list []Holding
 	cut := false
 	if r.resource != "" {
@@ -97,6 +114,15 @@ func (p *Peers) answerOne(ctx context.Context, r request) {
 	p.mu.Lock()
 	p.stats.Answered++
 	p.mu.Unlock()
+}
+
+func (p *Peers) answerBusy(ctx context.Context, r request) {
+	ctx, cancel := context.WithTimeout(ctx, answerPatience)
+	defer cancel()
+	h := header{kind: kindAnswer, flags: flagLast | flagCut | flagBusy, query: r.id, asker: r.from}
+	if err := p.opts.Group.Send(ctx, appendHeader(make([]byte, 0, headerSize), h)); err != nil {
+		p.log.Debug("peers: an answer was not sent", "node", r.from.Node, "error", err)
+	}
 }
 
 // held is what this node holds of a resource.

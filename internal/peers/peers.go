@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -15,6 +16,8 @@ const (
 	// beat is how often a daemon says hello without news; silentAfter is after how long without a word it is silent.
 	beat        = 5 * time.Second
 	silentAfter = 3 * beat
+	// absentAfter is after how long without a daemon a node is absent. To restart takes less.
+	absentAfter = 15 * time.Second
 	// soon is how long news wait for more of them.
 	soon = 20 * time.Millisecond
 	// sendPatience is how long a hello or a page of an answer may wait for corosync's queues.
@@ -31,6 +34,9 @@ const (
 	lookupRate, lookupBurst = 500, 1000
 )
 
+// How often this node asks for everything. It is less than what others take, so that they drop nothing.
+const askRate, askBurst = 4, 8
+
 // Peers is this daemon's view of the others.
 type Peers struct {
 	opts Options
@@ -39,6 +45,7 @@ type Peers struct {
 	news    chan struct{} // has a value when a hello is due
 	listing chan request  // questions for everything, to be answered
 	looking chan request  // questions for one resource
+	naming  chan request  // questions which disk a path is
 	local   chan struct{} // holds a token for each call of Options.Holdings for this node itself
 	lists   chan struct{} // holds a token for each own question for everything
 	lookups chan struct{} // and for each one for a resource
@@ -47,9 +54,12 @@ type Peers struct {
 	self    Info
 	me      corosync.Member
 	up      bool
-	told    bool // that there is no connection
+	told    bool      // that there is no connection
+	since   time.Time // when it came up
 	members map[corosync.Member]*peer
+	left    map[uint32]time.Time // when a node's last daemon left, for absentAfter
 	queries map[uint64]*query
+	asking  bucket // of own questions for everything
 	stats   Stats
 }
 
@@ -62,15 +72,17 @@ type peer struct {
 	greeting bucket
 	listing  bucket
 	looking  bucket
+	naming   bucket
 }
 
 // New makes a Peers. Nothing happens before Run.
 func New(opts Options) *Peers {
 	p := &Peers{
 		opts: opts, log: opts.Log, self: opts.Self,
-		news: make(chan struct{}, 1), listing: make(chan request, maxRequests), looking: make(chan request, maxRequests),
+		news: make(chan struct{}, 1), listing: make(chan request, maxRequests), looking: make(chan request, maxRequests), naming: make(chan request, maxRequests),
 		local: make(chan struct{}, maxLists+maxLookups), lists: make(chan struct{}, maxLists), lookups: make(chan struct{}, maxLookups),
-		members: map[corosync.Member]*peer{}, queries: map[uint64]*query{},
+		members: map[corosync.Member]*peer{}, left: map[uint32]time.Time{}, queries: map[uint64]*query{},
+		asking: newBucket(askRate, askBurst, time.Now()),
 	}
 	if p.log == nil {
 		p.log = slog.New(slog.DiscardHandler)
@@ -87,6 +99,7 @@ func (p *Peers) Run(ctx context.Context) error {
 	wg.Go(func() { p.greet(work) })
 	wg.Go(func() { p.answer(work, p.listing) })
 	wg.Go(func() { p.answer(work, p.looking) })
+	wg.Go(func() { p.answer(work, p.naming) })
 	ended := false
 	for !ended {
 		select {
@@ -175,7 +188,7 @@ func (p *Peers) handle(ev corosync.Event) {
 	case corosync.Up:
 		p.log.Info("peers: connected to corosync", "node", ev.Self.Node)
 		p.mu.Lock()
-		p.me, p.up, p.told = ev.Self, true, false
+		p.me, p.up, p.told, p.since = ev.Self, true, false, time.Now()
 		p.mu.Unlock()
 	case corosync.Down:
 		p.down()
@@ -203,6 +216,11 @@ func (p *Peers) down() {
 }
 
 func (p *Peers) lockedForget(m corosync.Member) {
+	if p.members[m] != nil {
+		now := time.Now()
+		maps.DeleteFunc(p.left, func(_ uint32, t time.Time) bool { return now.Sub(t) >= absentAfter })
+		p.left[m.Node] = now
+	}
 	delete(p.members, m)
 	for _, q := range p.queries {
 		q.lockedLost(m)
@@ -234,6 +252,7 @@ func (p *Peers) membership(v corosync.Membership) {
 			heard:    now,
 			greeting: newBucket(helloRate, helloBurst, now),
 			listing:  newBucket(listRate, listBurst, now), looking: newBucket(lookupRate, lookupBurst, now),
+			naming: newBucket(listRate, listBurst, now),
 		}
 		p.tell()
 	}
@@ -278,7 +297,9 @@ func (p *Peers) lockedTake(m *peer, from corosync.Member, h header, body []byte)
 		m.missed = false
 	case kindQuery:
 		return p.lockedAsked(m, from, h, body)
-	case kindAnswer:
+	case kindWhich:
+		return p.lockedWhich(m, from, h, body)
+	case kindAnswer, kindDisk:
 		if h.asker != p.me {
 			return nil
 		}
@@ -337,6 +358,29 @@ func (p *Peers) Connected() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.up
+}
+
+// Absent says whether no daemon of a node has been in the group for absentAfter, in all of which this one was in it.
+func (p *Peers) Absent(node uint32) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	if !p.up || now.Sub(p.since) < absentAfter || now.Sub(p.left[node]) < absentAfter {
+		return false
+	}
+	for m := range p.members {
+		if m.Node == node {
+			return false
+		}
+	}
+	return true
+}
+
+// Node is this node's number, also after the connection is lost; 0 before the first one.
+func (p *Peers) Node() uint32 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.me.Node
 }
 
 // Stats are the counters.

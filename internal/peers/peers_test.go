@@ -199,6 +199,42 @@ func TestLost(t *testing.T) {
 	}
 }
 
+// A node is absent when its daemon has been away for longer than a restart takes.
+func TestAbsent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		defer w.end()
+		absent := func(want bool, node int) {
+			t.Helper()
+			if got := w.nodes[1].Absent(uint32(node)); got != want {
+				t.Errorf("node %d is absent: %v", node, got)
+			}
+		}
+		absent(false, 4) // it may just not have come yet
+		time.Sleep(absentAfter)
+		absent(true, 4)
+		absent(false, 2)
+		w.nodes[2].stop()
+		w.nodes[2] = nil
+		w.settle()
+		absent(false, 2)
+		time.Sleep(absentAfter)
+		absent(true, 2)
+		w.nodes[2] = w.start(2)
+		w.settle()
+		absent(false, 2)
+		w.Node(1).StopCorosync() // now nobody is seen, which says nothing
+		time.Sleep(absentAfter)
+		absent(false, 3)
+		w.Node(1).StartCorosync()
+		w.settle()
+		absent(false, 4)
+		if n := len(w.nodes[1].left); n > 3 {
+			t.Errorf("it remembers %d nodes", n)
+		}
+	})
+}
+
 // Corosync ends and comes back on one node: meanwhile it knows of itself only, and says so.
 func TestRestart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -27,6 +27,7 @@ const (
 
 // query is a question that is under way. The lock is that of its Peers.
 type query struct {
+	kind    uint8 // of its answers
 	answers map[corosync.Member]*reply
 	open    int
 	room    int // bytes that may still be taken
@@ -61,7 +62,7 @@ func (q *query) lockedLost(m corosync.Member) {
 // lockedPage takes a page. Pages come in order, since corosync delivers in order; if not, the answer is broken.
 func (q *query) lockedPage(from corosync.Member, h header, body []byte) {
 	r := q.answers[from]
-	if r == nil || r.finished {
+	if r == nil || r.finished || h.kind != q.kind {
 		return
 	}
 	size := headerSize + len(body)
@@ -78,6 +79,8 @@ func (q *query) lockedPage(from corosync.Member, h header, body []byte) {
 	r.pages = append(r.pages, body)
 	switch {
 	case h.flags&flagLast == 0:
+	case h.flags&flagBusy != 0:
+		q.lockedFinish(r, ErrBusy)
 	case h.flags&flagCut != 0:
 		q.lockedFinish(r, fmt.Errorf("%w: it holds more than it sends", ErrIncomplete))
 	default:
@@ -102,6 +105,8 @@ func (r *reply) read(node uint32) (list []Holding, broken bool, err error) {
 // Holdings asks all members what they hold. It returns when all have answered or ctx ends (after 0.8 s, if it has no
 // deadline), with an entry for each member, by node, this one included; the Err of each says whether it is complete.
 //
+// More than a few a second wait for their turn, so that no peer is asked more often than it answers.
+//
 // The error is corosync.ErrDown while there is no connection - then there is this node's entry alone - or ErrBusy.
 // A host that has left the group, or never came, has no entry: corosync.Cmap.Nodes says who is configured.
 func (p *Peers) Holdings(ctx context.Context) ([]NodeHoldings, error) {
@@ -111,8 +116,11 @@ func (p *Peers) Holdings(ctx context.Context) ([]NodeHoldings, error) {
 		return nil, ErrBusy
 	}
 	defer func() { <-p.lists }()
+	if !p.paced(ctx) {
+		return nil, ErrBusy
+	}
 	own := p.own(p.opts.Holdings)
-	q, err := p.ask(ctx, "", false)
+	q, err := p.ask(ctx, kindQuery, queryBody{}, false)
 	list := p.collect(q)
 	p.mu.Lock()
 	mine := NodeHoldings{Node: p.me.Node, PID: p.me.PID, Name: p.self.Name, Err: ErrNoAnswer}
@@ -129,7 +137,7 @@ func (p *Peers) Holdings(ctx context.Context) ([]NodeHoldings, error) {
 }
 
 // Holders asks all members who holds one resource, and returns what has come in when all have answered or ctx ends (after
-// 0.8 s, if it has no deadline). It does not wait for members that are silent already. What it returns may be less than
+// 0.8 s, if it has no deadline). It does not wait for members that are silent already or have another Digest. What it returns may be less than
 // there is, and is a hint. answered are the nodes that answered, those that hold nothing too.
 func (p *Peers) Holders(ctx context.Context, resource string) (list []Holding, answered []uint32) {
 	ctx, cancel := patience(ctx)
@@ -142,7 +150,7 @@ func (p *Peers) Holders(ctx context.Context, resource string) (list []Holding, a
 	}
 	defer func() { <-p.lookups }()
 	own := p.own(func() []Holding { return p.held(resource) })
-	q, _ := p.ask(ctx, resource, true) // without a connection it is this node's own that counts
+	q, _ := p.ask(ctx, kindQuery, queryBody{Resource: []byte(resource)}, true) // without a connection it is this node's own that counts
 	for _, n := range p.collect(q) {
 		if n.Err == nil {
 			answered = append(answered, n.Node)
@@ -185,6 +193,23 @@ func turn(ctx context.Context, tokens chan struct{}) bool {
 	return false
 }
 
+// paced waits until a question for everything does not come too soon after others. It is false if ctx ended first.
+func (p *Peers) paced(ctx context.Context) bool {
+	for {
+		p.mu.Lock()
+		now := p.asking.take(1, time.Now())
+		p.mu.Unlock()
+		if now {
+			return true
+		}
+		select {
+		case <-time.After(time.Second / (4 * askRate)):
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
 // own asks this node itself. If the daemon's function hangs, no more goroutines wait for it than questions are possible at once.
 func (p *Peers) own(f func() []Holding) <-chan []Holding {
 	got := make(chan []Holding, 1)
@@ -215,13 +240,14 @@ func waitOwn(ctx context.Context, own <-chan []Holding) ([]Holding, bool) {
 	}
 }
 
-// ask asks all other members, and waits for their answers or the end of ctx.
-func (p *Peers) ask(ctx context.Context, resource string, skipSilent bool) (*query, error) {
+// ask asks all other members, and waits for their answers or the end of ctx. The
+// kind of an answer is one more than that of its question.
+func (p *Peers) ask(ctx context.Context, kind uint8, body any, skipSilent bool) (*query, error) {
 	var id [8]byte
 	_, _ = rand.Read(id[:]) // never fails
-	h := header{kind: kindQuery, query: binary.BigEndian.Uint64(id[:])}
-	q := &query{answers: map[corosync.Member]*reply{}, room: maxTotal, done: make(chan struct{})}
-	b, err := encode(h, queryBody{Resource: []byte(resource)})
+	h := header{kind: kind, query: binary.BigEndian.Uint64(id[:])}
+	q := &query{kind: kind + 1, answers: map[corosync.Member]*reply{}, room: maxTotal, done: make(chan struct{})}
+	b, err := encode(h, body)
 	if err != nil {
 		return q, err
 	}
@@ -233,6 +259,10 @@ func (p *Peers) ask(ctx context.Context, resource string, skipSilent bool) (*que
 	now := time.Now()
 	for m, o := range p.members {
 		if m == p.me || o.leaving || skipSilent && o.silent(now) {
+			continue
+		}
+		if o.Known && o.Digest != "" && p.self.Digest != "" && o.Digest != p.self.Digest {
+			q.answers[m] = &reply{name: o.Name, finished: true, err: ErrOther}
 			continue
 		}
 		q.answers[m] = &reply{name: o.Name}
@@ -265,7 +295,8 @@ func (p *Peers) ask(ctx context.Context, resource string, skipSilent bool) (*que
 			r.err = fmt.Errorf("%w: %w: %d pages came", ErrIncomplete, ErrNoAnswer, len(r.pages))
 		}
 		r.finished = true
-		if o := p.members[m]; o != nil && err == nil && time.Since(began) >= fair {
+		// One that has begun to answer is slow and not silent.
+		if o := p.members[m]; o != nil && err == nil && len(r.pages) == 0 && time.Since(began) >= fair {
 			o.missed = true
 		}
 	}

@@ -14,6 +14,7 @@ type Info struct {
 	Name     string    // of the host, at most 255 bytes
 	Version  string    // of vmlockd, at most 64 bytes
 	Digest   string    // of the parts of the configuration that must be the same on all nodes, at most 128 bytes
+	Rules    string    // digest of how it names disks, at most 128 bytes; "" if it names them by their paths
 	Guard    string    // what protects disks when the host loses the cluster, at most 64 bytes
 	Draining bool      // it grants nothing new
 	Started  time.Time // by its own clock
@@ -52,8 +53,30 @@ type NodeHoldings struct {
 	Node, PID uint32 // 0 for this node, before its first connection
 	Name      string // of the host, if it has said hello
 	Holdings  []Holding
-	// Err is nil if this is all. Otherwise Holdings are what there is: ErrNoAnswer, ErrLeft, ErrIncomplete.
+	// Err is nil if this is all. Otherwise Holdings are what there is: ErrNoAnswer, ErrLeft, ErrIncomplete, ErrBusy, ErrOther.
 	Err error
+}
+
+// Disk is what a path leads to on a node. Path and Name may be any bytes: quote
+// them. Longer texts are cut.
+type Disk struct {
+	Path     string // without symbolic links; at most 4096 bytes
+	Type     string // at most 64 bytes
+	Scope    string // at most 64 bytes
+	Name     string // at most 8192 bytes
+	Resource string // its name in the DLM, at most 64 bytes; "" if it has none
+	ByPath   bool
+	Doubt    bool
+	Steps    []string // why, at most 64 of 8192 bytes
+	Error    string   // why it is not known, at most 8192 bytes
+}
+
+// NodeDisk is what one member says of a path.
+type NodeDisk struct {
+	Node, PID uint32
+	Name      string // of the host, if it has said hello
+	Disk      Disk
+	Err       error // why there is no answer
 }
 
 // Errors of answers.
@@ -64,7 +87,9 @@ var (
 	ErrLeft = errors.New("it left before it had answered")
 	// ErrIncomplete: more was announced than came, or than is taken from one peer, or parts could not be read.
 	ErrIncomplete = errors.New("incomplete")
-	// ErrBusy: too many questions of this kind are under way.
+	// ErrOther: the peer's Digest is another one. What it holds has nothing to do with what is held here.
+	ErrOther = errors.New("its vmlockd is configured differently (backend or cluster.lockspace), so its locks and those of this host do not exclude each other")
+	// ErrBusy: too many questions of this kind are under way, or the peer has been asked too many.
 	ErrBusy = errors.New("too many questions at once")
 )
 
@@ -92,6 +117,9 @@ type Options struct {
 	Holdings func() []Holding
 	// Holders returns what this node holds of one resource. Without it (nil) Holdings is searched.
 	Holders func(resource string) []Holding
+	// Identify says which disk a path is on this node, and returns soon after ctx ends.
+	// nil: nobody is answered.
+	Identify func(ctx context.Context, path string) Disk
 	// Log gets a line for a peer that comes, goes, or misbehaves for the first time. nil: nothing is logged.
 	Log *slog.Logger
 }

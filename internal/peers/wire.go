@@ -43,12 +43,16 @@ const (
 	kindQuery   = 2 // queryBody
 	kindAnswer  = 3 // a page of entries
 	kindGoodbye = 4 // nothing; the sender is about to leave
+	// Daemons that do not know these two ignore them.
+	kindWhich = 5 // whichBody: which disk is this path there?
+	kindDisk  = 6 // diskBody, the answer, in one page
 )
 
 // Flags of answers.
 const (
 	flagLast = 1 // the last page
 	flagCut  = 2 // there are more locks than are sent
+	flagBusy = 4 // with flagCut: nothing is sent, because there were too many questions
 )
 
 // Tags of an entry's fields. Numbers have 8 bytes.
@@ -97,6 +101,7 @@ type helloBody struct {
 	Name     string `json:"name,omitempty"`
 	Version  string `json:"version,omitempty"`
 	Digest   string `json:"digest,omitempty"`
+	Rules    string `json:"rules,omitempty"`
 	Guard    string `json:"guard,omitempty"`
 	Draining bool   `json:"draining,omitempty"`
 	Started  int64  `json:"started,omitempty"`
@@ -158,14 +163,14 @@ func decodeHello(body []byte) (Info, error) {
 		return Info{}, err
 	}
 	return Info{
-		Name: clean(h.Name, maxName), Version: clean(h.Version, maxShort), Digest: clean(h.Digest, 2*maxShort), Guard: clean(h.Guard, maxShort),
+		Name: clean(h.Name, maxName), Version: clean(h.Version, maxShort), Digest: clean(h.Digest, 2*maxShort), Rules: clean(h.Rules, 2*maxShort), Guard: clean(h.Guard, maxShort),
 		Draining: h.Draining, Started: fromMillis(h.Started),
 	}, nil
 }
 
 func encodeHello(i Info) ([]byte, error) {
 	return encode(header{kind: kindHello}, helloBody{
-		Name: clean(i.Name, maxName), Version: clean(i.Version, maxShort), Digest: clean(i.Digest, 2*maxShort), Guard: clean(i.Guard, maxShort),
+		Name: clean(i.Name, maxName), Version: clean(i.Version, maxShort), Digest: clean(i.Digest, 2*maxShort), Rules: clean(i.Rules, 2*maxShort), Guard: clean(i.Guard, maxShort),
 		Draining: i.Draining, Started: toMillis(i.Started),
 	})
 }

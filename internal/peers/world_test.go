@@ -68,7 +68,7 @@ func (w *world) start(node int) *daemon {
 }
 
 func (d *daemon) info() Info {
-	return Info{Name: fmt.Sprintf("node%d", d.node), Version: "1.0", Digest: "abc", Guard: "off", Started: time.Unix(1e9, 0).UTC()}
+	return Info{Name: fmt.Sprintf("node%d", d.node), Version: "1.0", Digest: "abc", Guard: "off", Rules: "r1", Started: time.Unix(1e9, 0).UTC()}
 }
 
 // holding is a lock; one that is its own has a resource of the node's.

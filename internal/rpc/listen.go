@@ -109,15 +109,57 @@ func lockDir(dir string) (unlock func(), err error) {
 
 // removeStale removes a socket that nobody listens on.
 func removeStale(path string) error {
-	info, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
+	stale, err := isStale(path)
+	if err != nil || !stale {
 		return err
 	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// CanListen is nil if Listen would succeed, as far as that can be known without
+// trying. Directories that are missing are not counted: a daemon makes them.
+func CanListen(path string) error {
+	if len(path) > maxSocketPath {
+		return fmt.Errorf("the path of a unix socket may have %d bytes, and %s has %d", maxSocketPath, path, len(path))
+	}
+	dir := filepath.Dir(path)
+	for {
+		info, err := os.Stat(dir)
+		if errors.Is(err, fs.ErrNotExist) && dir != filepath.Dir(dir) {
+			dir = filepath.Dir(dir)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if !info.IsDir() {
+			return fmt.Errorf("%s is no directory", dir)
+		}
+		break
+	}
+	const writeAndSearch = 0o3 // W_OK and X_OK of access(2)
+	if err := syscall.Access(dir, writeAndSearch); err != nil {
+		return fmt.Errorf("no socket can be made in %s: %w", dir, err)
+	}
+	_, err := isStale(path)
+	return err
+}
+
+// isStale says whether path is a socket that nobody listens on. It is false if there
+// is nothing, and an error if there is anything else.
+func isStale(path string) (bool, error) {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
 	if info.Mode().Type() != fs.ModeSocket {
-		return fmt.Errorf("%s exists and is no socket: remove it, or choose another path", path)
+		return false, fmt.Errorf("%s exists and is no socket: remove it, or choose another path", path)
 	}
 	c, err := net.DialTimeout("unix", path, 5*time.Second)
 	switch {
@@ -128,18 +170,15 @@ func removeStale(path string) error {
 			e.PID = p.PID
 			e.Exe, _ = os.Readlink(fmt.Sprintf("/proc/%d/exe", p.PID))
 		}
-		return e
+		return false, e
 	case errors.Is(err, syscall.EAGAIN):
 		// Its backlog is full, so it has a listener.
-		return &InUseError{Path: path}
+		return false, &InUseError{Path: path}
 	case errors.Is(err, syscall.ECONNREFUSED):
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		return nil
+		return true, nil
 	case errors.Is(err, fs.ErrNotExist):
-		return nil
+		return false, nil
 	default:
-		return fmt.Errorf("is somebody listening there? %w", err)
+		return false, fmt.Errorf("is somebody listening there? %w", err)
 	}
 }

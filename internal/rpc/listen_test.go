@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -43,6 +44,31 @@ func TestListen(t *testing.T) {
 	l.Close()
 	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the socket is still there: %v", err)
+	}
+}
+
+// TestBacklog: many connect at once, as libvirt does after its start, while the
+// daemon is busy. Go's connect, which does not block, fails when the backlog is full.
+func TestBacklog(t *testing.T) {
+	const clients = 1024
+	text, err := os.ReadFile("/proc/sys/net/core/somaxconn")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if most, err := strconv.Atoi(strings.TrimSpace(string(text))); err != nil || most < clients {
+		t.Skipf("this system allows a backlog of %s only (net.core.somaxconn)", strings.TrimSpace(string(text)))
+	}
+	l, err := Listen(filepath.Join(t.TempDir(), "sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for i := range clients {
+		c, err := net.Dial("unix", l.Addr().String())
+		if err != nil {
+			t.Fatalf("connection %d, when none was accepted: %v", i+1, err)
+		}
+		defer c.Close()
 	}
 }
 

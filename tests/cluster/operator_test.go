@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"encoding/xml"
 	"fmt"
 	"net"
 	"net/http"
@@ -43,12 +44,64 @@ func (l listing) missing(node int) bool {
 	return false
 }
 
-// rows are the locks on disks of a test, "vm web on node 1: exclusive /path".
-func (l listing) rows(prefix string) []string {
+// rows are all the locks, "vm web on node 1: exclusive /path".
+func (l listing) rows() []string {
 	list := []string{}
 	for _, h := range l.Holders {
+		list = append(list, fmt.Sprintf("vm %s on node %d: %s %s", h.VM, h.NodeID, h.Mode, h.Resource))
+	}
+	slices.Sort(list)
+	return list
+}
+
+// ofVM are those of virtual machines whose name begins so.
+func (l listing) ofVM(prefix string) int {
+	n := 0
+	for _, h := range l.Holders {
 		if strings.HasPrefix(h.VM, prefix) {
-			list = append(list, fmt.Sprintf("vm %s on node %d: %s %s", h.VM, h.NodeID, h.Mode, h.Resource))
+			n++
+		}
+	}
+	return n
+}
+
+// virsh is what libvirt on all nodes says of running virtual machines and their
+// disks, "vm web on node 1: exclusive /path".
+func (s *suite) virsh(t *testing.T) []string {
+	t.Helper()
+	list := []string{}
+	for _, n := range s.Nodes() {
+		names, err := n.MustSucceed(s.ctx, "virsh", "list", "--name")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name := range strings.FieldsSeq(names.Stdout) {
+			text, err := n.MustSucceed(s.ctx, "virsh", "dumpxml", name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var domain struct {
+				Disks []struct {
+					Source struct {
+						File string `xml:"file,attr"`
+						Dev  string `xml:"dev,attr"`
+					} `xml:"source"`
+					Shareable *struct{} `xml:"shareable"`
+					ReadOnly  *struct{} `xml:"readonly"`
+				} `xml:"devices>disk"`
+			}
+			if err := xml.Unmarshal([]byte(text.Stdout), &domain); err != nil {
+				t.Fatalf("virsh dumpxml %s on node %d: %v", name, n.ID(), err)
+			}
+			for _, d := range domain.Disks {
+				mode := "exclusive"
+				if d.Shareable != nil {
+					mode = "shared"
+				}
+				if path := d.Source.File + d.Source.Dev; path != "" && d.ReadOnly == nil {
+					list = append(list, fmt.Sprintf("vm %s on node %d: %s %s", name, n.ID(), mode, path))
+				}
+			}
 		}
 	}
 	slices.Sort(list)
@@ -89,19 +142,15 @@ func listCluster(t *testing.T, s *suite) {
 		s.create(t, node, vm(name, disks...))
 	}
 	slices.Sort(want)
+	if got := s.virsh(t); !slices.Equal(got, want) {
+		t.Fatalf("virsh shows %q, want %q", got, want)
+	}
 	for _, n := range s.Nodes() {
-		names, err := n.MustSucceed(s.ctx, "virsh", "list", "--name")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := fmt.Sprintf("list%d", n.ID()); strings.TrimSpace(names.Stdout) != got {
-			t.Fatalf("virsh on node %d lists %q, want %q alone", n.ID(), names.Stdout, got)
-		}
 		var got []string
 		// A host under load may miss the deadline of a list once.
 		s.waitFor(t, fmt.Sprintf("all locks in the list of node %d", n.ID()), func() bool {
 			l, res := s.ls(t, n.ID())
-			got = l.rows("list")
+			got = l.rows()
 			return res.Status == 0 && slices.Equal(got, want)
 		}, func() string { return fmt.Sprintf("got %q, want %q", got, want) })
 	}
@@ -111,11 +160,14 @@ func listCluster(t *testing.T, s *suite) {
 		said = s.createRefused(t, 2, vm("other", lab.Disk{Path: path}), path)
 		return strings.Contains(said, "is locked by virtual machine list1 (uuid ") && strings.Contains(said, "on host node1 (node 1)")
 	}, func() string { return said })
-	// Of a shared lock all holders are named.
-	s.waitFor(t, "a refusal that names both virtual machines", func() bool {
-		said = s.createRefused(t, 2, vm("other", lab.Disk{Path: shared.Path}), shared.Path)
-		return strings.Contains(said, "virtual machine list1 (") && strings.Contains(said, "virtual machine list3 (")
-	}, func() string { return said })
+	// Of a shared lock all holders are named, also on a host that has one of them.
+	for node, where := range map[int]string{2: "on host node1 (node 1)", 1: "on this host"} {
+		s.waitFor(t, fmt.Sprintf("a refusal on node %d that names both virtual machines", node), func() bool {
+			said = s.createRefused(t, node, vm("other", lab.Disk{Path: shared.Path}), shared.Path)
+			return strings.Contains(said, "virtual machine list1 (") && strings.Contains(said, where) &&
+				strings.Contains(said, "virtual machine list3 (") && strings.Contains(said, "on host node3 (node 3)")
+		}, func() string { return said })
+	}
 	who, err := s.Node(2).MustSucceed(s.ctx, "vmlockctl", "who", path)
 	if err != nil {
 		t.Fatal(err)
@@ -160,7 +212,7 @@ func listDuringLoad(t *testing.T, s *suite) {
 	}}}
 	defer client.CloseIdleConnections()
 	var lists []listing
-	for seen := 0; len(lists) < snapshots || seen == 0; {
+	for seen, whole := 0, 0; whole < snapshots || seen == 0; {
 		var l listing
 		resp, err := client.Get("http://vmlockd/v1/holders?cluster=true")
 		if err == nil {
@@ -173,12 +225,11 @@ func listDuringLoad(t *testing.T, s *suite) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, h := range l.Holders {
-			if h.VM == "load" {
-				seen++
-			}
+		seen += l.ofVM("load")
+		if len(l.Missing) == 0 {
+			whole++
 		}
-		if lists = append(lists, l); len(lists) == 20*snapshots {
+		if lists = append(lists, l); len(lists) == 5*snapshots {
 			break
 		}
 	}
@@ -194,7 +245,7 @@ func listDuringLoad(t *testing.T, s *suite) {
 		}
 		held += bytes.Count(log, []byte("held"))
 	}
-	seen, incomplete := 0, 0
+	seen, whole := 0, 0
 	for n, l := range lists {
 		exclusive := map[string]int{}
 		for _, h := range l.Holders {
@@ -210,13 +261,13 @@ func listDuringLoad(t *testing.T, s *suite) {
 				t.Errorf("snapshot %d has %d exclusive holders of %s: %+v", n, holders, disk, l.Holders)
 			}
 		}
-		if len(l.Missing) > 0 {
-			incomplete++
+		if len(l.Missing) == 0 {
+			whole++
 		}
 	}
-	s.step(t, "%d snapshots, %d of them incomplete, with %d holders in all; %d grants meanwhile", len(lists), incomplete, seen, held)
-	if len(lists) < snapshots || seen == 0 || held < len(disks) {
-		t.Errorf("%d snapshots, %d holders, %d grants: that shows nothing", len(lists), seen, held)
+	s.step(t, "%d snapshots, %d of them complete, with %d holders in all; %d grants meanwhile", len(lists), whole, seen, held)
+	if whole < snapshots || seen == 0 || held < len(disks) {
+		t.Errorf("%d complete snapshots, %d holders, %d grants: that shows nothing", whole, seen, held)
 	}
 }
 
@@ -238,7 +289,7 @@ func listWithoutPeer(t *testing.T, s *suite) {
 			if res.Took > atMost {
 				t.Errorf("%s: the list took %v", what, res.Took)
 			}
-			return res.Status == statusIncomplete && l.missing(3) && !l.missing(1) && len(l.rows("peer")) == 1
+			return res.Status == statusIncomplete && l.missing(3) && !l.missing(1) && l.ofVM("peer") == 1
 		}, func() string { return "" })
 	}
 	if err := daemon.Signal(s.ctx, syscall.SIGSTOP); err != nil {
@@ -250,7 +301,7 @@ func listWithoutPeer(t *testing.T, s *suite) {
 	}
 	complete := func(what string) {
 		t.Helper()
-		s.waitFor(t, what, func() bool { l, res := s.ls(t, 2); return res.Status == 0 && len(l.rows("peer")) == 1 }, func() string { return "" })
+		s.waitFor(t, what, func() bool { l, res := s.ls(t, 2); return res.Status == 0 && l.ofVM("peer") == 1 }, func() string { return "" })
 	}
 	complete("node 3's daemon goes on")
 	if err := daemon.Kill(s.ctx); err != nil {

@@ -110,18 +110,28 @@ func stoppedWithoutLocks(t *testing.T, s *suite) {
 func upgradeDuringMigration(t *testing.T, s *suite) {
 	path := s.disk(t, "upgrade.img", lab.CountingGuest())
 	s.create(t, 1, vm("traveller", lab.Disk{Path: path}))
+	var before [2]int
+	for i := range before {
+		before[i] = s.restarted(t, i+1)
+	}
 	ctx, stop := context.WithCancel(s.ctx)
 	done := make(chan int, 2)
 	for _, n := range []int{1, 2} {
 		go func() {
 			signals := 0
 			defer func() { done <- signals }()
-			for ctx.Err() == nil {
+			// Without a pause the nodes would do little else, and the migration takes minutes.
+			for tick := time.NewTicker(3 * time.Second); ctx.Err() == nil; {
 				if s.Node(n).Service(lab.ServiceLock).Signal(ctx, syscall.SIGUSR1) == nil {
 					signals++
 				}
 				// The answer comes from the new program or from the old one; in either case some time has passed.
 				_, _ = s.Node(n).Exec(ctx, "probe", "try", "/nobody/has/this")
+				select {
+				case <-tick.C:
+				case <-ctx.Done():
+					tick.Stop()
+				}
 			}
 		}()
 	}
@@ -131,12 +141,32 @@ func upgradeDuringMigration(t *testing.T, s *suite) {
 	s.step(t, "%d and %d restarts in place meanwhile", <-done, <-done)
 	s.waitServing(t, 1)
 	s.waitServing(t, 2)
+	for i := range before {
+		if now := s.restarted(t, i+1); now <= before[i] {
+			t.Errorf("node %d: the daemon was not executed again: %d times before the migration, %d after it", i+1, before[i], now)
+		}
+	}
 	s.state(t, 2, "traveller", "running")
 	s.state(t, 1, "traveller", "")
 	counts(t, s, "upgrade.img")
 	s.createRefused(t, 1, vm("thief", lab.Disk{Path: path}), path)
 	s.destroy(t, 2, "traveller")
 	s.wantFree(t, 1, path)
+}
+
+// restarted is how often the log of a node's daemon says that it was restarted in place.
+func (s *suite) restarted(t *testing.T, node int) (n int) {
+	t.Helper()
+	log, err := s.Node(node).Log(s.ctx, lab.ServiceLock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(log)) {
+		if strings.Contains(line, "vmlockd is ready") && strings.Contains(line, "restarted=true") {
+			n++
+		}
+	}
+	return n
 }
 
 // waitServing waits until a node's daemon answers.

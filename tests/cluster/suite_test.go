@@ -15,7 +15,7 @@ import (
 	"github.com/vmlockd/vmlockd/lab"
 )
 
-// binaries are built once, static, for the nodes.
+// binaries are built once, for the nodes.
 var binaries struct{ vmlockd, vmlockctl, probe string }
 
 func TestMain(m *testing.M) {
@@ -75,6 +75,7 @@ func startVMLockd(t *testing.T, nodes int) *suite {
 	t.Helper()
 	return start(t, lab.Config{
 		Nodes:         nodes,
+		Transport:     lab.KNET, // as real clusters have it
 		VMLockd:       binaries.vmlockd,
 		VMLockdConfig: func(int) string { return "backend = \"cluster\"\nguard.mode = \"off\"\n" },
 	})
@@ -157,11 +158,16 @@ func (s *suite) destroy(t *testing.T, node int, name string) {
 	s.must(t, fmt.Sprintf("destroy %s on node %d", name, node), func() (lab.Result, error) { return s.Node(node).Destroy(s.ctx, name) })
 }
 
+// probe asks a node's daemon for a lock, and gives it back.
+func (s *suite) probe(ctx context.Context, node int, args ...string) (lab.Result, error) {
+	at := len(args) - 1
+	return s.Node(node).Exec(ctx, "probe", append(append([]string{}, args[:at]...), "try", args[at])...)
+}
+
 // free asks a node's daemon whether a path can be locked.
 func (s *suite) free(t *testing.T, node int, args ...string) bool {
 	t.Helper()
-	at := len(args) - 1
-	res, err := s.Node(node).Exec(s.ctx, "probe", append(append([]string{}, args[:at]...), "try", args[at])...)
+	res, err := s.probe(s.ctx, node, args...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -190,12 +196,27 @@ func (s *suite) wantHeld(t *testing.T, node int, args ...string) {
 	}
 }
 
-// waitFree waits until a path can be locked on a node.
+// waitFree waits until a path can be locked on a node. Any refusal may be over at
+// the next try, also one that says that the lockspace recovers.
 func (s *suite) waitFree(t *testing.T, ctx context.Context, node int, path string) {
 	t.Helper()
-	err := lab.WaitFor(ctx, path+" to be free", func(context.Context) (bool, error) { return s.free(t, node, path), nil })
+	last := "there was none"
+	err := lab.WaitFor(ctx, path+" to be free", func(ctx context.Context) (bool, error) {
+		res, err := s.probe(ctx, node, path)
+		switch {
+		case ctx.Err() != nil:
+			return false, nil // WaitFor says so; a grant would be too late
+		case err != nil || res.OK():
+			return res.OK(), err
+		case res.Status == 1: // the daemon has answered
+			last = strings.TrimSpace(res.Stdout)
+			s.step(t, "probe on node %d: %s", node, last)
+			return false, nil
+		}
+		return false, fmt.Errorf("probe on node %d: %v", node, res)
+	})
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("%v; the last refusal: %s", err, last)
 	}
 }
 

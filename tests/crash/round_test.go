@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/lockprogram"
 	"github.com/vmlockd/vmlockd/lab"
 )
@@ -44,6 +45,7 @@ const (
 	atRestart
 	inPlace
 	later
+	atEnd
 )
 
 // round runs the daemon with an environment that kills it, or kills it after a
@@ -51,7 +53,8 @@ const (
 // whether the daemon was killed. With atRestart it is killed anyway, and the
 // environment is that of the next one, which finds its locks; inPlace restarts it in
 // place after the workload, and kills it after that if the environment does not.
-// With later it gets the time to come to what it does about locks that are held
+// With atEnd the environment is that of the last one, which stops when nothing is held
+// any more. With later it gets the time to come to what it does about locks that are held
 // for a while.
 func (w *world) round(t *testing.T, env string, delay time.Duration, at when) (killed bool) {
 	vms := []*vm{newVM(t, 0), newVM(t, 1), newVM(t, 2)}
@@ -60,7 +63,7 @@ func (w *world) round(t *testing.T, env string, delay time.Duration, at when) (k
 		state[name] = &told{owners: map[*vm]int{}}
 	}
 	first := env
-	if at == atRestart {
+	if at == atRestart || at == atEnd {
 		first = ""
 	}
 	d := w.start(t, first)
@@ -119,6 +122,10 @@ func (w *world) round(t *testing.T, env string, delay time.Duration, at when) (k
 		}
 		killed = endedBySignal(next.err)
 	}
+	if !inside() {
+		w.start(t, "").kill(t)
+		w.compare(t, state)
+	}
 	again := w.start(t, "")
 	defer func() {
 		if again.ended() {
@@ -131,13 +138,23 @@ func (w *world) round(t *testing.T, env string, delay time.Duration, at when) (k
 	}()
 	w.check(t, vms, state)
 	w.nothingIsLeft(t, vms)
+	if at == atEnd {
+		again.stop(t)
+		last := w.start(t, env)
+		if !last.ended() {
+			last.stop(t)
+		}
+		killed = endedBySignal(last.err)
+		again = w.start(t, "")
+		w.nothingIsLeft(t, nil)
+	}
 	return killed
 }
 
 // work goes through the workload, and reports whether the daemon lived to see
 // its end.
 func (w *world) work(vms []*vm, state map[string]*told, d *daemon) (completed bool) {
-	for _, s := range workload {
+	for _, s := range w.steps {
 		v, name := vms[s.vm], w.names[s.name]
 		st := state[name]
 		var known bool
@@ -179,6 +196,15 @@ func (w *world) check(t *testing.T, vms []*vm, state map[string]*told) {
 			continue
 		}
 		known, err := w.acquire(stranger, name, 0)
+		if known && err != nil && strings.Contains(err.Error(), locking.ErrNotYet.Error()) {
+			// The kernel has not answered yet what the daemon before had asked for.
+			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+			_ = lab.WaitFor(ctx, "the locks to be taken back", func(context.Context) (bool, error) {
+				known, err = w.acquire(stranger, name, 0)
+				return !known || err == nil || !strings.Contains(err.Error(), locking.ErrNotYet.Error()), nil
+			})
+			cancel()
+		}
 		if !known {
 			t.Fatalf("%s: %v", name, err)
 		}

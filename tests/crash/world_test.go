@@ -23,12 +23,13 @@ func asExit(err error, e **exec.ExitError) bool { return errors.As(err, e) }
 type world struct {
 	program, dir, socket, config string
 	names                        []string
+	steps                        []step // what owners do in a round
 }
 
 func newWorld(t *testing.T, program string) *world {
 	t.Helper()
 	dir := t.TempDir()
-	w := &world{program: program, dir: dir, socket: filepath.Join(dir, "sock"), config: filepath.Join(dir, "vmlockd.toml")}
+	w := &world{steps: workload, program: program, dir: dir, socket: filepath.Join(dir, "sock"), config: filepath.Join(dir, "vmlockd.toml")}
 	text := fmt.Sprintf("socket = %q\nrun_dir = %q\n", w.socket, filepath.Join(dir, "run"))
 	if inside() {
 		text = "backend = \"cluster\"\nguard.mode = \"off\"\n" + text

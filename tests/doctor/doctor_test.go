@@ -23,6 +23,9 @@ const (
 	webXML   = "/run/libvirt/qemu/web.xml"
 )
 
+// vmConfig says of the shared folder what cannot be found out.
+const vmConfig = "backend = \"cluster\"\nguard.mode = \"off\"\n[[identity.rule]]\ntype = \"hostfs\"\nscope = \"cluster\"\n"
+
 // edits are faults that one edit of one file makes.
 var edits = []struct {
 	file, script string // of sed
@@ -40,8 +43,8 @@ var edits = []struct {
 	{dlmConf, "s/fence_lab/fence_none/", []string{"fence-agent-missing"}},
 	{dlmConf, "/fence_all/d", []string{"fence-not-configured"}},
 	{dlmConf, "1i enable_fencing=0", []string{"fence-conf-stale"}},
-	{vmConf, "$a max_clients = 0", []string{"config"}},
-	{vmConf, "s/cluster/local/", []string{"config-stale"}},
+	{vmConf, "1i max_clients = 0", []string{"config"}},
+	{vmConf, "/backend/s/cluster/local/", []string{"config-stale"}},
 	{webXML, "s,<target dev='vda' bus='virtio'/>,&<shareable/>,", []string{"lock-mode"}},
 	{"/etc/modules-load.d/dlm.conf", "s/^/#/", []string{"dlm-module-boot"}},
 }
@@ -66,7 +69,7 @@ var commands = []struct {
 func TestDoctor(t *testing.T) {
 	cfg := lab.Config{
 		Libvirt: true, VMLockd: binaries.vmlockd, Binaries: map[string]string{"vmlockctl": binaries.vmlockctl},
-		VMLockdConfig: func(int) string { return "backend = \"cluster\"\nguard.mode = \"off\"\n" },
+		VMLockdConfig: func(int) string { return vmConfig },
 		Fencing:       lab.ScriptFencing, FenceScript: fenceScript,
 		Files: map[string]string{"/etc/modules-load.d/dlm.conf": "dlm\n"},
 	}
@@ -106,10 +109,11 @@ func TestDoctor(t *testing.T) {
 	t.Run("BinaryReplaced", func(t *testing.T) { binaryReplaced(t, s) })
 	t.Run("HealthyAgain", func(t *testing.T) { s.finds(t, 1) })
 	t.Run("Daemon", func(t *testing.T) { daemon(t, s) })
+	t.Run("Others", func(t *testing.T) { others(t, s) })
 	t.Run("Controld", func(t *testing.T) { controld(t, s) })
 	t.Run("HealthyAtLast", func(t *testing.T) {
 		for _, n := range s.Nodes() {
-			s.finds(t, n.ID())
+			s.waitFinds(t, n.ID()) // the others notice a moment later that node 3 is back
 		}
 	})
 	t.Run("Lost", func(t *testing.T) { lost(t, s) }) // last: it leaves a node that must be rebooted
@@ -212,6 +216,22 @@ func daemon(t *testing.T, s *suite) {
 	must(t, other.Stop(s.ctx))
 	s.restart(t, 3, lab.ServiceLock)
 	s.waitFinds(t, 3)
+}
+
+// others is about vmlockd on another host: absent, and of another lockspace.
+func others(t *testing.T, s *suite) {
+	lockd := s.Node(2).Service(lab.ServiceLock)
+	must(t, lockd.Stop(s.ctx))
+	s.waitFinds(t, 1, "peer-absent")
+	must(t, lockd.Start(s.ctx))
+	s.waitFinds(t, 1)
+
+	s.sh(t, 2, "cp -a "+vmConf+" /tmp/saved; printf '\\n[cluster]\\nlockspace = \"other\"\\n' >>"+vmConf)
+	s.restart(t, 2, lab.ServiceLock)
+	s.waitFinds(t, 1, "peer-config")
+	s.sh(t, 2, "cp -a /tmp/saved "+vmConf)
+	s.restart(t, 2, lab.ServiceLock)
+	s.waitFinds(t, 1)
 }
 
 // controld is about dlm_controld, on a node without locks.

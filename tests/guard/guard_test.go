@@ -92,6 +92,21 @@ func (r *run) write(node int) {
 	r.must(r.t, err)
 }
 
+func (r *run) own(node int) string { return fmt.Sprintf("own%d", node) }
+
+// writeOwn starts a writer with a lock on a file that no other node can use.
+func (r *run) writeOwn(node int) {
+	r.t.Helper()
+	file := "/run/" + r.id + ".img"
+	res, err := r.Node(node).Shell(r.ctx, "touch "+file)
+	if err != nil || !res.OK() {
+		r.t.Fatalf("touch %s: %v %v", file, res, err)
+	}
+	_, err = r.Node(node).Start(r.ctx, r.id+"-own", "writer", lab.SharedDir+"/"+r.id, r.own(node), file)
+	r.must(r.t, err)
+	r.await("it to write", time.Minute, func() bool { return len(r.recordsOf(r.own(node))) > 0 })
+}
+
 // await waits for a condition, and fails the test if it takes too long.
 func (r *run) await(what string, most time.Duration, done func() bool) {
 	r.t.Helper()
@@ -104,12 +119,14 @@ func (r *run) await(what string, most time.Duration, done func() bool) {
 }
 
 // records are the times of a node's records by the clock of the storage.
-func (r *run) records(node int) (list []time.Time) {
+func (r *run) records(node int) []time.Time { return r.recordsOf(fmt.Sprintf("n%d", node)) }
+
+func (r *run) recordsOf(who string) (list []time.Time) {
 	r.t.Helper()
 	entries, err := os.ReadDir(r.dir)
 	r.must(r.t, err)
 	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), fmt.Sprintf("n%d-", node)) {
+		if !strings.HasPrefix(e.Name(), who+"-") {
 			continue
 		}
 		info, err := e.Info()
@@ -173,12 +190,15 @@ func TestGuard(t *testing.T) {
 	s := start(t)
 	t.Run("Cut", func(t *testing.T) {
 		r := s.begin(t)
+		r.writeOwn(3)
 		s.must(t, s.Node(3).Cut(s.ctx))
 		s.step(t, "node 3 is cut off")
 		r.await("node 3 to say that it has lost the cluster", detection, func() bool {
 			b, err := s.Node(3).Log(s.ctx, lab.ServiceLock)
 			return err == nil && strings.Contains(string(b), "guard-killed")
 		})
+		own := len(r.recordsOf(r.own(3)))
+		r.await("the writer of what only node 3 can use to go on", 10*time.Second, func() bool { return len(r.recordsOf(r.own(3))) > own+20 })
 		r.await("node 1 to write", 90*time.Second, func() bool { return len(r.records(1)) > 20 })
 		r.judge()
 		if text := r.said(1); !strings.Contains(text, "node 3") || !strings.Contains(text, "seconds more") {

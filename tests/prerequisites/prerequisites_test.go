@@ -77,14 +77,28 @@ func TestClusterParts(t *testing.T) {
 	cfg := lab.Config{Nodes: 1, NoCluster: true}
 	lab.Need(t, cfg)
 	cfg.Binaries = map[string]string{"vmlockd": lab.Build(t, vmlockd)}
-	cfg.Files = map[string]string{"/etc/test.toml": "backend = \"cluster\"\n"}
+	// One socket for root and for others, whose default would be elsewhere.
+	const (
+		socket = "/run/test/sock"
+		paths  = "socket = \"" + socket + "\"\nrun_dir = \"/run/test/run\"\naudit_log = \"/run/test/audit.log\"\n"
+		asRoot = "vmlockd --config "
+		// As nobody, who may write where the socket belongs.
+		asNobody = "setpriv --reuid 65534 --regid 65534 --clear-groups env HOME=/tmp vmlockd --config "
+	)
+	cfg.Files = map[string]string{
+		"/etc/cluster.toml": "backend = \"cluster\"\n" + paths,
+		"/etc/local.toml":   "backend = \"local\"\n" + paths,
+	}
 	l := lab.ForTest(t, cfg)
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()
 	n := l.Node(1)
-	fails := func(what, script string, want ...string) {
+	if _, err := n.MustSucceed(ctx, "mkdir", "-m", "1777", "/run/test"); err != nil {
+		t.Fatal(err)
+	}
+	fails := func(what, command string, want ...string) {
 		t.Helper()
-		res, err := n.Shell(ctx, "timeout 20 "+script)
+		res, err := n.Shell(ctx, "timeout 30 "+command+"/etc/cluster.toml")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -96,7 +110,7 @@ func TestClusterParts(t *testing.T) {
 				t.Errorf("%s: it does not say %q: %v", what, w, res)
 			}
 		}
-		sock, err := n.Shell(ctx, "ls /run/libvirt/virtlockd-sock")
+		sock, err := n.Shell(ctx, "ls "+socket)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -104,10 +118,22 @@ func TestClusterParts(t *testing.T) {
 			t.Errorf("%s: the socket is there all the same", what)
 		}
 	}
-	fails("no module", "vmlockd --config /etc/test.toml", "modprobe dlm")
+	fails("no module", asRoot, "the kernel has no DLM", "modprobe dlm")
 	if _, err := n.MustSucceed(ctx, "modprobe", "dlm"); err != nil {
 		t.Fatal(err)
 	}
-	fails("no dlm_controld", "vmlockd --config /etc/test.toml", "dlm_controld is not running", "systemctl start")
-	fails("no privilege", "setpriv --reuid 65534 --clear-groups sh -c 'HOME=/tmp XDG_RUNTIME_DIR=/tmp vmlockd --config /etc/test.toml'", "privilege")
+	fails("no dlm_controld", asRoot, "dlm_controld is not running", "systemctl start corosync dlm")
+	if _, err := n.MustSucceed(ctx, "rm", "-rf", "/run/test/run", "/run/test/audit.log"); err != nil { // root's
+		t.Fatal(err)
+	}
+	fails("no privilege", asNobody, "not privileged for the DLM", "need root", "CAP_SYS_ADMIN")
+
+	// With local locks the same user serves at the same place, so nothing else kept
+	// him from it.
+	res, err := n.Shell(ctx, "timeout 60 "+asNobody+`/etc/local.toml >/run/test/log 2>&1 & p=$!
+		while ! [ -S `+socket+` ] && kill -0 $p; do sleep 0.1; done
+		kill $p && wait $p; status=$?; cat /run/test/log >&2; exit $status`)
+	if err != nil || !res.OK() {
+		t.Errorf("the daemon does not serve with local locks either, so the checks before say nothing: %v, %v", res, err)
+	}
 }

@@ -32,13 +32,16 @@ const maxAtOnce = 5
 // Run loads the daemons until Options.Operations are done, sees that everything
 // becomes free again, and returns what was done. An error is something that the
 // history does not show: answers that no rule knows, locks that stay after all
-// have released theirs. The history is good for Check in that case too.
+// have released theirs, or a load that met no resistance. The history is good for Check in that case too.
 func Run(ctx context.Context, sys System, o Options) (*History, error) {
 	r := &run{Options: o, sys: sys, history: newHistory()}
 	r.prepare()
 	r.Log("seed %d: %d operations, %d resources, %d nodes with %d owners each", r.Seed, r.Operations, r.Resources, sys.Nodes(), r.Owners)
 	err := r.load(ctx)
 	r.Log("the load took %v: %s", r.history.now().Round(time.Millisecond), r.history.Summary())
+	if err == nil {
+		err = r.history.effect(r.Operations) // before allFree, which is granted a lot
+	}
 	if err == nil {
 		err = r.allFree(ctx)
 	}
@@ -78,11 +81,16 @@ func (r *run) load(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
+// errUncounted is returned by Disturb after a disturbance that is not among those that
+// were asked for.
+var errUncounted = errors.New("it does not count")
+
 // disturb disturbs one node at random moments, as long as the disturbances of
 // all nodes, of which begun is the number, are not enough.
 func (r *run) disturb(ctx context.Context, node int, begun *atomic.Int64) error {
 	rng := rand.New(rand.NewPCG(r.Seed, uint64(node)<<32|1<<31))
-	for begun.Add(1) <= int64(r.Disturbances) {
+	counted := true
+	for !counted || begun.Add(1) <= int64(r.Disturbances) {
 		for range rng.IntN(2*r.DisturbEvery + 1) {
 			select {
 			case <-r.taken:
@@ -96,10 +104,13 @@ func (r *run) disturb(ctx context.Context, node int, begun *atomic.Int64) error 
 			o.Until = r.history.now()
 		}
 		r.history.addOutage(o)
-		if err != nil {
+		counted = !errors.Is(err, errUncounted)
+		if err != nil && counted {
 			return fmt.Errorf("disturb node %d: %w", node, err)
 		}
-		r.disturbances.Add(-1)
+		if counted {
+			r.disturbances.Add(-1)
+		}
 	}
 	return nil
 }

@@ -53,7 +53,7 @@ type Options struct {
 	// off by that may have happened; connections are made again until
 	// ReconnectWithin has passed. It is called for several nodes at once.
 	Disturb func(ctx context.Context, node int, rng *rand.Rand) (seen bool, err error)
-	// Disturbances is how often that is done. The load lasts until then at least.
+	// Disturbances is how often that is done, those not counted that return errUncounted. The load lasts until then at least.
 	Disturbances    int
 	DisturbEvery    int           // operations between the disturbances of a node, on average: 10
 	ReconnectWithin time.Duration // 30 s

@@ -177,6 +177,11 @@ func testStorm(t *testing.T, e *env) {
 		sum.gaveUp, sum.converted = sum.gaveUp+w.gaveUp, sum.converted+w.converted
 	}
 	t.Logf("%d granted, %d converted, %d refused, %d given up", sum.granted, sum.converted, sum.refused, sum.gaveUp)
+	for what, n := range map[string]int{"granted": sum.granted, "converted": sum.converted, "refused": sum.refused, "given up": sum.gaveUp} {
+		if n == 0 {
+			t.Errorf("nothing was %s: this was no storm", what)
+		}
+	}
 	for _, name := range names {
 		workers[0].p.free(t, name)
 	}

@@ -114,3 +114,50 @@ func TestProve(t *testing.T) {
 		}
 	})
 }
+
+// What only this host can use is granted whoever has vanished, and whoever has lost
+// the cluster; it is told by its name, for which no path need be looked at.
+func TestOnlyHereIsNotHeldOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes := dlmtest.NewCluster(2)
+		vanished := errors.New("node 2 has vanished")
+		b, err := cluster.New(cluster.Options{
+			Lockspace: space, Kernel: nodes.Node(1).NewProcess(),
+			Admit:    func(context.Context) error { return vanished },
+			Identify: func(_ context.Context, path string) (cluster.Disk, error) { return cluster.Disk{Name: path, Here: path == "own"}, nil },
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		try := func(ref locking.Ref) (locking.Handle, error) {
+			h, err := b.Open(t.Context(), ref, false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return h, h.Lock(t.Context(), locking.Exclusive)
+		}
+		h, err := try(locking.Ref{Name: "own"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !b.OnlyHere(h.ID()) || len(h.ID()) != dlm.MaxResourceName {
+			t.Errorf("its name is %q", h.ID())
+		}
+		if err := h.Unlock(t.Context()); err != nil {
+			t.Error(err)
+		}
+		for _, ref := range []locking.Ref{{Name: "shared"}, {Lockspace: "/leases", Name: "own"}} {
+			h, err := try(ref)
+			if !errors.Is(err, vanished) || !errors.Is(err, locking.ErrNotAsked) {
+				t.Errorf("%v: %v", ref, err)
+			}
+			if b.OnlyHere(h.ID()) {
+				t.Errorf("%v has the name %q", ref, h.ID())
+			}
+			h.Close()
+		}
+		if err := b.Close(t.Context(), false); err != nil {
+			t.Error(err)
+		}
+	})
+}

@@ -73,7 +73,9 @@ func (a *asker) get(ctx context.Context) answer {
 func (a *asker) joined(name string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.name, a.last = name, answer{}
+	if a.name != name {
+		a.name, a.last = name, answer{}
+	}
 }
 
 func (a *asker) ask(name string) {

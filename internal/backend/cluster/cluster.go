@@ -17,8 +17,6 @@ package cluster
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -29,14 +27,6 @@ import (
 	"github.com/vmlockd/vmlockd/dlm/controld"
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
-
-// joinPatience is how long New waits for the lockspace before it returns all
-// the same: joining waits for quorum, and libvirt is better told so than left
-// without a daemon.
-const joinPatience = 3 * time.Second
-
-// joinRetry is the pause after a failed attempt to join.
-const joinRetry = 500 * time.Millisecond
 
 // Options say where locks are held. Lockspace must be set.
 type Options struct {
@@ -59,11 +49,16 @@ type Options struct {
 	Peers Peers
 	// Admit says whether a lock that the DLM has granted may be told to who asked; if
 	// not it is given back, and the error is why. It is asked before the DLM is asked as
-	// well. It may be nil.
+	// well, and not at all for what only this host can use. It may be nil.
 	Admit func(ctx context.Context) error
 	// NodeName is the name of a host by its number in the cluster, "" if it is not
 	// known; it returns at once. It may be nil.
 	NodeName func(node uint32) string
+	// Privileged reports whether this process has CAP_SYS_ADMIN; nil asks the kernel.
+	Privileged func() bool
+	// Identify finds out which disk a path is, for names in the default lockspace. It
+	// returns soon after ctx ends. nil: every name stands for itself.
+	Identify func(ctx context.Context, path string) (Disk, error)
 }
 
 // Backend holds locks in one DLM lockspace.
@@ -73,20 +68,25 @@ type Backend struct {
 	name     string
 	log      *slog.Logger
 
-	ctx     context.Context    // ends when Close begins
-	cancel  context.CancelFunc // ends join, and all work
-	joined  chan struct{}      // closed when join has ended
-	work    group
-	last    LastClose // may be nil
-	asker   *asker
-	watch   *watch
-	fencing fencing
+	ctx    context.Context    // ends when Close begins
+	cancel context.CancelFunc // ends join, and all work
+	joined chan struct{}      // closed when join has ended
+	work   group
+	last   LastClose // may be nil
+	// keepFailed is what the log was told last of last.Keep; for keepNow only.
+	keepFailed string
+	asker      *asker
+	watch      *watch
+	fencing    fencing
 
 	publisher *publisher
 	peers     Peers // may be nil
 	nodeName  func(uint32) string
 	admit     func(context.Context) error
 	lookUps   chan struct{} // has a token for each look-up under way
+	identify  func(context.Context, string) (Disk, error)
+
+	privileged func() bool
 
 	mu        sync.Mutex // guards what follows
 	space     *dlm.Lockspace
@@ -97,6 +97,9 @@ type Backend struct {
 	// handedMore are further ones, of which there are hardly ever any.
 	handed     map[string]*dlm.Lock
 	handedMore []*dlm.Lock
+	// known are the things of this host that handles stand for, by Disk.Local.
+	known map[string]*known
+	node  uint32 // of this host; 0 until it is known
 }
 
 var errStopping = errors.New("the lock daemon is stopping")
@@ -108,7 +111,7 @@ var errJoining error = &stopped{reason{causeJoining, "this host is still joining
 // provide: the DLM module, a running dlm_controld, or the privilege.
 func New(o Options) (*Backend, error) {
 	b := &Backend{kernel: o.Kernel, name: o.Lockspace, log: o.Log, joined: make(chan struct{}), why: errJoining,
-		releasing: map[string]chan struct{}{}}
+		releasing: map[string]chan struct{}{}, known: map[string]*known{}, identify: o.Identify}
 	b.controld, b.last = o.Controld, o.LastClose
 	if b.kernel == nil {
 		b.kernel = dlm.Host()
@@ -129,15 +132,24 @@ func New(o Options) (*Backend, error) {
 		b.admit = func(context.Context) error { return nil }
 	}
 	b.peers, b.nodeName, b.lookUps = o.Peers, o.NodeName, make(chan struct{}, lookUps)
+	b.privileged = o.Privileged
+	if b.privileged == nil {
+		b.privileged = mayAdminister
+	}
 	if b.goOn(o.Earlier) {
 		close(b.joined)
 		return b, nil
 	}
-	b.letGo() // of what an earlier program of this process has not handed over
-	fatal := make(chan error, 1)
+	if b.last != nil {
+		b.last.Dismiss() // of what an earlier program of this process has not handed over
+	}
+	// Unbuffered: what is not received here, because New has returned, must not be
+	// the last word of a daemon that serves.
+	fatal, returned := make(chan error), make(chan struct{})
+	defer close(returned)
 	go func() {
 		defer close(b.joined)
-		b.join(ctx, fatal)
+		b.join(ctx, fatal, returned)
 	}()
 	patience := time.NewTimer(joinPatience)
 	defer patience.Stop()
@@ -146,99 +158,11 @@ func New(o Options) (*Backend, error) {
 		cancel()
 		return nil, err
 	case <-b.joined:
-		select {
-		case err := <-fatal:
-			cancel()
-			return nil, err
-		default:
-		}
 	case <-patience.C:
 		_, err := b.lockspace()
 		b.log.Warn("waiting to join the DLM lockspace; locks are refused until then", "event", "lockspace-not-joined", "dlm", b.name, "cause", locking.Cause(err), "reason", err)
 	}
 	return b, nil
-}
-
-// join tries until it has joined or ctx ends. A part that is missing at the
-// first try goes to fatal and ends it.
-func (b *Backend) join(ctx context.Context, fatal chan<- error) {
-	for first := true; ; first = false {
-		space, err := b.tryJoin(ctx)
-		if err == nil {
-			b.enter(space)
-			b.log.Info("joined the DLM lockspace", "event", "lockspace-joined", "dlm", b.name)
-			return
-		}
-		if ctx.Err() != nil {
-			return
-		}
-		if first && missingPart(err) {
-			fatal <- err
-			return
-		}
-		if b.setWhy(err) {
-			b.log.Warn("could not join the DLM lockspace yet, trying again", "event", "lockspace-not-joined", "dlm", b.name, "cause", locking.Cause(err), "reason", err)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(joinRetry):
-		}
-	}
-}
-
-// setWhy says why this host has not joined, and reports whether that is news.
-func (b *Backend) setWhy(err error) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	news := b.why.Error() != err.Error()
-	b.why = err
-	return news
-}
-
-// tryJoin opens the lockspace if this host is a member already, as after a
-// restart of the daemon, which needs nobody's consent. Otherwise it joins, but
-// only once the cluster has quorum and its membership is settled: dlm_controld
-// (4.2) never completes the join of a node that began it alone, before it met
-// the others.
-func (b *Backend) tryJoin(ctx context.Context) (*dlm.Lockspace, error) {
-	if err := b.awaitEarlier(ctx); err != nil {
-		return nil, err
-	}
-	space, err := dlm.Open(ctx, b.kernel, b.name, b.dlmOptions())
-	if err == nil || !errors.Is(err, dlm.ErrNoLockspace) {
-		return space, err
-	}
-	// First things first: without the module nobody needs dlm_controld.
-	device, err := b.kernel.Control()
-	if err != nil {
-		return nil, err
-	}
-	device.Close()
-	if b.controld != nil {
-		if err := b.ready(ctx); err != nil {
-			return nil, err
-		}
-	}
-	b.setWhy(errJoining)
-	return dlm.Create(ctx, b.kernel, b.name, b.dlmOptions())
-}
-
-func (b *Backend) ready(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, joinPatience)
-	defer cancel()
-	st, err := b.controld.Status(ctx)
-	switch {
-	case errors.Is(err, controld.ErrNotRunning):
-		return dlm.ErrNoDaemon
-	case err != nil:
-		return err
-	case !st.Quorate:
-		return &stopped{reason{causeQuorum, "the cluster has no quorum, so this host cannot join the DLM lockspace; see corosync-quorumtool -s"}}
-	case st.DaemonRing != st.ClusterRing || st.FencingUnknown:
-		return &stopped{reason{causeRecovering, "the cluster's membership is changing, this host joins the DLM lockspace when that is over"}}
-	}
-	return nil
 }
 
 // enter begins to use the lockspace.
@@ -247,7 +171,7 @@ func (b *Backend) enter(space *dlm.Lockspace) {
 	if err != nil {
 		b.log.Warn("the kernel does not say whether the DLM lockspace runs; when it does not, refusals take longer and name no reason", "dlm", b.name, "reason", err)
 	}
-	b.keepOpen(space)
+	b.keepOpen(b.ctx, space)
 	node, err := dlm.NodeID(b.kernel)
 	if err != nil {
 		b.log.Warn("refusals on other hosts will not say that the lock is held on this one", "dlm", b.name, "reason", err)
@@ -255,7 +179,7 @@ func (b *Backend) enter(space *dlm.Lockspace) {
 	b.publisher.enter(node)
 	b.asker.joined(b.name)
 	b.mu.Lock()
-	b.space, b.state, b.why = space, state, nil
+	b.space, b.state, b.why, b.node = space, state, nil, node
 	b.mu.Unlock()
 	b.work.start(func() { b.watch.run(b.ctx) })
 	b.work.start(func() { b.publisher.run(b.ctx) })
@@ -270,15 +194,6 @@ func (b *Backend) look() (bool, error) {
 		return true, nil
 	}
 	return state.Running()
-}
-
-func missingPart(err error) bool {
-	for _, part := range []error{dlm.ErrNoModule, dlm.ErrNoDevice, dlm.ErrPrivilege, dlm.ErrNoDaemon} {
-		if errors.Is(err, part) {
-			return true
-		}
-	}
-	return false
 }
 
 func (b *Backend) lockspace() (*dlm.Lockspace, error) {
@@ -298,10 +213,17 @@ func (b *Backend) Close(ctx context.Context, leave bool) error {
 	if !leave || unfinished > 0 || space.Stats().Unsettled > 0 {
 		return b.closeSpace(ctx, space)
 	}
-	b.letGo()
-	err = space.Leave(ctx, false)
+	if err := b.closeSpace(ctx, space); err != nil {
+		return err
+	}
+	beforeLeave.Pass()
+	defer afterLeave.Pass()
+	err = dlm.Remove(ctx, b.kernel, b.name, false)
 	if errors.Is(err, dlm.ErrLockspaceUse) {
-		// This node keeps books about locks of others. With force they move there.
+		// This node keeps books about locks of others, which move there with force. Or
+		// it has orphans of which no journal tells: the kernel does not say which, nor how
+		// many.
+		b.log.Warn("leaving the DLM lockspace by force, as the kernel says that it is in use: most often this host keeps the books of other hosts' locks, and they take those over. If the kernel of this host holds locks that the daemon knows nothing of, they end with that", "dlm", b.name)
 		err = dlm.Remove(ctx, b.kernel, b.name, true)
 	}
 	return err
@@ -310,11 +232,12 @@ func (b *Backend) Close(ctx context.Context, leave bool) error {
 // closeSpace makes orphans of the locks. If requests have no answer the device
 // stays open until they have: then it is closed after this process's end.
 func (b *Backend) closeSpace(ctx context.Context, space *dlm.Lockspace) error {
-	err := space.Close(ctx)
-	if err == nil {
-		b.letGo()
+	beforeClose.Pass()
+	defer afterClose.Pass()
+	if err := space.Close(ctx); err != nil {
+		return err
 	}
-	return err
+	return b.letGo(ctx)
 }
 
 // retire ends everything but the lockspace itself, which is nil if there is none
@@ -346,122 +269,3 @@ func (b *Backend) CreateResource(context.Context, locking.Ref) error { return ni
 
 // DeleteResource has nothing to delete.
 func (b *Backend) DeleteResource(context.Context, locking.Ref) error { return nil }
-
-// Open asks nobody. Resources need not be created, so autocreate changes nothing.
-func (b *Backend) Open(_ context.Context, ref locking.Ref, _ bool) (locking.Handle, error) {
-	return &handle{b: b, ref: ref, name: ResourceName(ref)}, nil
-}
-
-// ResourceName is the name of the DLM resource for a lockspace and a name:
-// SHA-256 of lockspace, a NUL byte, and name, as 64 hexadecimal digits, which
-// is just what fits (DLM_RESNAME_MAXLEN) and what dlm_tool shows as text.
-// libvirt's names contain no NUL.
-func ResourceName(ref locking.Ref) string {
-	sum := sha256.Sum256([]byte(ref.Lockspace + "\x00" + ref.Name))
-	return hex.EncodeToString(sum[:])
-}
-
-type handle struct {
-	b    *Backend
-	ref  locking.Ref
-	name string
-	mode locking.Mode // of lock
-	lock *dlm.Lock    // nil unless locked
-	// late is the lock that an earlier process asked for, if it is not known yet
-	// whether it got it.
-	late *dlm.Adoption
-
-	// Guarded by publisher.mu.
-	publication *publication // nil unless it is to be published
-	written     bool         // the lock's value block may have a record
-}
-
-func (h *handle) ID() string { return h.name }
-
-func (h *handle) Lock(ctx context.Context, mode locking.Mode) error {
-	r := h.b.watch.begin(ctx, true)
-	defer r.end()
-	l, err := h.request(r, mode)
-	switch {
-	case errors.Is(err, dlm.ErrBusy):
-		return &elsewhere{b: h.b, name: h.name, mode: mode}
-	case err != nil && r.ctx.Err() != nil && errors.As(r.why(), new(*stopped)):
-		// Whatever the request was doing, this is why it got no further.
-		return h.unavailable(r.why())
-	case err != nil:
-		return err
-	}
-	h.lock, h.mode = l, mode
-	if err := h.b.admit(r.ctx); err != nil {
-		h.undo(r.ctx)
-		return h.unavailable(err)
-	}
-	return nil
-}
-
-// undo gives back what was granted and must not be told. It is done in the
-// background if that takes longer than ctx.
-func (h *handle) undo(ctx context.Context) {
-	select {
-	case <-h.b.finish(h):
-	case <-ctx.Done():
-	}
-}
-
-// Prove converts the lock to the mode that it has, which the kernel does only for
-// a lock that this process holds, by its id.
-func (h *handle) Prove(ctx context.Context) error {
-	if h.lock == nil {
-		return errUnanswered
-	}
-	r := h.b.watch.begin(ctx, true)
-	defer r.end()
-	if err := r.waitRunning(); err != nil {
-		return err
-	}
-	return h.lock.Convert(r.ctx, modeOf(h.mode), dlm.ConvertOptions{NoQueue: true})
-}
-
-func (h *handle) request(r *request, mode locking.Mode) (*dlm.Lock, error) {
-	space, why := h.b.lockspace()
-	if space == nil {
-		return nil, h.unavailable(h.b.notJoined(r.ctx, why))
-	}
-	if err := h.b.waitReleased(r.ctx, h.name); err != nil {
-		return nil, err
-	}
-	if err := r.waitRunning(); err != nil {
-		return nil, err
-	}
-	if err := h.b.admit(r.ctx); err != nil {
-		return nil, h.unavailable(err)
-	}
-	beforeLock.Pass()
-	defer afterLock.Pass()
-	return space.Lock(r.ctx, h.name, modeOf(mode), dlm.LockOptions{NoQueue: true, Persistent: true})
-}
-
-func (h *handle) unavailable(why error) error {
-	return &locking.Error{Kind: locking.KindUnavailable, Op: "acquire", Ref: h.ref, Err: why}
-}
-
-// notJoined is why this host is not in the lockspace, or if that is under way,
-// what dlm_controld waits for.
-func (b *Backend) notJoined(ctx context.Context, why error) error {
-	if why != errJoining {
-		return why
-	}
-	ctx, cancel := context.WithTimeout(ctx, 2*askTimeout)
-	defer cancel()
-	r := explain(b.asker.get(ctx), time.Now(), nil)
-	if r.cause == causeRecovering {
-		return why
-	}
-	return &stopped{reason{r.cause, "this host is still joining the DLM lockspace: " + r.text}}
-}
-
-// Unlock answers in a second or so also when the lockspace is stopped: the
-// release then goes on by itself, and the error is locking.ErrUnderway.
-func (h *handle) Unlock(ctx context.Context) error { return h.b.release(ctx, h) }
-
-func (h *handle) Close() {}

@@ -47,8 +47,14 @@ func (b *Backend) goOn(h *dlm.Handover) bool {
 	err := errors.New("the configuration names another lockspace now")
 	var space *dlm.Lockspace
 	var locks []*dlm.Lock
-	// Without a bound, as what is not closed cannot be adopted.
+	// What is not closed cannot be adopted. Earlier sees to that afterwards, if there is
+	// a LastClose, which has the device open too; otherwise nobody does.
 	ctx := context.Background()
+	if b.last != nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, joinPatience)
+		defer cancel()
+	}
 	if h.Lockspace == b.name {
 		beforeResume.Pass()
 		space, locks, err = dlm.Resume(ctx, b.kernel, h, b.dlmOptions())
@@ -73,8 +79,7 @@ func (b *Backend) goOn(h *dlm.Handover) bool {
 }
 
 // takeHanded is a lock that was handed over, the oldest of that name and mode;
-// nil if there is none. One that nobody takes stays held: no entry of the journal
-// explains it, and it is an orphan again after this process.
+// nil if there is none. What nobody takes is for DropUnclaimed.
 func (b *Backend) takeHanded(name string, mode dlm.Mode) *dlm.Lock {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -3,6 +3,7 @@ package cluster_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -22,6 +23,9 @@ type hosts struct {
 
 	mu    sync.Mutex // guards what follows
 	peers cluster.Peers
+	// disks is what paths lead to, on all hosts and, with a node's number before it, on
+	// one; nil: paths are names.
+	disks map[string]cluster.Disk
 }
 
 type fataler interface {
@@ -50,7 +54,13 @@ func onHosts(t *testing.T, n int, f func(*hosts)) {
 }
 
 func newHosts(t fataler, n int) *hosts {
-	hs := &hosts{t: t, nodes: dlmtest.NewCluster(n)}
+	hs := &hosts{t: t}
+	hs.boot(n)
+	return hs
+}
+
+func (hs *hosts) boot(n int) {
+	hs.nodes = dlmtest.NewCluster(n)
 	for i := range n {
 		h := &host{}
 		hs.list = append(hs.list, h)
@@ -67,7 +77,6 @@ func newHosts(t fataler, n int) *hosts {
 		})
 		hs.start(i + 1)
 	}
-	return hs
 }
 
 // Holders implements cluster.Peers, for all hosts.
@@ -89,12 +98,35 @@ func (hs *hosts) start(node int) {
 	h := hs.host(node)
 	h.process = hs.nodes.Node(node).NewProcess()
 	var err error
-	h.Backend, err = cluster.New(cluster.Options{Lockspace: space, Kernel: h.process, Peers: hs, NodeName: func(id uint32) string {
+	options := cluster.Options{Lockspace: space, Kernel: h.process, Peers: hs, NodeName: func(id uint32) string {
 		return map[uint32]string{1: "kvm1"}[id]
-	}})
+	}}
+	if hs.disks != nil {
+		options.Identify = func(ctx context.Context, path string) (cluster.Disk, error) { return hs.identify(node, path) }
+	}
+	h.Backend, err = cluster.New(options)
 	if err != nil {
 		hs.t.Fatalf("start on node %d: %v", node, err)
 	}
+}
+
+func (hs *hosts) identify(node int, path string) (cluster.Disk, error) {
+	hs.mu.Lock()
+	defer hs.mu.Unlock()
+	if d, ok := hs.disks[fmt.Sprint(node)+path]; ok {
+		return d, nil
+	}
+	if d, ok := hs.disks[path]; ok {
+		return d, nil
+	}
+	return cluster.Disk{}, errors.New("its server does not answer")
+}
+
+// leads makes a path lead to a disk from now on.
+func (hs *hosts) leads(path string, d cluster.Disk) {
+	hs.mu.Lock()
+	defer hs.mu.Unlock()
+	hs.disks[path] = d
 }
 
 // kill ends the process of a node at once.

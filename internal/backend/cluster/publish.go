@@ -234,7 +234,7 @@ func (p *publisher) done(ctx context.Context, pub *publication, err error) {
 	switch {
 	case err == nil, ctx.Err() != nil, errors.Is(err, dlm.ErrUnlocked):
 		pub.h.publication = nil
-	case pub.tries >= publishTries:
+	case pub.tries >= publishTries, errors.Is(err, dlm.ErrNoResult):
 		pub.h.publication = nil
 		p.b.log.Debug("the holder of a lock could not be published, so refusals on other hosts do not name it",
 			"resource", pub.h.ref.Name, "lockspace", pub.h.ref.Lockspace, "reason", err)

@@ -23,6 +23,7 @@ func (b *Backend) Restore(ctx context.Context, held []locking.Held) []locking.Re
 	if len(held) == 0 {
 		return results
 	}
+	defer func() { b.recall(inDefaultLockspace(results)) }()
 	space, err := b.earlier(ctx)
 	if err != nil {
 		for i := range results {
@@ -48,7 +49,7 @@ func (b *Backend) Restore(ctx context.Context, held []locking.Held) []locking.Re
 		return results
 	}
 	beforeAdopt.Pass()
-	adopted := space.AdoptAll(ctx, adoptions)
+	adopted := adoptAll(ctx, space, adoptions)
 	b.adoptLate(ctx, space, adoptions, adopted)
 	afterAdopt.Pass()
 	for at, a := range adopted {
@@ -73,14 +74,68 @@ func (b *Backend) Restore(ctx context.Context, held []locking.Held) []locking.Re
 	return results
 }
 
+// adoptAll adopts all at once, or one by one if a test kills the process between two.
+func adoptAll(ctx context.Context, space *dlm.Lockspace, list []dlm.Adoption) []dlm.Adopted {
+	if !beforeAdoptOne.Armed() && !afterAdoptOne.Armed() {
+		return space.AdoptAll(ctx, list)
+	}
+	var adopted []dlm.Adopted
+	for i := range list {
+		beforeAdoptOne.Pass()
+		adopted = append(adopted, space.AdoptAll(ctx, list[i:i+1])...)
+		afterAdoptOne.Pass()
+	}
+	return adopted
+}
+
+// DropUnclaimed gives back what was handed over and Restore has not taken: no entry
+// of the journal explains it, so nobody here was told of it. What is nobody's, a
+// lock to read a value block or to ask (askEarlier), goes without a word. It is carried out in the
+// background; the number is how many locks that may keep others out are given back.
+func (b *Backend) DropUnclaimed() (n int) {
+	b.mu.Lock()
+	list := b.handedMore
+	for _, l := range b.handed {
+		list = append(list, l)
+	}
+	b.handed, b.handedMore = nil, nil
+	b.mu.Unlock()
+	for _, l := range list {
+		h := &handle{b: b, name: l.Name(), mode: locking.Shared, lock: l}
+		switch l.Mode() {
+		case dlm.NL, dlm.CR, dlm.CW:
+			b.finish(h)
+			continue
+		case dlm.EX:
+			h.mode, h.written = locking.Exclusive, true
+		}
+		n++
+		b.log.Warn("a lock that the earlier program had, and of which no record tells, is given back", "dlm", b.name, "dlm_resource", l.Name(), "mode", l.Mode().String())
+		b.finish(h)
+	}
+	return n
+}
+
+// inDefaultLockspace are the handles whose names are paths.
+func inDefaultLockspace(results []locking.Restored) (list []*handle) {
+	for _, r := range results {
+		if h, ok := r.Handle.(*handle); ok && h.lock != nil && h.ref.Lockspace == "" {
+			list = append(list, h)
+		}
+	}
+	return list
+}
+
 // restored is a handle of a lock that an earlier process took. It may have
 // published an exclusive one.
 func (b *Backend) restored(h locking.Held, l *dlm.Lock) *handle {
 	return &handle{b: b, ref: h.Ref, name: h.ID, mode: h.Mode, lock: l, written: h.Mode == locking.Exclusive}
 }
 
-// earlier is the lockspace that this host was a member of. Opening it needs
-// nobody else, so if it is there it is waited for.
+// earlier is the lockspace that this host was a member of. Opening it needs nobody
+// else. But while the device of an earlier process is open its locks are not
+// orphans, and the kernel may keep it open for as long as the lockspace is stopped:
+// then the error is locking.ErrNotYet.
 func (b *Backend) earlier(ctx context.Context) (*dlm.Lockspace, error) {
 	if space, _ := b.lockspace(); space != nil {
 		return space, nil
@@ -88,15 +143,19 @@ func (b *Backend) earlier(ctx context.Context) (*dlm.Lockspace, error) {
 	if _, err := b.kernel.Minor(b.name); errors.Is(err, dlm.ErrNoLockspace) {
 		return nil, fmt.Errorf("%w: this host is not in the DLM lockspace any more", locking.ErrNotHeld)
 	}
-	select {
-	case <-b.joined:
-	case <-ctx.Done():
-	}
 	space, why := b.lockspace()
-	if space == nil {
+	switch {
+	case space != nil:
+		return space, nil
+	case b.ctx.Err() != nil:
 		return nil, fmt.Errorf("the DLM lockspace cannot be opened: %w", why)
 	}
-	return space, nil
+	if _, known := errors.AsType[*earlierOpen](why); !known {
+		// It is found out again every few seconds (awaitEarlier), which is enough for one
+		// who asks several times a second, perhaps for hours.
+		why = b.notJoined(ctx, why)
+	}
+	return nil, fmt.Errorf("%w: %w", locking.ErrNotYet, why)
 }
 
 // Replaceable is nil if this process can be replaced by another program now. In
@@ -207,6 +266,8 @@ func (b *Backend) awaitAnswers(ctx context.Context, space *dlm.Lockspace, name s
 			return fmt.Errorf("the DLM lockspace is stopped: %w", ctx.Err())
 		}
 	}
+	beforeAdoptLate.Pass()
+	defer afterAdoptLate.Pass()
 	l, err := space.Lock(ctx, name, dlm.NL, dlm.LockOptions{NoQueue: true})
 	if err != nil {
 		return err

@@ -91,6 +91,9 @@ func (w *world) refused(name, text string) {
 	if took := time.Since(start); took > time.Second {
 		w.t.Errorf("refused after %v: %v", took, err)
 	}
+	if !errors.Is(err, locking.ErrNotAsked) {
+		w.t.Errorf("the kernel was not asked, and nobody is told so: %v", err)
+	}
 	if locking.Cause(err) == "" {
 		w.t.Errorf("no word says why: %v", err)
 	}

@@ -65,10 +65,11 @@ type watch struct {
 	changed  chan struct{} // closed, and made anew, when it runs again
 	requests map[*request]struct{}
 
-	told     cause // what the log was told last of this stop
-	isTold   bool
-	toldHeld bool   // it was told who holds what
-	lookErr  string // what the log was told last of looking
+	told      cause // what the log was told last of this stop
+	isTold    bool
+	toldHeld  bool   // it was told who holds what
+	toldEarly bool   // it was told that this host must be rebooted before it had joined
+	lookErr   string // what the log was told last of looking
 }
 
 func newWatch(name string, look func() (bool, error), a *asker, holders func() []locking.Holder, log *slog.Logger) *watch {
@@ -256,6 +257,14 @@ func (w *watch) lockedTell(now time.Time) func() {
 		w.log.Warn("the DLM lockspace is stopped; locks are refused until it runs again", "event", "lockspace-stopped", "dlm", w.name,
 			"cause", cause.String(), "reason", text, "since", since)
 	}
+}
+
+// heldUntold reports whether there is more to say than tellGone did.
+func (w *watch) heldUntold() bool {
+	w.mu.Lock()
+	told := w.toldHeld
+	w.mu.Unlock()
+	return !told && len(w.holders()) > 0
 }
 
 // tellGone logs that only a reboot helps, and what is held until then.

@@ -20,7 +20,7 @@ const (
 
 // Peers are the lock daemons of the other hosts.
 type Peers interface {
-	// Holders asks them who holds a DLM resource, by the name that ResourceName
+	// Holders asks them, and not this host's, who holds a DLM resource, by the name that ResourceName
 	// makes, and returns what came when all have answered or ctx has ended. Node has
 	// to be set in each holder. answered are the nodes that answered, those that
 	// hold nothing too.
@@ -33,6 +33,9 @@ type elsewhere struct {
 	b    *Backend
 	name string
 	mode locking.Mode // that was asked for
+	// shared: the resource is shared here, so nobody has it alone, and what such a
+	// holder once published is of no interest.
+	shared bool
 }
 
 func (*elsewhere) Error() string        { return "held on another host of the cluster" }
@@ -47,9 +50,15 @@ func (e *elsewhere) FindHolders(ctx context.Context) []locking.RemoteHolder {
 	defer cancel()
 	defer context.AfterFunc(b.ctx, cancel)()
 	var list []locking.RemoteHolder
-	if b.peers == nil {
+	switch {
+	case e.shared && b.peers == nil:
+		return nil
+	case e.shared:
+		said, _ := b.peers.Holders(ctx, e.name)
+		list = combine(e.mode, nil, said, nil)
+	case b.peers == nil:
 		list = combine(e.mode, b.published(ctx, e.name), nil, nil)
-	} else {
+	default:
 		hint := make(chan *locking.RemoteHolder, 1)
 		if !b.work.start(func() { hint <- b.published(ctx, e.name) }) {
 			return nil
@@ -63,6 +72,11 @@ func (e *elsewhere) FindHolders(ctx context.Context) []locking.RemoteHolder {
 		}
 	}
 	return list
+}
+
+// Sharers finds who else shares a lock that is shared here.
+func (h *handle) Sharers() locking.HolderFinder {
+	return &elsewhere{b: h.b, name: h.name, mode: locking.Exclusive, shared: true}
 }
 
 // combine is what is known of the holders of a resource that was refused in a

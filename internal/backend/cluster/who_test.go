@@ -70,6 +70,44 @@ func TestPeersName(t *testing.T) {
 	})
 }
 
+// Who shares with this host is asked for, within the same time, and nothing is read
+// of the lock, whose value nobody who shares it writes.
+func TestSharers(t *testing.T) {
+	onHosts(t, 2, func(hs *hosts) {
+		h := hs.hold(1, "/a", ex, vm(1))
+		pass(soon) // it is published
+		hs.release(h)
+		h = hs.hold(2, "/a", sh, vm(2))
+		defer hs.release(h)
+		writes := 0
+		hs.host(2).setFault(func(dlmtest.Op) (f dlmtest.Fault) { writes++; return f })
+		find := func() []locking.RemoteHolder {
+			return h.(locking.Sharer).Sharers().FindHolders(context.Background())
+		}
+		if list := find(); len(list) != 0 {
+			t.Errorf("nobody answers, and %v share it", list)
+		}
+		hs.setPeers(func(context.Context, string) ([]locking.RemoteHolder, []uint32) {
+			return []locking.RemoteHolder{web(1, sh)}, []uint32{1}
+		})
+		if list := find(); len(list) != 1 || list[0].Host != "kvm1" || list[0].Owner.Name != "web" {
+			t.Errorf("%v share it", list)
+		}
+		hs.setPeers(func(ctx context.Context, _ string) ([]locking.RemoteHolder, []uint32) {
+			<-ctx.Done()
+			return nil, nil
+		})
+		start := time.Now()
+		if list := find(); len(list) != 0 || time.Since(start) != 300*time.Millisecond {
+			t.Errorf("%v share it, after %v", list, time.Since(start))
+		}
+		hs.host(2).setFault(nil)
+		if writes > 0 {
+			t.Errorf("the kernel was asked %d times", writes)
+		}
+	})
+}
+
 // Peers that do not answer cost 300 ms, and what is published is said all the same.
 func TestSilentPeers(t *testing.T) {
 	onHosts(t, 2, func(hs *hosts) {

@@ -112,7 +112,7 @@ func (w *world) intrude(fds []int, stop <-chan struct{}) {
 		}
 		w.mu.Lock()
 		if _, ok := w.held[i]; ok {
-			l := flock(false)
+			l := theirs()
 			if err := unix.FcntlFlock(uintptr(fds[i]), unix.F_OFD_SETLK, &l); err != unix.EAGAIN {
 				w.t.Errorf("disk %d is held, and another process tried to lock it: %v", i, err)
 				delete(w.held, i)
@@ -224,7 +224,7 @@ func TestKilledDaemonKeepsEveryLock(t *testing.T) {
 		t.Errorf("DropOthers: %d, %v; %d were held", n, err, len(w.held))
 	}
 	for i, fd := range fds {
-		l := flock(false)
+		l := theirs()
 		if err := unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &l); err != nil {
 			t.Errorf("disk %d after all was given up: %v", i, err)
 		}

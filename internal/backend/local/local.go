@@ -62,6 +62,15 @@ var (
 	putAfter     = failpoint.New("local.put.after")
 	unlockBefore = failpoint.New("local.unlock.before")
 	unlockAfter  = failpoint.New("local.unlock.after")
+
+	// When locks are taken back: with a descriptor of the earlier process, anew, and
+	// given back as nobody's.
+	takeBefore   = failpoint.New("local.restore.take.before")
+	takeAfter    = failpoint.New("local.restore.take.after")
+	relockBefore = failpoint.New("local.restore.relock.before")
+	relockAfter  = failpoint.New("local.restore.relock.after")
+	dropBefore   = failpoint.New("local.restore.drop.before")
+	dropAfter    = failpoint.New("local.restore.drop.after")
 )
 
 // Backend locks files. Its methods may be called from many goroutines.
@@ -70,7 +79,6 @@ type Backend struct {
 	keeper keeper // nil: locks end with this process
 	log    *slog.Logger
 	slots  chan struct{}
-	fresh  bool // the keeper had nothing
 	// same says that this process has locked the earlier descriptors itself, and has
 	// had them since: there is nothing to find out about them.
 	same bool
@@ -115,7 +123,6 @@ func NewKept(k keeper, log *slog.Logger) *Backend {
 			fds = append(fds, fd)
 			b.earlier[id] = fds[len(fds)-1 : len(fds) : len(fds)]
 		}
-		b.fresh = len(b.earlier) == 0
 	}
 	return b
 }

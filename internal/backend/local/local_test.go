@@ -73,8 +73,15 @@ func TestExclusiveKeepsOthersOut(t *testing.T) {
 	}
 }
 
-// A record lock is what virtlockd takes. This process cannot make one that
-// conflicts with its own, so a child does.
+// theirs is the lock that virtlockd takes on a disk (virFileLock with start 0 and
+// length 1 in src/locking/lock_daemon.c and src/util/virlockspace.c of libvirt). It
+// is spelt out here, so that the Backend cannot change with what it is compared to.
+func theirs() unix.Flock_t {
+	return unix.Flock_t{Type: unix.F_WRLCK, Whence: 0, Start: 0, Len: 1}
+}
+
+// A record lock of the process is what virtlockd takes. It conflicts with the
+// Backend's, which belong to open files, although both are made in this process.
 func TestRecordLocksConflict(t *testing.T) {
 	ctx := context.Background()
 	path := disk(t)
@@ -83,7 +90,7 @@ func TestRecordLocksConflict(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(fd)
-	l := flock(false)
+	l := theirs()
 	if err := unix.FcntlFlock(uintptr(fd), unix.F_SETLK, &l); err != nil {
 		t.Fatal(err)
 	}
@@ -94,6 +101,44 @@ func TestRecordLocksConflict(t *testing.T) {
 		t.Fatalf("lock beside a record lock: %v", err)
 	}
 	t.Log(err)
+}
+
+// TestOnlyByteZero: the lock covers what virtlockd's does, and nothing that it
+// leaves free for others, such as QEMU's own locks on images (bytes 100 to 203).
+func TestOnlyByteZero(t *testing.T) {
+	path := disk(t)
+	h := open(t, New(), locking.Ref{Name: path}, false)
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	for _, mode := range []locking.Mode{locking.Exclusive, locking.Shared} {
+		if err := h.Lock(context.Background(), mode); err != nil {
+			t.Fatal(err)
+		}
+		l := theirs()
+		if err := unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &l); err != unix.EAGAIN {
+			t.Errorf("%v: another's exclusive lock: %v", mode, err)
+		}
+		l.Type = unix.F_RDLCK
+		if err := unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &l); (err == nil) != (mode == locking.Shared) {
+			t.Errorf("%v: another's shared lock: %v", mode, err)
+		}
+		l = unix.Flock_t{Type: unix.F_WRLCK, Whence: 0, Start: 1, Len: 0} // from byte 1 to the end
+		if err := unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &l); err != nil {
+			t.Errorf("%v: a lock of the other bytes: %v", mode, err)
+		}
+		l = unix.Flock_t{Type: unix.F_UNLCK, Whence: 0, Start: 0, Len: 0}
+		if err := unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &l); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.Unlock(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		h = open(t, New(), locking.Ref{Name: path}, false)
+	}
+	h.Close()
 }
 
 func TestOneFileHasOneID(t *testing.T) {

@@ -139,6 +139,7 @@ func (b *Backend) restore(ctx context.Context, held locking.Held) (*handle, erro
 // relock locks what an earlier process has opened.
 func (h *handle) relock(ctx context.Context, held locking.Held) error {
 	return h.b.call(ctx, h.path, func() error {
+		takeBefore.Pass()
 		st, err := h.b.sys.fstat(h.fd)
 		if err != nil {
 			return fmt.Errorf("fstat: %w", err)
@@ -151,12 +152,14 @@ func (h *handle) relock(ctx context.Context, held locking.Held) error {
 		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
 			return h.busy(held.Mode)
 		}
+		takeAfter.Pass()
 		return err
 	}, func() {}) // as it is: the keeper has it too, and the next Restore finds out
 }
 
 // lockAnew opens and locks the file by its name.
 func (b *Backend) lockAnew(ctx context.Context, held locking.Held) (*handle, error) {
+	relockBefore.Pass()
 	opened, err := b.Open(ctx, held.Ref, false)
 	if err != nil {
 		return nil, err
@@ -174,9 +177,10 @@ func (b *Backend) lockAnew(ctx context.Context, held locking.Held) (*handle, err
 	b.mu.Lock()
 	b.restored[held.ID] = true
 	b.mu.Unlock()
-	if b.fresh {
-		b.log.Warn("a lock was taken anew, as the process that kept it had ended too: meanwhile another program could have had it",
-			"lockspace", held.Ref.Lockspace, "name", held.Ref.Name)
+	relockAfter.Pass()
+	if held.Told {
+		b.log.Warn("a lock was taken anew, as the process that keeps files locked did not have it: meanwhile another program could have had it",
+			"event", "lock-taken-anew", "lockspace", held.Ref.Lockspace, "name", held.Ref.Name)
 	}
 	return h, nil
 }
@@ -204,6 +208,7 @@ func (b *Backend) DropOthers(ctx context.Context) (int, error) {
 	}
 	b.mu.Unlock()
 	for i, h := range others {
+		dropBefore.Pass()
 		if err := h.Unlock(ctx); err != nil {
 			b.mu.Lock()
 			for _, left := range others[i+1:] { // this one goes on by itself
@@ -212,6 +217,7 @@ func (b *Backend) DropOthers(ctx context.Context) (int, error) {
 			b.mu.Unlock()
 			return i, err
 		}
+		dropAfter.Pass()
 	}
 	return len(others), nil
 }

@@ -1,6 +1,7 @@
 package local
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -94,7 +96,7 @@ func free(t *testing.T, path string) bool {
 		t.Fatal(err)
 	}
 	defer unix.Close(fd)
-	l := flock(false)
+	l := theirs()
 	err = unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &l)
 	if err != nil && err != unix.EAGAIN {
 		t.Fatal(err)
@@ -419,4 +421,32 @@ func BenchmarkRestart(b *testing.B) {
 		}
 	}
 	c.Close()
+}
+
+// TestTakenAnewIsReported: a lock that a client counts on and that the keeper did not
+// have may have been somebody else's meanwhile, and an operator has to know.
+func TestTakenAnewIsReported(t *testing.T) {
+	for _, told := range []bool{true, false} {
+		s := &shelf{}
+		b := kept(s)
+		_, other := lockFile(t, b, disk(t), locking.Exclusive) // so that the keeper has something
+		path := disk(t)
+		h := open(t, New(), locking.Ref{Name: path}, false)
+		held := locking.Held{ID: h.ID(), Ref: locking.Ref{Name: path}, Mode: locking.Exclusive, Told: told}
+		h.Close()
+		s.die()
+		var text bytes.Buffer
+		b = NewKept(s, slog.New(slog.NewTextHandler(&text, nil)))
+		for _, r := range b.Restore(t.Context(), []locking.Held{other, held}) {
+			if r.Err != nil {
+				t.Fatal(r.Err)
+			}
+		}
+		if free(t, path) {
+			t.Error("it was not taken anew")
+		}
+		if got := strings.Contains(text.String(), "event=lock-taken-anew") && strings.Contains(text.String(), path); got != told || strings.Count(text.String(), "\n") > 1 {
+			t.Errorf("told %v, and the log says %q", told, text.String())
+		}
+	}
 }

@@ -12,6 +12,7 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -126,6 +127,9 @@ func (b *Backend) Locked() map[string]locking.Mode {
 	}
 	return locked
 }
+
+// OnlyHere implements locking.HostOnly: it is so for IDs that begin with "here".
+func (b *Backend) OnlyHere(id string) bool { return strings.HasPrefix(id, "here") }
 
 // Calls counts the calls so far, those of handles included.
 func (b *Backend) Calls() int64 { return b.calls.Load() }

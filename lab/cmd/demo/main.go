@@ -18,7 +18,7 @@ import (
 )
 
 func main() {
-	vmlockd := flag.String("vmlockd", "bin/vmlockd", "the vmlockd `program` to show, linked statically")
+	vmlockd := flag.String("vmlockd", "bin/vmlockd", "the vmlockd `program` to show, built without cgo")
 	logs := flag.String("logs", "", "`directory` for the nodes' logs; without it they are shown only if something fails")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

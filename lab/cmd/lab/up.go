@@ -16,7 +16,7 @@ import (
 
 func upCmd(g *globals) *cobra.Command {
 	var cfg lab.Config
-	var vmlockdConfig, fencing, fenceScript string
+	var vmlockdConfig, fencing, fenceScript, transport string
 	var virtlockd bool
 	var timeout time.Duration
 	cmd := &cobra.Command{
@@ -36,7 +36,7 @@ them. With --libvirt each node also runs libvirtd; try
 				}
 				cfg.LockDaemon = lab.Virtlockd
 			}
-			cfg.Fencing = lab.Fencing(fencing)
+			cfg.Fencing, cfg.Transport = lab.Fencing(fencing), lab.Transport(transport)
 			if fenceScript != "" {
 				b, err := os.ReadFile(fenceScript)
 				if err != nil {
@@ -67,6 +67,7 @@ them. With --libvirt each node also runs libvirtd; try
 	f.StringVar(&vmlockdConfig, "vmlockd-config", "", "its configuration `file`; /etc/vmlockd/vmlockd.toml in the nodes")
 	f.BoolVar(&virtlockd, "virtlockd", false, "run libvirt's own lock daemon instead")
 	f.DurationVar(&cfg.Token, "token", 5*time.Second, "corosync's token timeout: a lost node is noticed after 2.2 times this and a little more")
+	f.StringVar(&transport, "transport", string(lab.UDPU), `corosync's transport: "udpu", or "knet", which takes longer to start`)
 	f.StringVar(&fencing, "fencing", "none", `what happens to lost nodes: "none", or "power": the lab cuts their power`)
 	f.StringVar(&fenceScript, "fence-script", "", "fence lost nodes by this `program`; it gets node=N on standard input")
 	f.StringVar(&cfg.LogDir, "logs", "", "`directory` for the logs (default "+filepath.Join(os.TempDir(), "vmlockd-lab-NAME")+")")

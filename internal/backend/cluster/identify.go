@@ -1,0 +1,223 @@
+package cluster
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/vmlockd/vmlockd/dlm"
+	"github.com/vmlockd/vmlockd/internal/locking"
+)
+
+// In the default lockspace a name is a path, and what is locked is the disk that it
+// leads to when the lock is asked for. The handle's ID, which is the name of the
+// DLM's resource, is made of what that disk is. It is in the journal, and with it
+// the lock is taken back and released, wherever the path leads by then.
+//
+// What no other host can use has this node's number in its name. So it is held
+// where all locks are held, outlives the daemon as they do, and conflicts with
+// nobody elsewhere. The name also begins with hereMark, so that it is known of every
+// lock, also of one that cannot be taken back yet, whether it concerns other hosts:
+// nobody has to wait, or be stopped, for one that does not when the cluster is lost.
+
+// Disk is what Options.Identify finds behind a path.
+type Disk struct {
+	// Name is equal for two paths to one disk, on all hosts or, with Here, on this one.
+	// One that is a path stands for the same resource as with daemons that know nothing
+	// but paths.
+	Name string
+	Here bool // no other host can use it
+	// Local is equal for two paths if they lead to one file or device of this host now;
+	// "" if that is not known.
+	Local string
+	// ByPath says that Name is made of the path, so that it can be another one for
+	// another path to the same thing.
+	ByPath bool
+}
+
+// ResourceName is the name of the DLM resource for a lockspace and a name:
+// SHA-256 of lockspace, a NUL byte, and name, as 64 hexadecimal digits, which
+// is just what fits (DLM_RESNAME_MAXLEN) and what dlm_tool shows as text.
+// libvirt's names contain no NUL.
+func ResourceName(ref locking.Ref) string {
+	sum := sha256.Sum256([]byte(ref.Lockspace + "\x00" + ref.Name))
+	return hex.EncodeToString(sum[:])
+}
+
+// hereMark begins the names of resources that only this host can use. All other names
+// begin with a hexadecimal digit.
+const hereMark = "only-here-"
+
+func hereName(node uint32, disk string) string {
+	name := ResourceName(locking.Ref{Name: fmt.Sprintf("only node %d: %s", node, disk)})
+	return hereMark + name[:len(name)-len(hereMark)] // 216 bits of the hash
+}
+
+// OnlyHere implements locking.HostOnly.
+func (b *Backend) OnlyHere(id string) bool { return strings.HasPrefix(id, hereMark) }
+
+// known is a file or device of this host that handles stand for. While there are
+// any, all paths to it have one name, also if that is made of only one of them.
+type known struct {
+	local   string
+	id      string // of the handles
+	byPath  bool
+	handles int
+}
+
+// Open finds out which disk a path leads to, which asks no other host and waits for
+// no device, but maybe for a file system. Resources need not be created, so autocreate
+// changes nothing.
+func (b *Backend) Open(ctx context.Context, ref locking.Ref, _ bool) (locking.Handle, error) {
+	h := &handle{b: b, ref: ref, name: ResourceName(ref)}
+	if b.identify == nil || ref.Lockspace != "" {
+		return h, nil
+	}
+	d, err := b.identify(ctx, ref.Name)
+	if err != nil {
+		return nil, &locking.Error{Kind: locking.KindUnavailable, Op: "acquire", Ref: ref, Err: fmt.Errorf("which disk it is cannot be found out: %w", err)}
+	}
+	id, err := b.idOf(ctx, d)
+	if err != nil {
+		return nil, &locking.Error{Kind: locking.KindUnavailable, Op: "acquire", Ref: ref, Err: err}
+	}
+	if id != h.name && !d.Here {
+		h.asPath = h.name
+	}
+	h.name = id
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.lockedKnow(h, d.Local, d.ByPath)
+	return h, nil
+}
+
+// DiskResource is the name of the DLM's resource for a disk. For one that only this
+// host can use it is an error while this host's number is not known.
+func (b *Backend) DiskResource(ctx context.Context, d Disk) (string, error) { return b.idOf(ctx, d) }
+
+// errNoNode is why nothing can be locked for this host alone.
+var errNoNode = errors.New("no other host can use this disk, and the kernel does not tell this host's number in the cluster, by which its lock would be told from theirs (is dlm_controld running?)")
+
+// idOf is the name of the DLM's resource for a disk.
+func (b *Backend) idOf(ctx context.Context, d Disk) (string, error) {
+	if !d.Here {
+		return ResourceName(locking.Ref{Name: d.Name}), nil
+	}
+	b.mu.Lock()
+	space, why, node := b.space, b.why, b.node
+	b.mu.Unlock()
+	switch {
+	case space == nil:
+		return "", b.notJoined(ctx, why)
+	case node == 0:
+		return "", errNoNode
+	}
+	return hereName(node, d.Name), nil
+}
+
+// lockedKnow notes which thing h stands for, and gives h the name that others who
+// have it already gave it, if one of the names is made of a path. Two names that are
+// not are of two disks: a device's number, say, is another's by now.
+func (b *Backend) lockedKnow(h *handle, local string, byPath bool) {
+	if local == "" || h.ended {
+		return
+	}
+	k := b.known[local]
+	switch {
+	case k == nil:
+		k = &known{local: local, id: h.name, byPath: byPath}
+		b.known[local] = k
+	case k.id == h.name:
+	case k.byPath || byPath:
+		h.name = k.id
+	default:
+		return
+	}
+	k.handles++
+	h.thing = k
+}
+
+// end forgets what h stood for.
+func (b *Backend) end(h *handle) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	h.ended = true
+	k := h.thing
+	if k == nil {
+		return
+	}
+	h.thing = nil
+	if k.handles--; k.handles == 0 {
+		delete(b.known, k.local)
+	}
+}
+
+// recallTimeout bounds how long one path is looked at after a restart.
+const recallTimeout = 2 * time.Second
+
+// recall finds out in the background which things the locks stand for that were
+// taken back. It changes none of them. A path that leads elsewhere by now tells
+// nothing.
+func (b *Backend) recall(handles []*handle) {
+	if b.identify == nil || len(handles) == 0 {
+		return
+	}
+	b.work.start(func() {
+		for _, h := range handles {
+			if b.ctx.Err() != nil {
+				return
+			}
+			b.recallOne(h)
+		}
+	})
+}
+
+func (b *Backend) recallOne(h *handle) {
+	ctx, cancel := context.WithTimeout(b.ctx, recallTimeout)
+	defer cancel()
+	d, err := b.identify(ctx, h.ref.Name)
+	if err != nil {
+		return
+	}
+	id, err := b.idOf(ctx, d)
+	if err != nil {
+		return
+	}
+	// A daemon that knew paths only has taken it under this name, and whoever comes
+	// with another path must find it.
+	asPath := h.name == ResourceName(h.ref)
+	if id != h.name && !asPath {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if k := b.known[d.Local]; k != nil && k.id != h.name {
+		return // two that the earlier daemon took for two
+	}
+	b.lockedKnow(h, d.Local, d.ByPath || asPath)
+}
+
+// askEarlier asks whether a daemon that knew paths only has locked the disk, on any
+// host: before an upgrade, from which its virtual machines have gone on. The mode
+// conflicts with what such a lock may be in, and with nobody who asks the same.
+func (h *handle) askEarlier(ctx context.Context, space *dlm.Lockspace, mode locking.Mode) error {
+	if h.asPath == "" {
+		return nil
+	}
+	ask := dlm.CW // not together with EX and PR
+	if mode == locking.Shared {
+		ask = dlm.CR // not together with EX
+	}
+	l, err := space.Lock(ctx, h.asPath, ask, dlm.LockOptions{NoQueue: true})
+	if errors.Is(err, dlm.ErrBusy) {
+		return &elsewhere{b: h.b, name: h.asPath, mode: mode}
+	}
+	if err != nil {
+		return err
+	}
+	return l.Unlock(ctx)
+}

@@ -1,0 +1,56 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/vmlockd/vmlockd/dlm/dlmtest"
+	"github.com/vmlockd/vmlockd/internal/backend/cluster"
+	"github.com/vmlockd/vmlockd/internal/closer"
+	"github.com/vmlockd/vmlockd/internal/locking"
+)
+
+// A request that has no answer when this program is to be replaced goes on until
+// then, and counts: the number must be there, for it and for the closer.
+func TestKeepWithRequestUnderWay(t *testing.T) {
+	nodes := dlmtest.NewCluster(1)
+	guard, err := closer.NewGuard(t.TempDir(), "space", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer guard.Close()
+	b, err := cluster.New(cluster.Options{Lockspace: "space", Kernel: nodes.Node(1), LastClose: guard})
+	if err != nil {
+		t.Fatal(err)
+	}
+	gate := dlmtest.NewGate()
+	nodes.Node(1).SetFault(func(op dlmtest.Op) (f dlmtest.Fault) {
+		if op.Op == "lock" {
+			f.Result = gate
+		}
+		return f
+	})
+	h, err := b.Open(t.Context(), locking.Ref{Name: "a"}, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if err := h.Lock(ctx, locking.Exclusive); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("lock: %v", err)
+	}
+	soon, giveUp := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer giveUp()
+	if kept, err := (dlmLocks{b, guard}).Keep(soon, true); err == nil || kept.cluster != nil {
+		t.Fatalf("kept %v, %v", kept, err)
+	}
+	if n := int32(guard.UnderWay().Load()); n != 1 { // a fault if it is not mapped
+		t.Errorf("%d requests are under way, want 1", n)
+	}
+	gate.Open()
+	if err := b.Close(t.Context(), false); err != nil { // before the number is gone
+		t.Error(err)
+	}
+}

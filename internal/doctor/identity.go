@@ -1,0 +1,66 @@
+package doctor
+
+import (
+	"context"
+	"fmt"
+	"path"
+	"slices"
+	"time"
+)
+
+// Identity is which disk vmlockd takes a path for.
+type Identity struct {
+	Type   string // kind of device, or file system; "" if nothing was found there
+	ByPath bool   // its name is made of the path
+	Doubt  bool   // because nothing better is known
+	Error  string // why it is not known
+}
+
+const (
+	// maxIdentified bounds how many paths vmlockd is asked about.
+	maxIdentified = 256
+	// identifyTimeout bounds the time for all of them: a server that does not answer
+	// costs a second for each.
+	identifyTimeout = 5 * time.Second
+)
+
+// identities asks vmlockd about the disks, and looks for those that it can name by
+// nothing but their path, and for those that it cannot tell.
+func (x *exam) identities(running, defined []domain) {
+	if x.Identify == nil || x.silent != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(x.ctx, identifyTimeout)
+	defer cancel()
+	for _, d := range slices.Concat(running, defined) {
+		for _, k := range d.disks {
+			if _, known := x.disks[k.path]; known || !path.IsAbs(k.path) {
+				continue
+			}
+			if len(x.disks) == maxIdentified {
+				x.unchecked(definedDir, fmt.Errorf("there are more than %d disks", maxIdentified), "which disk each of them is; see vmlockctl identify PATH")
+				return
+			}
+			id, err := x.Identify(ctx, k.path)
+			if err != nil {
+				x.unchecked(definedDir, err, "which disks they are that virtual machines use")
+				return
+			}
+			x.disks[k.path] = id
+			where := fmt.Sprintf("%s, disk %s", d, k.target)
+			switch {
+			case id.Error != "":
+				x.find(idNoIdentity, where, "vmlockctl identify "+k.path, "which disk %s is cannot be told, and no lock is granted: %s", k.path, id.Error)
+			case id.Doubt && id.Type != "":
+				x.find(idByPath, where, fmt.Sprintf("in vmlockd.toml of all hosts: [[identity.rule]] path = %q, scope = \"cluster\" (or \"host\"); see docs/identity.md", path.Dir(k.path)+"/**"),
+					"%s is on %s, of which it is not known whether other hosts can use it: it is locked by its path in the whole cluster, so under another path there it can be used twice, and equal paths are refused for different disks", k.path, id.Type)
+			}
+		}
+	}
+}
+
+// namedOtherwise says that vmlockd does not lock a disk by this path.
+func (x *exam) namedOtherwise(p string) bool {
+	id, ok := x.disks[p]
+	return ok && !id.ByPath && id.Error == ""
+}

@@ -1,0 +1,106 @@
+package identity
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/hex"
+	"strings"
+)
+
+// pickDesignator reads page 0x83 of a SCSI unit's vital product data (SPC-4,
+// 7.8.6) and writes the designator that the kernel would prefer as it writes it
+// (designator_prio and scsi_vpd_lun_id in drivers/scsi/scsi_lib.c); "" if there is
+// none.
+func pickDesignator(page []byte) string {
+	if len(page) < 4 || page[1] != 0x83 {
+		return ""
+	}
+	rest := page[4:]
+	if n := int(binary.BigEndian.Uint16(page[2:])); n < len(rest) {
+		rest = rest[:n]
+	}
+	best, priority := "", 0
+	for len(rest) >= 4 {
+		n := int(rest[3])
+		if len(rest)-4 < n {
+			break
+		}
+		d := rest[:4+n]
+		rest = rest[4+n:]
+		if p := designatorPriority(d); p > priority {
+			if text := designatorText(d); text != "" {
+				best, priority = text, p
+			}
+		}
+	}
+	return best
+}
+
+// designatorPriority is 0 for one that is not of the unit, or of no use.
+func designatorPriority(d []byte) int {
+	n := len(d) - 4
+	if d[1]&0x30 != 0 || n == 0 {
+		return 0
+	}
+	switch d[1] & 0xf {
+	case 8: // a name string
+		return 9
+	case 3: // NAA
+		return map[byte]int{6: 8, 5: 5, 4: 4, 3: 1}[d[4]>>4]
+	case 2: // EUI-64
+		return map[int]int{16: 7, 12: 6, 8: 3}[n]
+	case 1: // vendor
+		return 1
+	}
+	return 0
+}
+
+func designatorText(d []byte) string {
+	value := d[4:]
+	switch d[1] & 0xf {
+	case 8:
+		return strings.ToValidUTF8(string(bytes.TrimRight(value, "\x00")), "?")
+	case 3:
+		return "naa." + hex.EncodeToString(value)
+	case 2:
+		return "eui." + hex.EncodeToString(value)
+	case 1:
+		return "t10." + strings.ToValidUTF8(string(bytes.Trim(value, "\x00 ")), "?")
+	}
+	return ""
+}
+
+// nbdExport is server, port and export of an nbd-client's command line; "" if it is
+// none, or is written in another way (nbd-client(8)).
+func nbdExport(cmdline []byte) string {
+	args := strings.Split(strings.TrimRight(string(cmdline), "\x00"), "\x00")
+	if len(args) < 3 || !strings.HasSuffix(args[0], "nbd-client") {
+		return ""
+	}
+	host, port, name := "", "10809", ""
+	for i := 1; i < len(args); i++ {
+		a := args[i]
+		switch {
+		case a == "-N" || a == "-name":
+			if i++; i < len(args) {
+				name = args[i]
+			}
+		case strings.HasPrefix(a, "-") || strings.HasPrefix(a, "/"):
+			return "" // options that may have a value, unix sockets
+		case host == "":
+			host = a
+		case strings.Trim(a, "0123456789") == "":
+			port = a
+		}
+		if i+1 < len(args) && strings.HasPrefix(args[i+1], "/dev/") {
+			if i+2 < len(args) && (args[i+2] == "-N" || args[i+2] == "-name") && i+3 < len(args) {
+				name = args[i+3]
+			}
+			break
+		}
+	}
+	if host == "" {
+		return ""
+	}
+	return host + ":" + port + "/" + name
+}

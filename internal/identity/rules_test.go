@@ -1,0 +1,136 @@
+package identity
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+func TestRuleMistakes(t *testing.T) {
+	for _, tc := range []struct {
+		rule      RuleText
+		key, want string
+	}{
+		{RuleText{Scope: "host"}, "path", "every disk"},
+		{RuleText{Path: "srv/**", Scope: "host"}, "path", "begin it with /"},
+		{RuleText{Path: "/srv/***", Scope: "host"}, "path", "three *"},
+		{RuleText{Path: "/srv//x", Scope: "host"}, "path", `write "/srv/x"`},
+		{RuleText{Path: "/srv/", Scope: "host"}, "path", `write "/srv"`},
+		{RuleText{Path: "/srv/../x", Scope: "host"}, "path", `write "/x"`},
+		{RuleText{Path: "/srv/[ab]", Scope: "host"}, "path", "stand for nothing"},
+		{RuleText{Path: "/" + strings.Repeat("x", 4096), Scope: "host"}, "path", "4097 bytes"},
+		{RuleText{Type: "LVM!", Scope: "host"}, "type", "lvm"},
+		{RuleText{Type: "lvm"}, "scope", "it is missing"},
+		{RuleText{Type: "lvm", Scope: "node"}, "scope", `"cluster" or "host"`},
+		{RuleText{Type: "lvm", Scope: "host", Name: "{path}"}, "name", "remove the name"},
+		{RuleText{Type: "lvm", Scope: "cluster", Name: "{pth}"}, "name", "{pth} stands for nothing"},
+		{RuleText{Type: "lvm", Scope: "cluster", Name: "x"}, "name", "only one of them could be used"},
+		{RuleText{Path: "/a/*", Scope: "cluster", Name: "x"}, "name", "only one of them could be used"},
+		{RuleText{Path: "/a/b", Scope: "cluster", Name: "{rest}"}, "name", "there are none"},
+		{RuleText{Path: "/a/*", Scope: "cluster", Name: "{rest}}"}, "name", "belongs to no variable"},
+		{RuleText{Path: "/a/*", Scope: "cluster", Name: "{rest}" + strings.Repeat("x", 1024)}, "name", "use up to 1024"},
+	} {
+		_, err := NewRule(tc.rule)
+		var e *RuleError
+		if !errors.As(err, &e) || e.Key != tc.key || !strings.Contains(e.What, tc.want) {
+			t.Errorf("%+v: %v, want %s: ...%s", tc.rule, err, tc.key, tc.want)
+		}
+	}
+}
+
+func TestGlobs(t *testing.T) {
+	for _, tc := range []struct {
+		glob, path, rest string
+		match            bool
+	}{
+		{"/srv/**", "/srv/a/b", "a/b", true},
+		{"/srv/**", "/srv", "", false},
+		{"/srv/*", "/srv/a", "a", true},
+		{"/srv/*", "/srv/a/b", "", false},
+		{"/srv/*/b?", "/srv/a/bc", "a/bc", true},
+		{"/srv/*/b?", "/srv/a/b/", "", false},
+		{"/srv/a.b", "/srv/aXb", "", false},
+		{"/srv/a.b", "/srv/a.b", "", true},
+		{"/srv/a.b", "/srv/a.bc", "", false},
+		{"/**/x", "/a\nb/c/x", "a\nb/c/x", true},
+	} {
+		r, err := NewRule(RuleText{Path: tc.glob, Scope: "cluster"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		rest, ok := r.match(&Identity{Path: tc.path})
+		if ok != tc.match || rest != tc.rest {
+			t.Errorf("%s and %s: %q, %v", tc.glob, tc.path, rest, ok)
+		}
+	}
+}
+
+func TestShadows(t *testing.T) {
+	rule := func(path, typ string) Rule {
+		r, err := NewRule(RuleText{Path: path, Type: typ, Scope: "cluster"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	for _, tc := range []struct {
+		first, later Rule
+		want         bool
+	}{
+		{rule("/a/**", ""), rule("/a/b/*", "ext4"), true},
+		{rule("/a/**", ""), rule("/ab/*", ""), false},
+		{rule("/a/**", "ext4"), rule("/a/b", ""), false},
+		{rule("", "lvm"), rule("/dev/**", "lvm"), true},
+		{rule("", "lvm"), rule("/dev/**", ""), false},
+		{rule("/**", ""), rule("", "lvm"), true},
+		{rule("/a/*", ""), rule("/a/*", ""), true},
+		{rule("/a/*", ""), rule("", "lvm"), false},
+	} {
+		if got := tc.first.Shadows(tc.later); got != tc.want {
+			t.Errorf("%+v before %+v: %v", tc.first.Text(), tc.later.Text(), got)
+		}
+	}
+}
+
+func TestDigest(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		draw := func() (list []Rule) {
+			for _, p := range rapid.SliceOfN(rapid.SampledFrom([]string{"/a", "/b", "/c/**"}), 0, 3).Draw(t, "rules") {
+				r, err := NewRule(RuleText{Path: p, Scope: "cluster"})
+				if err != nil {
+					t.Fatal(err)
+				}
+				list = append(list, r)
+			}
+			return list
+		}
+		a, b := draw(), draw()
+		same := len(a) == len(b)
+		for i := range a {
+			same = same && a[i].Text() == b[i].Text()
+		}
+		if (Digest(a) == Digest(b)) != same {
+			t.Fatalf("%v and %v have the digests %s and %s", a, b, Digest(a), Digest(b))
+		}
+	})
+}
+
+func FuzzNewRule(f *testing.F) {
+	f.Add("/srv/**", "", "cluster", "{rest}", "/srv/a")
+	f.Add("", "lvm", "host", "", "/dev/x")
+	f.Fuzz(func(t *testing.T, path, typ, scope, name, other string) {
+		r, err := NewRule(RuleText{path, typ, scope, name})
+		if err != nil {
+			var e *RuleError
+			if !errors.As(err, &e) || e.What == "" {
+				t.Fatalf("%v", err)
+			}
+			return
+		}
+		if rest, ok := r.match(&Identity{Path: other, Type: typ}); ok && !strings.HasSuffix(other, rest) {
+			t.Fatalf("%q of %q", rest, other)
+		}
+	})
+}

@@ -1,0 +1,57 @@
+package journal
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// checks is how often Check reads, as the journal's user writes meanwhile.
+const checks = 3
+
+// Check reports whether Open, in a program that takes the place of the one that has
+// the journal in dir open, would understand all of it. It changes nothing, and may be
+// called while the journal is in use. A journal of another boot, and doubt that the
+// journal itself remembers, are no errors.
+func Check(dir, bootID string) (err error) {
+	for range checks {
+		if err = check(dir, bootID); err == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("journal in %s: %w", dir, err)
+}
+
+func check(dir, bootID string) error {
+	f, err := os.OpenFile(filepath.Join(dir, journalName), os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	h, _, err := readHeader(f, st.Size())
+	if err != nil {
+		return err
+	}
+	if h.boot != bootID {
+		return nil
+	}
+	var d Damage
+	r := file{f: f, mark: h.mark}
+	if err := r.scan(newIndex(h.next), st.Size(), &d); err != nil {
+		return err
+	}
+	if st.Size() < h.base {
+		d.unknown(fmt.Sprintf("it is cut off: it has %d bytes and began with %d", st.Size(), h.base))
+	}
+	if d.Unknown {
+		return errors.New(d.String())
+	}
+	return nil
+}

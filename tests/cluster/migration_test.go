@@ -1,0 +1,155 @@
+package cluster_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vmlockd/vmlockd/lab"
+)
+
+func liveMigration(t *testing.T, s *suite) {
+	path := s.disk(t, "migrate.img", lab.CountingGuest())
+	d := vm("mover", lab.Disk{Path: path})
+	s.create(t, 1, d)
+	s.must(t, "migrate from node 1 to 2", func() (lab.Result, error) { return s.Node(1).Migrate(s.ctx, "mover", s.Node(2)) })
+	s.endsWithTest(t, 2, "mover")
+	s.state(t, 2, "mover", "running")
+	s.state(t, 1, "mover", "")
+	counts(t, s, "migrate.img")
+	s.names(t, s.createRefused(t, 1, vm("again", lab.Disk{Path: path}), path), 2, "mover")
+	s.destroy(t, 2, "mover")
+	s.wantFree(t, 1, path)
+}
+
+// busyGuest writes to its memory faster than a migration at 1 MiB/s copies it.
+func busyGuest() []byte {
+	img := lab.IdleGuest()
+	copy(img, []byte{
+		0xfc,             // cld
+		0xbb, 0x00, 0x10, // start: mov bx, 0x1000
+		0x8e, 0xc3, // next: mov es, bx
+		0x31, 0xff, // xor di, di
+		0xb9, 0x00, 0x80, // mov cx, 0x8000
+		0x42,       // inc dx
+		0x89, 0xd0, // mov ax, dx
+		0xf3, 0xab, // rep stosw
+		0x81, 0xc3, 0x00, 0x10, // add bx, 0x1000
+		0x81, 0xfb, 0x00, 0x90, // cmp bx, 0x9000
+		0x72, 0xe8, // jb next
+		0xeb, 0xe3, // jmp start
+	})
+	return img
+}
+
+// outcome is what virsh said of a migration.
+type outcome struct {
+	res lab.Result
+	err error
+}
+
+// startMigration begins to move a virtual machine with a busyGuest from node 1 to
+// node 2, so slowly that it would not end, and returns when memory is being copied:
+// then QEMU on node 2 runs, and has told its lock daemon who it is.
+func startMigration(t *testing.T, s *suite, name string) <-chan outcome {
+	t.Helper()
+	done := make(chan outcome, 1)
+	go func() {
+		res, err := s.Node(1).Migrate(s.ctx, name, s.Node(2), "--bandwidth", "1")
+		done <- outcome{res, err}
+	}()
+	ctx, cancel := context.WithTimeout(s.ctx, 2*time.Minute)
+	defer cancel()
+	err := lab.WaitFor(ctx, "the migration to copy memory", func(ctx context.Context) (bool, error) {
+		select {
+		case o := <-done:
+			return false, fmt.Errorf("the migration has ended: %v, %v", o.res, o.err)
+		default:
+		}
+		res, err := s.Node(1).Virsh(ctx, "domjobinfo", name)
+		return err == nil && strings.Contains(res.Stdout, "Memory remaining"), err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return done
+}
+
+// stays requires that a migration has failed and changed nothing.
+func (s *suite) stays(t *testing.T, o outcome, name, path string) {
+	t.Helper()
+	if o.err != nil || o.res.OK() {
+		t.Fatalf("the migration that had to fail: %v, %v", o.res, o.err)
+	}
+	s.step(t, "virsh migrate: %s", strings.TrimSpace(o.res.Stderr))
+	s.state(t, 1, name, "running")
+	s.state(t, 2, name, "")
+	s.names(t, s.createRefused(t, 2, vm("other", lab.Disk{Path: path}), path), 1, name)
+	s.wantHeld(t, 3, path)
+}
+
+func failedMigration(t *testing.T, s *suite) {
+	path := s.disk(t, "failed.img", busyGuest())
+	s.create(t, 1, vm("stayer", lab.Disk{Path: path}))
+	done := startMigration(t, s, "stayer")
+	s.must(t, "abort the migration", func() (lab.Result, error) { return s.Node(1).Virsh(s.ctx, "domjobabort", "stayer") })
+	s.stays(t, <-done, "stayer", path)
+}
+
+// failedHandOver is about a migration that fails after node 1 has given the lock
+// back, because there is no lock daemon on node 2 that could take it: libvirt goes
+// on with the virtual machine on node 1, which asks for its lock again.
+func failedHandOver(t *testing.T, s *suite) {
+	path := s.disk(t, "handover.img", busyGuest())
+	s.create(t, 1, vm("returner", lab.Disk{Path: path}))
+	done := startMigration(t, s, "returner")
+	before := s.events(t, 1, path)
+	daemon := s.Node(2).Service(lab.ServiceLock)
+	if err := daemon.Kill(s.ctx); err != nil {
+		t.Fatal(err)
+	}
+	s.step(t, "vmlockd on node 2 is killed")
+	// Now memory may be copied faster than the guest writes it.
+	s.must(t, "allow a longer pause", func() (lab.Result, error) {
+		return s.Node(1).Virsh(s.ctx, "migrate-setmaxdowntime", "returner", "10000")
+	})
+	s.must(t, "allow more bandwidth", func() (lab.Result, error) { return s.Node(1).Virsh(s.ctx, "migrate-setspeed", "returner", "1000") })
+	var o outcome
+	select {
+	case o = <-done:
+	case <-s.ctx.Done():
+		t.Fatal(s.ctx.Err())
+	}
+	if err := daemon.Start(s.ctx); err != nil {
+		t.Fatal(err)
+	}
+	s.waitServing(t, 2)
+	s.stays(t, o, "returner", path)
+	// It was not kept all the time, or the hand-over had not begun.
+	after := s.events(t, 1, path)
+	if after["lock-released"] <= before["lock-released"] || after["lock-granted"] <= before["lock-granted"] {
+		t.Errorf("node 1 has not given the lock back and taken it again: %v, then %v", before, after)
+	}
+	s.destroy(t, 1, "returner")
+	s.wantFree(t, 2, path)
+}
+
+// events counts by name the events in a daemon's log that are about a path.
+func (s *suite) events(t *testing.T, node int, path string) map[string]int {
+	t.Helper()
+	log, err := s.Node(node).Log(s.ctx, lab.ServiceLock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := map[string]int{}
+	for line := range strings.Lines(string(log)) {
+		if strings.Contains(line, " name="+path+" ") {
+			_, rest, _ := strings.Cut(line, " event=")
+			event, _, _ := strings.Cut(rest, " ")
+			n[event]++
+		}
+	}
+	return n
+}

@@ -1,0 +1,274 @@
+package identity_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vmlockd/vmlockd/lab"
+)
+
+// config has the rules that the tests need, and is the same on all nodes.
+const config = `backend = "cluster"
+guard.mode = "off"
+
+[[identity.rule]]
+path = "/srv/shared/ruled/**"
+scope = "cluster"
+name = "ruled/{rest}"
+
+[[identity.rule]]
+path = "/mnt/ruled/**"
+scope = "cluster"
+name = "ruled/{rest}"
+`
+
+// TestIdentity boots two nodes with a device and a folder that both have.
+func TestIdentity(t *testing.T) {
+	s := boot(t, lab.Config{Nodes: 2, DeviceMB: 16, Libvirt: true, Modules: []string{"dm-mod", "loop"}})
+	for _, n := range s.Nodes() {
+		if err := n.WaitLibvirt(s.ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, test := range []struct {
+		name string
+		run  func(*testing.T, *suite)
+	}{
+		{"PrivatePaths", privatePaths},
+		{"PrivateSurvivesTheDaemon", privateSurvives},
+		{"PrivateUnderOtherNames", privateOtherNames},
+		{"SharedDeviceUnderOtherPath", deviceOtherPath},
+		{"SharedFileUnderOtherPath", fileOtherPath},
+		{"RenamedWhileHeld", renamedWhileHeld},
+		{"DeviceMapperUUID", mapperUUID},
+		{"DeviceMapperWithoutUUID", mapperNoUUID},
+		{"DeviceRemappedWhileHeld", remappedWhileHeld},
+		{"LogicalVolumes", logicalVolumes},
+		{"Loop", loop},
+		{"Rules", rules},
+	} {
+		t.Run(test.name, func(t *testing.T) { test.run(t, s) })
+	}
+}
+
+const own = "/var/lib/libvirt/images/own.img"
+
+// private makes a file of one path on both nodes, which are two files.
+func (s *suite) private(t *testing.T, path string) {
+	t.Helper()
+	for _, n := range s.Nodes() {
+		if err := n.WriteFile(s.ctx, path, lab.IdleGuest(), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Two virtual machines with equal paths on disks of their hosts both run.
+func privatePaths(t *testing.T, s *suite) {
+	s.sh(t, 1, "mkdir -p "+filepath.Dir(own))
+	s.sh(t, 2, "mkdir -p "+filepath.Dir(own))
+	s.private(t, own)
+	d := func(name string) lab.Domain { return lab.Domain{Name: name, Disks: []lab.Disk{{Path: own}}} }
+	s.create(t, 1, d("one"))
+	s.create(t, 2, d("two"))
+	s.createRefused(t, 1, d("three"))
+	all := s.sh(t, 1, "vmlockctl ls --cluster")
+	if !strings.Contains(all, "one") || !strings.Contains(all, "two") {
+		t.Errorf("not both are listed:\n%s", all)
+	}
+	if id, status := s.identify(t, 1, "--cluster", own); status != 0 || len(id.Disks) != 2 || id.Disks[0].Scope != "host" || id.Disks[1].Scope != "host" ||
+		id.Disks[0].Resource == id.Disks[1].Resource {
+		t.Errorf("status %d, %+v", status, id)
+	}
+}
+
+func privateSurvives(t *testing.T, s *suite) {
+	s.private(t, own)
+	release := s.hold(t, 1, own)
+	before := s.one(t, 1, own).Resource
+	daemon := s.Node(1).Service("vmlockd")
+	if err := daemon.Kill(s.ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := daemon.Start(s.ctx); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, time.Minute)
+	defer cancel()
+	err := lab.WaitFor(ctx, "the daemon to be back", func(ctx context.Context) (bool, error) {
+		res, err := s.Node(1).Exec(ctx, "vmlockctl", "status")
+		return err == nil && res.OK(), err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.wantHeld(t, 1, own)
+	s.wantFree(t, 2, own)
+	if after := s.one(t, 1, own).Resource; after != before {
+		t.Errorf("it was %s before the daemon was killed, and is %s", before, after)
+	}
+	release()
+	s.wantFree(t, 1, own)
+}
+
+func privateOtherNames(t *testing.T, s *suite) {
+	s.private(t, own)
+	s.sh(t, 1, "mkdir -p /mnt/bound; mount --bind "+filepath.Dir(own)+" /mnt/bound; ln -sf "+own+" /tmp/soft.img; ln -f "+own+" "+own+".hard")
+	defer s.sh(t, 1, "umount /mnt/bound; rm /tmp/soft.img "+own+".hard")
+	s.hold(t, 1, own)
+	for _, path := range []string{"/mnt/bound/own.img", "/tmp/soft.img", own + ".hard", "/var/lib/../lib/libvirt/images/own.img"} {
+		s.wantHeld(t, 1, path)
+	}
+}
+
+// One device of both nodes, whose node in /dev is called otherwise on one.
+func deviceOtherPath(t *testing.T, s *suite) {
+	s.sh(t, 2, "rm -f /dev/other; mknod /dev/other b $(stat -c '0x%t 0x%T' "+lab.Device+")")
+	if err := s.Node(1).WriteFile(s.ctx, "/tmp/boot", lab.IdleGuest(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.sh(t, 1, "dd if=/tmp/boot of="+lab.Device+" conv=notrunc,fsync status=none")
+	d := func(name, path string) lab.Domain {
+		return lab.Domain{Name: name, Disks: []lab.Disk{{Path: path, Cache: "none"}}}
+	}
+	s.create(t, 1, d("lun1", lab.Device))
+	s.createRefused(t, 2, d("lun2", lab.Device))
+	s.createRefused(t, 2, d("lun3", "/dev/other"))
+	if who := s.sh(t, 2, "vmlockctl who /dev/other"); !strings.Contains(who, "lun1") {
+		t.Errorf("who has it under another name: %s", who)
+	}
+}
+
+// One file of both nodes below a bind mount, and behind a link.
+func fileOtherPath(t *testing.T, s *suite) {
+	path := lab.SharedDir + "/bound.img"
+	if err := os.WriteFile(filepath.Join(s.Shared(), "bound.img"), lab.IdleGuest(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.sh(t, 2, "mkdir -p /mnt/elsewhere; mount --bind "+lab.SharedDir+" /mnt/elsewhere; ln -sfn "+lab.SharedDir+" /mnt/linked")
+	defer s.sh(t, 2, "umount /mnt/elsewhere; rm /mnt/linked")
+	d := func(name, path string) lab.Domain { return lab.Domain{Name: name, Disks: []lab.Disk{{Path: path}}} }
+	s.create(t, 1, d("file1", path))
+	s.createRefused(t, 2, d("file2", "/mnt/elsewhere/bound.img"))
+	s.createRefused(t, 2, d("file3", "/mnt/linked/bound.img"))
+	if id := s.one(t, 1, path); id.Scope != "cluster" || !id.Doubt || id.Type != "hostfs" {
+		t.Errorf("a file system of which nothing is known: %+v", id)
+	}
+}
+
+func renamedWhileHeld(t *testing.T, s *suite) {
+	path := lab.SharedDir + "/before.img"
+	s.sh(t, 1, "rm -f "+lab.SharedDir+"/after.img; echo x > "+path)
+	release := s.hold(t, 1, path)
+	s.sh(t, 1, "mv "+path+" "+lab.SharedDir+"/after.img; echo y > "+path)
+	s.wantHeld(t, 1, lab.SharedDir+"/after.img")
+	s.wantHeld(t, 2, path) // that name is held, whatever has it now
+	release()
+	s.wantFree(t, 1, lab.SharedDir+"/after.img")
+	s.wantFree(t, 2, path)
+}
+
+// table makes a device over a part of the shared one, in sectors.
+func (s *suite) table(t *testing.T, node int, name, uuid string, start, sectors int) {
+	t.Helper()
+	if uuid != "" {
+		uuid = "--uuid '" + uuid + "' "
+	}
+	s.sh(t, node, fmt.Sprintf("dmsetup create --noudevrules --noudevsync %s%s --table '0 %d linear %s %d'", uuid, name, sectors, lab.Device, start))
+	t.Cleanup(func() { s.sh(t, node, "dmsetup remove --noudevrules --noudevsync --retry "+name) })
+}
+
+// One UUID under two names is a disk, two UUIDs under one name are two.
+func mapperUUID(t *testing.T, s *suite) {
+	s.table(t, 1, "here", "site-a", 0, 2048)
+	s.table(t, 2, "there", "site-a", 0, 2048)
+	s.table(t, 1, "same", "site-b", 2048, 2048)
+	s.table(t, 2, "same", "site-c", 4096, 2048)
+	s.hold(t, 1, "/dev/mapper/here")
+	s.wantHeld(t, 2, "/dev/mapper/there")
+	s.hold(t, 1, "/dev/mapper/same")
+	s.wantFree(t, 2, "/dev/mapper/same")
+	if id, status := s.identify(t, 1, "--cluster", "/dev/mapper/same"); status != differ || !id.Disks[1].Differs {
+		t.Errorf("status %d, %+v", status, id)
+	}
+}
+
+// Without one, all that lies upon the same device is one.
+func mapperNoUUID(t *testing.T, s *suite) {
+	s.table(t, 1, "plain1", "", 0, 2048)
+	s.table(t, 2, "plain2", "", 0, 2048)
+	s.hold(t, 1, "/dev/mapper/plain1")
+	s.wantHeld(t, 2, "/dev/mapper/plain2")
+}
+
+// A name that leads to another device by now does not take the lock along.
+func remappedWhileHeld(t *testing.T, s *suite) {
+	s.table(t, 2, "first", "site-first", 0, 2048)
+	s.sh(t, 1, "dmsetup create --noudevrules --noudevsync --uuid site-first moving --table '0 2048 linear "+lab.Device+" 0'")
+	release := s.hold(t, 1, "/dev/mapper/moving")
+	s.sh(t, 1, "dmsetup remove --noudevrules --noudevsync --retry moving; dmsetup create --noudevrules --noudevsync --uuid site-second moving --table '0 2048 linear "+lab.Device+" 2048'")
+	t.Cleanup(func() { s.sh(t, 1, "dmsetup remove --noudevrules --noudevsync --retry moving") })
+	s.table(t, 2, "second", "site-second", 2048, 2048)
+	s.wantHeld(t, 2, "/dev/mapper/first")
+	s.wantFree(t, 2, "/dev/mapper/second")
+	s.wantHeld(t, 1, "/dev/mapper/moving") // the name is held, and stays with what it was held for
+	release()
+	s.wantFree(t, 2, "/dev/mapper/first")
+}
+
+// The UUIDs are LVM's, as it makes them; LVM itself is not in the nodes.
+func logicalVolumes(t *testing.T, s *suite) {
+	const vg, web, db = "Q3cwEkfJgCd8SUEYyVnrR7vVYlf3XqWx", "Ae1LhKpYV7bTq0DLmRzvfPzL6sJc2XkU", "Be1LhKpYV7bTq0DLmRzvfPzL6sJc2XkU"
+	s.table(t, 1, "vg-web", "LVM-"+vg+web, 0, 2048)
+	s.table(t, 2, "vg-db", "LVM-"+vg+db, 2048, 2048)
+	s.table(t, 2, "vg-web", "LVM-"+vg+web, 0, 2048)
+	s.hold(t, 1, "/dev/mapper/vg-web")
+	s.wantHeld(t, 2, "/dev/mapper/vg-web")
+	s.wantFree(t, 2, "/dev/mapper/vg-db")
+	if id := s.one(t, 2, "/dev/mapper/vg-web"); id.Type != "lvm" || id.Name != "lvm:"+vg+"/"+web {
+		t.Errorf("%+v", id)
+	}
+	numbers := s.sh(t, 1, "stat -Lc %T /dev/mapper/vg-web") + s.sh(t, 2, "stat -Lc %T /dev/mapper/vg-web")
+	t.Logf("its minor numbers on the two nodes: %s", strings.Join(strings.Fields(numbers), ", "))
+}
+
+// A loop device is its file.
+func loop(t *testing.T, s *suite) {
+	s.private(t, own)
+	var devices [3]string
+	for node := 1; node <= 2; node++ {
+		devices[node] = strings.TrimSpace(s.sh(t, node, "losetup -f --show "+own))
+		t.Cleanup(func() { s.sh(t, node, "losetup -d "+devices[node]) })
+	}
+	s.hold(t, 1, devices[1])
+	s.wantHeld(t, 1, own)
+	s.wantFree(t, 2, devices[2])
+	s.wantFree(t, 2, own)
+}
+
+// The shared folder is mounted once more elsewhere, which nobody but a rule can
+// know.
+func rules(t *testing.T, s *suite) {
+	if err := os.MkdirAll(filepath.Join(s.Shared(), "ruled"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(s.Shared(), "ruled", "a.img"), lab.IdleGuest(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.sh(t, 2, `opts=$(awk '$5 == "`+lab.SharedDir+`" { sub(".* - hostfs [^ ]* ", ""); sub("^[a-z]*,", ""); print }' /proc/self/mountinfo)
+		mkdir -p /mnt/ruled; mount -t hostfs -o "$opts/ruled" none /mnt/ruled`)
+	defer s.sh(t, 2, "umount /mnt/ruled")
+	if out := s.sh(t, 2, "ls /mnt/ruled"); strings.TrimSpace(out) != "a.img" {
+		t.Fatalf("the second mount has %q", out)
+	}
+	s.hold(t, 1, lab.SharedDir+"/ruled/a.img")
+	s.wantHeld(t, 2, "/mnt/ruled/a.img")
+	if st := s.sh(t, 1, "vmlockctl status"); strings.Contains(st, "name disks by other rules") {
+		t.Errorf("the nodes have the same rules, and:\n%s", st)
+	}
+}

@@ -1,0 +1,210 @@
+// Package identity_test proves on a real cluster that a disk has one name on all
+// hosts and that different disks have different ones: with stock libvirt, device
+// mapper, bind mounts and files of one node alone. It needs the lab; see
+// CONTRIBUTING.md.
+package identity_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vmlockd/vmlockd/internal/control"
+	"github.com/vmlockd/vmlockd/lab"
+)
+
+// binaries are built once, static, for the nodes.
+var binaries struct{ vmlockd, vmlockctl string }
+
+func TestMain(m *testing.M) {
+	if os.Getenv(lab.Env) != "1" {
+		os.Exit(m.Run()) // everything is skipped
+	}
+	dir, err := os.MkdirTemp("", "vmlockd-tests")
+	if err != nil {
+		panic(err)
+	}
+	binaries.vmlockd, binaries.vmlockctl = filepath.Join(dir, "vmlockd"), filepath.Join(dir, "vmlockctl")
+	for _, path := range []string{binaries.vmlockd, binaries.vmlockctl} {
+		if err := lab.BuildProgram(path, "github.com/vmlockd/vmlockd/cmd/"+filepath.Base(path), false); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.RemoveAll(dir)
+			os.Exit(1)
+		}
+	}
+	status := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(status)
+}
+
+// suite is the lab and what is done with it.
+type suite struct {
+	*lab.Lab
+	ctx   context.Context
+	holds int
+}
+
+// boot starts a cluster with vmlockd in it.
+func boot(t *testing.T, cfg lab.Config) *suite {
+	t.Helper()
+	cfg.VMLockd, cfg.VMLockdConfig = binaries.vmlockd, func(int) string { return config }
+	cfg.Binaries = map[string]string{"vmlockctl": binaries.vmlockctl}
+	lab.Need(t, cfg)
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
+	t.Cleanup(cancel)
+	return &suite{ctx: ctx, Lab: lab.ForTest(t, cfg)}
+}
+
+// The exit statuses of vmlockctl run and identify that mean something here.
+const (
+	runRefused = 124
+	differ     = 8
+)
+
+// sh runs a script in a node, which must succeed.
+func (s *suite) sh(t *testing.T, node int, script string) string {
+	t.Helper()
+	res, err := s.Node(node).Shell(s.ctx, "set -e; "+script)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !res.OK() {
+		t.Fatalf("%s on node %d: %v", script, node, res)
+	}
+	return res.Stdout
+}
+
+// holder is who has a lock of a name on a node; nil if nobody has.
+func (s *suite) holder(t *testing.T, node int, name string) *control.Holder {
+	t.Helper()
+	var h control.Holders
+	if err := json.Unmarshal([]byte(s.sh(t, node, "vmlockctl ls --json")), &h); err != nil {
+		t.Fatal(err)
+	}
+	for _, one := range h.Holders {
+		if one.VM == name {
+			return &one
+		}
+	}
+	return nil
+}
+
+// hold locks a disk on a node until the returned function is called, or the test
+// ends.
+func (s *suite) hold(t *testing.T, node int, path string) (release func()) {
+	t.Helper()
+	s.holds++
+	name := fmt.Sprintf("hold%d", s.holds)
+	if _, err := s.Node(node).Start(s.ctx, name, "vmlockctl", "run", "--name", name, path, "--", "sleep", "600"); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, time.Minute)
+	defer cancel()
+	var h *control.Holder
+	err := lab.WaitFor(ctx, path+" to be held on node "+fmt.Sprint(node), func(context.Context) (bool, error) {
+		h = s.holder(t, node, name)
+		return h != nil, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := false
+	release = func() {
+		if done {
+			return
+		}
+		done = true
+		s.sh(t, node, fmt.Sprintf("kill %d", h.PID))
+		err := lab.WaitFor(s.ctx, path+" to be given back", func(context.Context) (bool, error) {
+			return s.holder(t, node, name) == nil, nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	t.Cleanup(release)
+	return release
+}
+
+// free tries to lock a disk on a node.
+func (s *suite) free(t *testing.T, node int, path string) bool {
+	t.Helper()
+	res, err := s.Node(node).Exec(s.ctx, "vmlockctl", "run", path, "--", "true")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !res.OK() && (res.Status != runRefused || !strings.Contains(res.Stderr, "is locked")) {
+		t.Fatalf("%s on node %d: %v", path, node, res)
+	}
+	return res.OK()
+}
+
+func (s *suite) wantFree(t *testing.T, node int, path string) {
+	t.Helper()
+	if !s.free(t, node, path) {
+		t.Errorf("%s is held, as node %d sees it, and nobody has that disk:\n%s", path, node, s.sh(t, node, "vmlockctl identify "+path))
+	}
+}
+
+func (s *suite) wantHeld(t *testing.T, node int, path string) {
+	t.Helper()
+	if s.free(t, node, path) {
+		t.Errorf("%s is free, as node %d sees it, and somebody has that disk:\n%s", path, node, s.sh(t, node, "vmlockctl identify "+path))
+	}
+}
+
+// identify asks a node which disk a path is.
+func (s *suite) identify(t *testing.T, node int, args ...string) (control.Identified, int) {
+	t.Helper()
+	res, err := s.Node(node).Exec(s.ctx, "vmlockctl", append([]string{"identify", "--json"}, args...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var d control.Identified
+	if err := json.Unmarshal([]byte(res.Stdout), &d); err != nil || len(d.Disks) == 0 {
+		t.Fatalf("identify %v on node %d: %v, %v", args, node, err, res)
+	}
+	return d, res.Status
+}
+
+// one is identify without other nodes.
+func (s *suite) one(t *testing.T, node int, path string) control.Disk {
+	t.Helper()
+	d, status := s.identify(t, node, path)
+	if status != 0 || d.Disks[0].Error != "" {
+		t.Fatalf("identify %s on node %d: status %d, %+v", path, node, status, d)
+	}
+	return d.Disks[0]
+}
+
+func (s *suite) create(t *testing.T, node int, d lab.Domain) {
+	t.Helper()
+	res, err := s.Node(node).Create(s.ctx, d)
+	if err != nil || !res.OK() {
+		t.Fatalf("start %s on node %d: %v, %v", d.Name, node, res, err)
+	}
+	t.Cleanup(func() {
+		if _, err := s.Node(node).Destroy(s.ctx, d.Name); err != nil {
+			t.Logf("destroy %s on node %d: %v", d.Name, node, err)
+		}
+	})
+}
+
+func (s *suite) createRefused(t *testing.T, node int, d lab.Domain) {
+	t.Helper()
+	res, err := s.Node(node).Create(s.ctx, d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The words are about the path that libvirt asked for, whatever it leads to.
+	want := fmt.Sprintf("resource busy: Lockspace resource '%s' is locked", d.Disks[0].Path)
+	if res.OK() || !strings.Contains(res.Stderr, want) {
+		t.Fatalf("start %s on node %d: not refused with %q: %v", d.Name, node, want, res)
+	}
+	t.Logf("%s", strings.TrimSpace(res.Stderr))
+}
