@@ -55,6 +55,11 @@ type outcome struct {
 // then QEMU on node 2 runs, and has told its lock daemon who it is.
 func startMigration(t *testing.T, s *suite, name string) <-chan outcome {
 	t.Helper()
+	// With the 300 ms that QEMU has by default it would end as soon as the guest, on a slow
+	// node, has written less than 300 KB while the last 512 KB were copied.
+	s.must(t, "allow hardly any pause", func() (lab.Result, error) {
+		return s.Node(1).Virsh(s.ctx, "migrate-setmaxdowntime", name, "1")
+	})
 	done := make(chan outcome, 1)
 	go func() {
 		res, err := s.Node(1).Migrate(s.ctx, name, s.Node(2), "--bandwidth", "1")

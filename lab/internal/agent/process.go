@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -140,32 +141,68 @@ func (p *process) run() {
 		p.state, p.problem = wire.ProcessFailed, err.Error()
 		p.mu.Unlock()
 		fmt.Fprintf(os.Stderr, "lab: %s: %v\n", spec.Name, err)
-		close(started)
+		select {
+		case <-started:
+		default:
+			close(started)
+		}
 	}
 	if err := waitSockets(spec.After); err != nil {
 		fail(err)
 		return
 	}
-	cmd, logFile, err := p.command(spec)
-	if err != nil {
-		fail(err)
-		return
+	for again := 0; ; again++ {
+		cmd, logFile, err := p.command(spec)
+		if err != nil {
+			fail(err)
+			return
+		}
+		err = cmd.Start()
+		logFile.Close()
+		if err != nil {
+			fail(err)
+			return
+		}
+		p.mu.Lock()
+		p.state, p.pid = wire.ProcessRunning, cmd.Process.Pid
+		p.mu.Unlock()
+		if again == 0 {
+			close(started)
+		}
+		_ = cmd.Wait() // the status is in ProcessState
+		fmt.Fprintf(os.Stderr, "lab: %s ended: %v\n", spec.Name, cmd.ProcessState)
+		retry := again < maxRetries && cmd.ProcessState.ExitCode() > 0 && spec.RetryOn != "" && strings.Contains(lastOutput(logPath(spec)), spec.RetryOn)
+		p.mu.Lock()
+		p.state, p.code = wire.ProcessExited, exitStatus(cmd.ProcessState)
+		if retry {
+			p.state, p.pid = wire.ProcessWaiting, 0
+		}
+		p.mu.Unlock()
+		if !retry {
+			return
+		}
+		time.Sleep(time.Second) // as it waits for something that takes seconds
 	}
-	err = cmd.Start()
-	logFile.Close()
+}
+
+// maxRetries is how often a service that wants it is started again.
+const maxRetries = 5
+
+func logPath(spec wire.Service) string { return filepath.Join(wire.LogDir, spec.LogName()) }
+
+// lastOutput is the end of a log, as long as a few lines.
+func lastOutput(path string) string {
+	f, err := os.Open(path)
 	if err != nil {
-		fail(err)
-		return
+		return ""
 	}
-	p.mu.Lock()
-	p.state, p.pid = wire.ProcessRunning, cmd.Process.Pid
-	p.mu.Unlock()
-	close(started)
-	_ = cmd.Wait() // the status is in ProcessState
-	p.mu.Lock()
-	p.state, p.code = wire.ProcessExited, exitStatus(cmd.ProcessState)
-	p.mu.Unlock()
-	fmt.Fprintf(os.Stderr, "lab: %s ended: %v\n", spec.Name, cmd.ProcessState)
+	defer f.Close()
+	const few = 512
+	if size, err := f.Seek(0, io.SeekEnd); err == nil {
+		_, _ = f.Seek(max(size-few, 0), io.SeekStart)
+	}
+	b, _ := io.ReadAll(io.LimitReader(f, few))
+	return string(b)
 }
 
 func (p *process) command(spec wire.Service) (*exec.Cmd, *os.File, error) {
@@ -176,7 +213,7 @@ func (p *process) command(spec wire.Service) (*exec.Cmd, *os.File, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	logFile, err := os.OpenFile(filepath.Join(wire.LogDir, spec.LogName()), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	logFile, err := os.OpenFile(logPath(spec), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -97,6 +97,9 @@ type Service struct {
 	Env  []string `json:"env,omitempty"`
 	// After lists unix sockets that must be listening first: a path, or @name for the abstract kind.
 	After []string `json:"after,omitempty"`
+	// RetryOn, if it is not empty, has the service started again, some times, when it ends with a failure and this is in
+	// what it wrote last.
+	RetryOn string `json:"retry_on,omitempty"`
 	// Manual services are known to the agent but not started at boot.
 	Manual bool `json:"manual,omitempty"`
 }
