@@ -123,8 +123,10 @@ func TestOnlyHereIsNotHeldOff(t *testing.T) {
 		vanished := errors.New("node 2 has vanished")
 		b, err := cluster.New(cluster.Options{
 			Lockspace: space, Kernel: nodes.Node(1).NewProcess(),
-			Admit:    func(context.Context) error { return vanished },
-			Identify: func(_ context.Context, path string) (cluster.Disk, error) { return cluster.Disk{Name: path, Here: path == "own"}, nil },
+			Admit: func(context.Context) error { return vanished },
+			Identify: func(_ context.Context, path string) (cluster.Disk, error) {
+				return cluster.Disk{Name: path, Here: path == "own"}, nil
+			},
 		})
 		if err != nil {
 			t.Fatal(err)
