@@ -110,7 +110,11 @@ func (g *Guard) Run(ctx context.Context) error {
 	wg.Go(func() { g.ask(work) })
 	wg.Go(func() { g.learn(work) })
 	wg.Go(func() { g.learnTotem(work) })
-	wg.Go(func() { g.tell(work) })
+	silent := make(chan struct{})
+	wg.Go(func() {
+		defer close(silent)
+		g.tell(work)
+	})
 	wg.Go(func() { g.listen(work) })
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
@@ -129,6 +133,10 @@ func (g *Guard) Run(ctx context.Context) error {
 	cancel()
 	parting, done := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer done()
+	select {
+	case <-silent: // so that what was about to be sent does not come after the last message
+	case <-parting.Done():
+	}
 	g.bye(parting)
 	err := g.o.Group.Close(parting)
 	wg.Wait()

@@ -62,6 +62,7 @@ type group struct {
 	events chan corosync.Event
 	mu     sync.Mutex // guards closed, and events against being closed
 	closed bool
+	due    time.Duration // of the message sent last; guarded by the world's mu
 }
 
 func (g *group) Events() <-chan corosync.Event { return g.events }
@@ -90,6 +91,9 @@ func (g *group) Send(_ context.Context, data []byte) error {
 	if stall := g.x.stall - w.now(); stall > 0 {
 		delay += stall
 	}
+	// Corosync delivers in the order in which a process has sent.
+	g.due = max(w.now()+delay, g.due+1)
+	delay = g.due - w.now()
 	time.AfterFunc(delay, func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
