@@ -210,7 +210,7 @@ func TestAbsent(t *testing.T) {
 				t.Errorf("node %d is absent: %v", node, got)
 			}
 		}
-		absent(false, 4) // it may just not have come yet
+		absent(false, 4)        // it may just not have come yet
 		time.Sleep(absentAfter) // by the bubble's clock: it is not called absent earlier
 		absent(true, 4)
 		absent(false, 2)
@@ -224,7 +224,7 @@ func TestAbsent(t *testing.T) {
 		w.settle()
 		absent(false, 2)
 		w.Node(1).StopCorosync() // now nobody is seen, which says nothing
-		time.Sleep(absentAfter) // by the bubble's clock: it is not called absent earlier
+		time.Sleep(absentAfter)  // by the bubble's clock: it is not called absent earlier
 		absent(false, 3)
 		w.Node(1).StartCorosync()
 		w.settle()
