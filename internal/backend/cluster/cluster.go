@@ -94,7 +94,12 @@ type Backend struct {
 	handedMore []*dlm.Lock
 	// known are the things of this host that handles stand for, by Disk.Local.
 	known map[string]*known
-	node  uint32 // of this host; 0 until it is known
+	// recalls counts what awaitRecall waits for, until recalled is closed; one of them is
+	// due if locks from before a restart are not taken back.
+	recalls   int
+	recalled  chan struct{} // nil if nobody need wait
+	recallDue bool
+	node      uint32 // of this host; 0 until it is known
 }
 
 var errStopping = errors.New("the lock daemon is stopping")
