@@ -31,3 +31,27 @@ func Build(t testing.TB, pkg string) (path string) {
 	}
 	return path
 }
+
+// Main is the TestMain of a package whose tests boot labs: it builds programs, by package, once for all of them, and says where
+// each is. Without VMLOCKD_LAB=1, when the tests are skipped, it builds nothing. It does not return.
+func Main(m *testing.M, programs map[*string]string) {
+	os.Exit(func() int {
+		if os.Getenv(Env) != "1" {
+			return m.Run()
+		}
+		dir, err := os.MkdirTemp("", "vmlockd-tests")
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer os.RemoveAll(dir)
+		for path, pkg := range programs {
+			*path = filepath.Join(dir, filepath.Base(pkg))
+			if err := BuildProgram(*path, pkg, false); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				return 1
+			}
+		}
+		return m.Run()
+	}())
+}

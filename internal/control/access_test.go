@@ -52,7 +52,7 @@ func TestStrangersAreTurnedAway(t *testing.T) {
 // TestAnotherUser: with the check as it is, a user who is neither root nor the
 // daemon's gets nothing, even if the socket's mode would let him in.
 func TestAnotherUser(t *testing.T) {
-	if os.Getuid() != 0 {
+	if os.Getuid() != 0 { // CI is root
 		t.Skip("only root can be another user")
 	}
 	w := newWorld(t, nil)

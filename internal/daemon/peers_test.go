@@ -80,7 +80,7 @@ func (h *hosts) start(node int, lockspace string) *others {
 
 // met lets them meet.
 func (h *hosts) met() {
-	time.Sleep(2 * meetAfter) // by the bubble's clock
+	time.Sleep(2 * meetAfter) // by the bubble's clock: daemons join the group a moment after their start
 	synctest.Wait()
 }
 
@@ -194,7 +194,7 @@ func TestOthersAreMissing(t *testing.T) {
 		for key, v := range map[string]corosync.Value{"nodeid": corosync.UintValue(4), "name": corosync.TextValue("later")} {
 			h.Node(1).Set("nodelist.node.3."+key, v)
 		}
-		time.Sleep(2 * namesAgain)
+		time.Sleep(2 * namesAgain) // by the bubble's clock: until the names are read again
 		ask(t, one, "2:own2,common 3!no vmlockd runs there, or it is not reached 4!no vmlockd", "2:common 3!no vmlockd")
 		if o := (forOperators{one}); !o.Absent(3) || o.Absent(2) {
 			t.Error("host 3 is not absent, or host 2 is")
@@ -224,7 +224,7 @@ func TestOthersAreUnknown(t *testing.T) {
 		h.met()
 		ask(t, one, "0!no connection to corosync at the moment", "0!no connection to corosync at the moment")
 		h.Node(1).StartCorosync()
-		time.Sleep(2 * namesAgain)
+		time.Sleep(2 * namesAgain) // by the bubble's clock: until the names are read again
 		ask(t, one, "2:own2,common", "2:common")
 	})
 	o := forOperators{&others{nameless: errors.New("no library"), unmet: errors.New("no library either")}}

@@ -137,6 +137,12 @@ func TestReload(t *testing.T) {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		t.Fatal(err)
 	}
+	if limit.Max < manyLocks+500 && os.Geteuid() == 0 {
+		limit.Max = manyLocks + 500 // root may raise it, so CI never skips
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: limit.Cur, Max: limit.Max}); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if limit.Max < manyLocks+500 {
 		t.Skipf("a process of this user may have %d descriptors, and this needs %d", limit.Max, manyLocks+500)
 	}

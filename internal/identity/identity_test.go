@@ -118,7 +118,7 @@ func TestDevicesOfThisHost(t *testing.T) {
 
 // TestMountsAreSeen: a mount that comes or goes is in the table at once.
 func TestMountsAreSeen(t *testing.T) {
-	if os.Geteuid() != 0 {
+	if os.Geteuid() != 0 { // CI is root
 		t.Skip("only root may mount")
 	}
 	dir, err := filepath.EvalSymlinks(t.TempDir())

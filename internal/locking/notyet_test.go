@@ -51,7 +51,7 @@ func TestRestoreNotYet(t *testing.T) {
 		}
 		w.told()
 		o.knows()
-		time.Sleep(time.Second) // the bubble's
+		time.Sleep(time.Second) // by the bubble's clock: until the backend is asked again
 		settle()
 		w.toldIs(locking.TakenBack, locking.TakenBack, locking.TakenBack, locking.ReleasedUntold)
 		if n := w.lastTold(); n != -4 {
@@ -104,7 +104,7 @@ func TestRestoreNotYetAndGivenBack(t *testing.T) {
 		w.refused(g.Acquire(context.Background(), disk("b"), ex, false), locking.KindUnavailable)
 		w.toldIs(locking.Refused)
 		o.knows()
-		time.Sleep(time.Second)
+		time.Sleep(time.Second) // by the bubble's clock: until the backend is asked again
 		settle()
 		w.toldIs(locking.TakenBack, locking.ReleasedUntold, locking.ReleasedUntold, locking.ReleasedUntold, locking.ReleasedUntold)
 		w.journalled(locking.EntryGranted)
@@ -126,7 +126,7 @@ func TestRestoreNotYetAndLost(t *testing.T) {
 		w.restoreFrom(o, false, entry(1, p.StartTime(), "a", ex, locking.EntryGranted))
 		w.toldIs()
 		o.knows()
-		time.Sleep(time.Second)
+		time.Sleep(time.Second) // by the bubble's clock: until the backend is asked again
 		settle()
 		w.toldIs(locking.Lost)
 		if c := w.m.Counts(); c.Lost != 1 {
@@ -149,7 +149,7 @@ func TestRestoreNotYetWithDoubt(t *testing.T) {
 			entry(1, p.StartTime(), "b", ex, locking.EntryReleasing),
 			entry(1, p.StartTime(), "b", sh, locking.EntryGranted))
 		o.knows()
-		time.Sleep(time.Second)
+		time.Sleep(time.Second) // by the bubble's clock: until the backend is asked again
 		settle()
 		w.toldIs(locking.TakenBack, locking.TakenBack)
 		if c := w.m.Counts(); c.Lost != 0 || c.Exclusive != 1 || c.Shared != 1 {

@@ -86,7 +86,7 @@ func TestHoldersOf(t *testing.T) {
 		w.b.Point(disk("link"), "id-a")
 		w.acquire(one, disk("a"), locking.Shared)
 		w.acquire(two, disk("link"), locking.Shared)
-		time.Sleep(time.Second) // by the bubble's clock
+		time.Sleep(time.Second) // by the bubble's clock: a grant has another time
 		w.acquire(two, disk("b"), locking.Exclusive)
 		all := w.m.Holders()
 		if got := w.m.HoldersOf("id-a"); len(got) != 2 || !slices.Equal(got, all[:2]) {

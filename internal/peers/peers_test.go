@@ -210,21 +210,21 @@ func TestAbsent(t *testing.T) {
 				t.Errorf("node %d is absent: %v", node, got)
 			}
 		}
-		absent(false, 4) // it may just not have come yet
-		time.Sleep(absentAfter)
+		absent(false, 4)        // it may just not have come yet
+		time.Sleep(absentAfter) // by the bubble's clock: it is not called absent earlier
 		absent(true, 4)
 		absent(false, 2)
 		w.nodes[2].stop()
 		w.nodes[2] = nil
 		w.settle()
 		absent(false, 2)
-		time.Sleep(absentAfter)
+		time.Sleep(absentAfter) // by the bubble's clock: it is not called absent earlier
 		absent(true, 2)
 		w.nodes[2] = w.start(2)
 		w.settle()
 		absent(false, 2)
 		w.Node(1).StopCorosync() // now nobody is seen, which says nothing
-		time.Sleep(absentAfter)
+		time.Sleep(absentAfter)  // by the bubble's clock: it is not called absent earlier
 		absent(false, 3)
 		w.Node(1).StartCorosync()
 		w.settle()

@@ -14,7 +14,7 @@ import (
 // TestForeignUser: another user who gets as far as the socket, whose mode should
 // keep him from it, is turned away all the same, by what the kernel says of him.
 func TestForeignUser(t *testing.T) {
-	if os.Geteuid() != 0 {
+	if os.Geteuid() != 0 { // CI is root
 		t.Skip("it takes root to be another user")
 	}
 	const nobody = 65534

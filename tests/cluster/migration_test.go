@@ -3,6 +3,8 @@ package cluster_test
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -24,10 +26,24 @@ func liveMigration(t *testing.T, s *suite) {
 	s.wantFree(t, 1, path)
 }
 
-// busyGuest writes to its memory faster than a migration at 1 MiB/s copies it.
+// busyGuest writes to its memory faster than a migration at 1 MiB/s copies it. When it
+// begins it writes 1 to its disk, at lab.CounterOffset.
 func busyGuest() []byte {
 	img := lab.IdleGuest()
 	copy(img, []byte{
+		0x31, 0xc0, // xor ax, ax
+		0x8e, 0xd8, // mov ds, ax
+		0x8e, 0xc0, // mov es, ax
+		0x8e, 0xd0, // mov ss, ax
+		0xbc, 0x00, 0x7c, // mov sp, 0x7c00
+		0xfb,                                                 // sti
+		0x66, 0xc7, 0x06, 0x00, 0x80, 0x01, 0x00, 0x00, 0x00, // mov dword [0x8000], 1
+		0xbb, 0x00, 0x80, // mov bx, 0x8000
+		0xb9, 0x02, 0x00, // mov cx, 0x0002: cylinder 0, sector 2
+		0xb6, 0x00, // mov dh, 0: head; dl is the drive that the BIOS has booted from
+		0xb8, 0x01, 0x03, // mov ax, 0x0301: write one sector
+		0xcd, 0x13, // int 0x13
+		0x72, 0xf9, // jc to mov ax
 		0xfc,             // cld
 		0xbb, 0x00, 0x10, // start: mov bx, 0x1000
 		0x8e, 0xc3, // next: mov es, bx
@@ -42,6 +58,21 @@ func busyGuest() []byte {
 		0xeb, 0xe3, // jmp start
 	})
 	return img
+}
+
+// waitBusy waits until a busyGuest has begun. What the BIOS has done before is little,
+// and copied in no time.
+func (s *suite) waitBusy(t *testing.T, image string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(s.ctx, time.Minute)
+	defer cancel()
+	err := lab.WaitFor(ctx, "the guest to be busy", func(context.Context) (bool, error) {
+		b, err := os.ReadFile(filepath.Join(s.Shared(), image))
+		return lab.Counter(b) == 1, err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // outcome is what virsh said of a migration.
@@ -98,6 +129,7 @@ func (s *suite) stays(t *testing.T, o outcome, name, path string) {
 func failedMigration(t *testing.T, s *suite) {
 	path := s.disk(t, "failed.img", busyGuest())
 	s.create(t, 1, vm("stayer", lab.Disk{Path: path}))
+	s.waitBusy(t, "failed.img")
 	done := startMigration(t, s, "stayer")
 	s.must(t, "abort the migration", func() (lab.Result, error) { return s.Node(1).Virsh(s.ctx, "domjobabort", "stayer") })
 	s.stays(t, <-done, "stayer", path)
@@ -109,6 +141,7 @@ func failedMigration(t *testing.T, s *suite) {
 func failedHandOver(t *testing.T, s *suite) {
 	path := s.disk(t, "handover.img", busyGuest())
 	s.create(t, 1, vm("returner", lab.Disk{Path: path}))
+	s.waitBusy(t, "handover.img")
 	done := startMigration(t, s, "returner")
 	before := s.events(t, 1, path)
 	daemon := s.Node(2).Service(lab.ServiceLock)

@@ -19,30 +19,11 @@ import (
 var binaries struct{ vmlockd, vmlockctl, probe string }
 
 func TestMain(m *testing.M) {
-	if os.Getenv(lab.Env) != "1" {
-		os.Exit(m.Run()) // everything is skipped
-	}
-	dir, err := os.MkdirTemp("", "vmlockd-tests")
-	if err != nil {
-		panic(err)
-	}
-	binaries.vmlockd = filepath.Join(dir, "vmlockd")
-	binaries.vmlockctl = filepath.Join(dir, "vmlockctl")
-	binaries.probe = filepath.Join(dir, "probe")
-	for path, pkg := range map[string]string{
-		binaries.vmlockd:   "github.com/vmlockd/vmlockd/cmd/vmlockd",
-		binaries.vmlockctl: "github.com/vmlockd/vmlockd/cmd/vmlockctl",
-		binaries.probe:     "github.com/vmlockd/vmlockd/tests/cluster/probe",
-	} {
-		if err := lab.BuildProgram(path, pkg, false); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.RemoveAll(dir)
-			os.Exit(1)
-		}
-	}
-	status := m.Run()
-	os.RemoveAll(dir)
-	os.Exit(status)
+	lab.Main(m, map[*string]string{
+		&binaries.vmlockd:   "github.com/vmlockd/vmlockd/cmd/vmlockd",
+		&binaries.vmlockctl: "github.com/vmlockd/vmlockd/cmd/vmlockctl",
+		&binaries.probe:     "github.com/vmlockd/vmlockd/tests/cluster/probe",
+	})
 }
 
 // suite is a lab and what its tests have in common.

@@ -7,8 +7,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -16,28 +14,14 @@ import (
 	"github.com/vmlockd/vmlockd/lab"
 )
 
-// binaries are built once, static, for the nodes.
+// binaries are built once, for the nodes.
 var binaries struct{ vmlockd, vmlockctl string }
 
 func TestMain(m *testing.M) {
-	if os.Getenv(lab.Env) != "1" {
-		os.Exit(m.Run()) // everything is skipped
-	}
-	dir, err := os.MkdirTemp("", "vmlockd-tests")
-	if err != nil {
-		panic(err)
-	}
-	binaries.vmlockd, binaries.vmlockctl = filepath.Join(dir, "vmlockd"), filepath.Join(dir, "vmlockctl")
-	for _, path := range []string{binaries.vmlockd, binaries.vmlockctl} {
-		if err := lab.BuildProgram(path, "github.com/vmlockd/vmlockd/cmd/"+filepath.Base(path), false); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.RemoveAll(dir)
-			os.Exit(1)
-		}
-	}
-	status := m.Run()
-	os.RemoveAll(dir)
-	os.Exit(status)
+	lab.Main(m, map[*string]string{
+		&binaries.vmlockd:   "github.com/vmlockd/vmlockd/cmd/vmlockd",
+		&binaries.vmlockctl: "github.com/vmlockd/vmlockd/cmd/vmlockctl",
+	})
 }
 
 // suite is the lab and what is done with it.

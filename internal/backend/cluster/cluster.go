@@ -90,6 +90,7 @@ type Backend struct {
 
 	mu        sync.Mutex // guards what follows
 	space     *dlm.Lockspace
+	closing   *dlm.Lockspace           // was space, and closeSpace has been called
 	state     *dlm.State               // nil also if the kernel cannot tell
 	why       error                    // why space is nil
 	releasing map[string]chan struct{} // by resource: releases that go on by themselves; closed when one ends
@@ -99,7 +100,12 @@ type Backend struct {
 	handedMore []*dlm.Lock
 	// known are the things of this host that handles stand for, by Disk.Local.
 	known map[string]*known
-	node  uint32 // of this host; 0 until it is known
+	// recalls counts what awaitRecall waits for, until recalled is closed; one of them is
+	// due if locks from before a restart are not taken back.
+	recalls   int
+	recalled  chan struct{} // nil if nobody need wait
+	recallDue bool
+	node      uint32 // of this host; 0 until it is known
 }
 
 var errStopping = errors.New("the lock daemon is stopping")
@@ -205,9 +211,18 @@ func (b *Backend) lockspace() (*dlm.Lockspace, error) {
 // Close closes the lockspace. Locks stay held by this host. With leave, which
 // says that this host holds none, it leaves the lockspace too, so that the
 // cluster's software can be stopped.
+//
+// After an error the kernel may still be closing the lockspace; calling Close again,
+// also after a Handover that returned nil, waits for it.
 func (b *Backend) Close(ctx context.Context, leave bool) error {
 	space, unfinished, err := b.retire(ctx)
 	if space == nil {
+		b.mu.Lock()
+		closing := b.closing
+		b.mu.Unlock()
+		if err == nil && closing != nil {
+			return closing.Close(ctx)
+		}
 		return err
 	}
 	if !leave || unfinished > 0 || space.Stats().Unsettled > 0 {
@@ -232,6 +247,9 @@ func (b *Backend) Close(ctx context.Context, leave bool) error {
 // closeSpace makes orphans of the locks. If requests have no answer the device
 // stays open until they have: then it is closed after this process's end.
 func (b *Backend) closeSpace(ctx context.Context, space *dlm.Lockspace) error {
+	b.mu.Lock()
+	b.closing = space
+	b.mu.Unlock()
 	beforeClose.Pass()
 	defer afterClose.Pass()
 	if err := space.Close(ctx); err != nil {

@@ -225,7 +225,7 @@ func TestRestartWhileStopped(t *testing.T) {
 			for _, name := range []string{"held", "free", "/link", "/own"} {
 				r.refusedSoon(name, "the cluster has no quorum: 2 of 3 nodes are missing: 2, 3")
 			}
-			time.Sleep(time.Minute) // the bubble's
+			time.Sleep(time.Minute) // by the bubble's clock: what is asked and logged again and again has its time
 		}
 		if n := strings.Count(r.logged(), "event=lockspace-not-joined"); n > 2 {
 			t.Errorf("logged %d times that it waits:\n%s", n, r.logged())
@@ -259,7 +259,7 @@ func TestRestartWhileStopped(t *testing.T) {
 func TestRestartWhileFencing(t *testing.T) {
 	afterKill(t, func(d *controldtest.Daemon) { d.Lose(time.Now(), true, 3) }, func(r *restarted) {
 		r.refusedSoon("held", "waiting for fencing of node 3")
-		time.Sleep(10 * time.Minute)
+		time.Sleep(10 * time.Minute) // by the bubble's clock: the time since the loss, which is in the text, changes
 		r.refusedSoon("free", "waiting for fencing of node 3")
 		if n := strings.Count(r.logged(), "event=lockspace-not-joined"); n > 2 {
 			t.Errorf("logged %d times that it waits:\n%s", n, r.logged())
@@ -271,7 +271,7 @@ func TestRestartWhileFencing(t *testing.T) {
 // Without dlm_controld only a reboot helps, and that is said with who holds what.
 func TestRestartWithoutControld(t *testing.T) {
 	afterKill(t, func(d *controldtest.Daemon) { d.Kill() }, func(r *restarted) {
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) // by the bubble's clock: long enough to log something twice
 		r.refusedSoon("held", "dlm_controld is not running")
 		r.refusedSoon("free", "dlm_controld is not running")
 		for text, most := range map[string]int{"event=reboot-needed": 2, "event=held-until-reboot": 1, "virtual machine web": 1} {
@@ -340,7 +340,7 @@ func TestLastCloseEnds(t *testing.T) {
 		if n := kept(); n != 1 {
 			t.Fatalf("%d started", n)
 		}
-		time.Sleep(time.Hour)
+		time.Sleep(time.Hour) // by the bubble's clock: nothing may start another one
 		if n := kept(); n != 1 {
 			t.Errorf("%d started, while the first lives", n)
 		}
@@ -348,14 +348,14 @@ func TestLastCloseEnds(t *testing.T) {
 		last.fail = fmt.Errorf("no memory")
 		close(last.ended)
 		last.mu.Unlock()
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) // by the bubble's clock: many attempts, one line
 		if text := logged(); strings.Count(text, "has ended; starting it again") != 1 || strings.Count(text, "no memory") != 1 {
 			t.Errorf("logged:\n%s", text)
 		}
 		last.mu.Lock()
 		last.fail = nil
 		last.mu.Unlock()
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) // by the bubble's clock: more than the pause between two attempts
 		if n := kept(); n != 2 {
 			t.Errorf("%d started after the first has ended", n)
 		}

@@ -26,6 +26,7 @@ type hosts struct {
 	// disks is what paths lead to, on all hosts and, with a node's number before it, on
 	// one; nil: paths are names.
 	disks map[string]cluster.Disk
+	slow  map[string]chan struct{} // paths that are looked at until it is closed
 }
 
 type fataler interface {
@@ -111,6 +112,12 @@ func (hs *hosts) start(node int) {
 }
 
 func (hs *hosts) identify(node int, path string) (cluster.Disk, error) {
+	hs.mu.Lock()
+	slow := hs.slow[path]
+	hs.mu.Unlock()
+	if slow != nil {
+		<-slow
+	}
 	hs.mu.Lock()
 	defer hs.mu.Unlock()
 	if d, ok := hs.disks[fmt.Sprint(node)+path]; ok {

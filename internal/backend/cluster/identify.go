@@ -89,6 +89,13 @@ func (b *Backend) Open(ctx context.Context, ref locking.Ref, _ bool) (locking.Ha
 		h.asPath = h.name
 	}
 	h.name = id
+	if d.Local != "" {
+		// Until it is known what the locks from before a restart stand for, this may be one
+		// of their disks under another path.
+		if err := b.awaitRecall(ctx); err != nil {
+			return nil, &locking.Error{Kind: locking.KindUnavailable, Op: "acquire", Ref: ref, Err: err}
+		}
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.lockedKnow(h, d.Local, d.ByPath)
@@ -159,21 +166,70 @@ func (b *Backend) end(h *handle) {
 // recallTimeout bounds how long one path is looked at after a restart.
 const recallTimeout = 2 * time.Second
 
-// recall finds out in the background which things the locks stand for that were
-// taken back. It changes none of them. A path that leads elsewhere by now tells
-// nothing.
-func (b *Backend) recall(handles []*handle) {
-	if b.identify == nil || len(handles) == 0 {
+// awaitRecall waits until it is known which things all locks from before a restart
+// stand for. Until this host is in the lockspace it waits for nothing: the error is
+// why it is not.
+func (b *Backend) awaitRecall(ctx context.Context) error {
+	for {
+		b.mu.Lock()
+		recalled, space, why := b.recalled, b.space, b.why
+		b.mu.Unlock()
+		switch {
+		case recalled == nil:
+			return nil
+		case space == nil:
+			return b.notJoined(ctx, why)
+		}
+		select {
+		case <-recalled:
+		case <-ctx.Done():
+			return fmt.Errorf("it is not known yet which disks the locks from before vmlockd's restart are for: %w", ctx.Err())
+		}
+	}
+}
+
+// beginRecall has awaitRecall wait for one endRecall more. One that is due since a
+// Restore to which ErrNotYet was the answer counts once.
+func (b *Backend) beginRecall() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.recallDue {
 		return
 	}
-	b.work.start(func() {
+	if b.recalls++; b.recalls == 1 {
+		b.recalled = make(chan struct{})
+	}
+	b.recallDue = true
+}
+
+func (b *Backend) endRecall() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.recalls--; b.recalls == 0 {
+		close(b.recalled)
+		b.recalled = nil
+	}
+}
+
+// recall finds out in the background which things the locks stand for that were
+// taken back, after beginRecall. It changes none of them. A path that leads elsewhere
+// by now tells nothing. One that hangs costs recallTimeout, and of one mount only the
+// first few do, so this ends within a minute or so.
+func (b *Backend) recall(handles []*handle) {
+	b.mu.Lock()
+	b.recallDue = false
+	b.mu.Unlock()
+	if b.identify == nil || len(handles) == 0 || !b.work.start(func() {
+		defer b.endRecall()
 		for _, h := range handles {
 			if b.ctx.Err() != nil {
 				return
 			}
 			b.recallOne(h)
 		}
-	})
+	}) {
+		b.endRecall()
+	}
 }
 
 func (b *Backend) recallOne(h *handle) {

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/vmlockd/vmlockd/internal/backend/cluster"
 	"github.com/vmlockd/vmlockd/internal/locking"
@@ -149,6 +150,36 @@ func TestADeviceNumberThatIsAnothersByNow(t *testing.T) {
 		}
 		hs.unlock(h)
 		hs.unlock(other)
+	})
+}
+
+// After a restart nobody gets what is held under another path, however long it takes
+// to find out what the held path leads to.
+func TestNothingIsOpenedBeforeWhatIsHeldIsKnown(t *testing.T) {
+	onDisks(t, 1, map[string]cluster.Disk{"/srv/a": byPath("/srv/a", "file 0:45 7"), "/srv/link": byPath("/srv/link", "file 0:45 7")}, func(hs *hosts) {
+		old := hs.hold(1, "/srv/a", locking.Exclusive, vm(1)).ID()
+		hs.kill(1)
+		slow := make(chan struct{})
+		hs.mu.Lock()
+		hs.slow = map[string]chan struct{}{"/srv/a": slow}
+		hs.mu.Unlock()
+		hs.start(1)
+		r := hs.host(1).Restore(context.Background(), []locking.Held{{ID: old, Ref: ref("/srv/a"), Mode: locking.Exclusive}})[0]
+		if r.Err != nil {
+			t.Fatal(r.Err)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if _, err := hs.host(1).Open(ctx, ref("/srv/link"), false); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "from before vmlockd's restart") {
+			t.Errorf("a path that may lead to a held disk: %v", err)
+		}
+		close(slow)
+		o, err := hs.host(1).Open(context.Background(), ref("/srv/link"), false)
+		if err != nil || o.ID() != old {
+			t.Fatalf("the other path to what is held: %v, %v", o, err)
+		}
+		o.Close()
+		hs.unlock(r.Handle)
 	})
 }
 

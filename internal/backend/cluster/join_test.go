@@ -58,7 +58,7 @@ func (w *world) refuse(errno syscall.Errno, takes time.Duration) (end func()) {
 // granted waits until a lock is granted, for as long as joining may take.
 func (w *world) granted(name string) {
 	w.t.Helper()
-	time.Sleep(10 * time.Second) // by the bubble's clock
+	time.Sleep(10 * time.Second) // by the bubble's clock: as long as joining may take
 	h := w.open(name)
 	if err := h.Lock(w.t.Context(), locking.Exclusive); err != nil {
 		w.t.Errorf("not granted after the host could have joined: %v\n%s", err, w.logged())
@@ -141,7 +141,7 @@ func TestJoinLogsOnce(t *testing.T) {
 		if err := join(true); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Minute) // by the bubble's clock
+		time.Sleep(time.Minute) // by the bubble's clock: many attempts, one line
 		if n := strings.Count(w.logged(), "trying again"); n != 1 {
 			t.Errorf("%d lines in a minute:\n%s", n, w.logged())
 		}
@@ -160,7 +160,7 @@ func TestDaemonCouldNotJoin(t *testing.T) {
 				if err := join(true); err != nil {
 					t.Fatal(err)
 				}
-				time.Sleep(3 * time.Second) // by the bubble's clock
+				time.Sleep(3 * time.Second) // by the bubble's clock: New has returned, and the first attempts are over
 				if text := w.logged(); takes < 3*time.Second && !strings.Contains(text, "could not make this host a member") || strings.Contains(text, "not privileged") {
 					t.Errorf("logged:\n%s", text)
 				}

@@ -23,7 +23,12 @@ func (b *Backend) Restore(ctx context.Context, held []locking.Held) []locking.Re
 	if len(held) == 0 {
 		return results
 	}
-	defer func() { b.recall(inDefaultLockspace(results)) }()
+	b.beginRecall()
+	defer func() {
+		if !errors.Is(results[0].Err, locking.ErrNotYet) { // which is for all or none
+			b.recall(inDefaultLockspace(results))
+		}
+	}()
 	space, err := b.earlier(ctx)
 	if err != nil {
 		for i := range results {
