@@ -38,10 +38,10 @@ test: ## installs what is missing, then lint, unit and lab-test
 	scripts/install-deps test
 	$(MAKE) lint unit lab-test
 
-demo: ## two hosts want one disk: see it refused, moved and taken over
+demo: ## two hosts want one disk: see it refused, moved, and taken over once an operator says that its host is off
 	scripts/install-deps demo
 	$(MAKE) build
-	$(GO) run ./lab/cmd/demo --vmlockd bin/vmlockd
+	$(GO) run ./lab/cmd/demo --vmlockd bin/vmlockd --vmlockctl bin/vmlockctl
 
 fuzz: ## fuzz what reads bytes from outside, FUZZTIME (default 1m) for each
 	@for f in $$(grep -rl --include='*_test.go' '^func Fuzz' .); do \
