@@ -52,6 +52,10 @@ func TestAdmission(t *testing.T) {
 	if guarded(c) {
 		t.Error("off is not off")
 	}
+	var none *guarding
+	if out, guarded := none.state(); out.Mode != config.GuardOff || guarded {
+		t.Errorf("without a guard people are told %+v, guarded: %v", out, guarded)
+	}
 }
 
 // While the journal may have lost owners, there is one that nobody can stop, so that no

@@ -176,6 +176,10 @@ func TestStillHealthy(t *testing.T) {
 			w.conf.EnableFencing = false
 			w.daemon.Guarded = true
 		},
+		"a guard instead of fencing": func(w *world) {
+			noFencing(w)
+			w.daemon.Guarded = true
+		},
 		"pacemaker fences": func(w *world) {
 			w.write("/etc/dlm/dlm.conf", "")
 			w.write("/proc/901/comm", "pacemakerd\n")

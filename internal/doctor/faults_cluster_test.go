@@ -86,7 +86,7 @@ var clusterFaults = []fault{
 	{"another name", false, func(w *world) { w.hostname = "host7" }, []string{idNodeName}, coro, `"host7"`, "name: host7"},
 	{"another number", false, func(w *world) { w.replace(coro, "nodeid: 1\n", "nodeid: 11\n"); w.status.Nodes[0].NodeID = 11 }, []string{idNodeID}, coro, "node 1", "nodeid: 1"},
 
-	{"fencing is off", false, noFencing, []string{idUnprotected}, "/etc/dlm/dlm.conf", "unprotected", "enable_fencing=0"},
+	{"fencing is off", false, noFencing, []string{idUnprotected}, "/etc/dlm/dlm.conf", "nothing guards this host", "leave guard.mode out of"},
 	{"fencing is off with two_node", false, func(w *world) {
 		noFencing(w)
 		w.replace(coro, "\tnode {\n\t\tnodeid: 3\n\t\tname: host3\n\t\tring0_addr: 192.0.2.3\n\t}\n", "")

@@ -32,6 +32,8 @@ func newWorld(t *testing.T, program string) *world {
 	w := &world{steps: workload, program: program, dir: dir, socket: filepath.Join(dir, "sock"), config: filepath.Join(dir, "vmlockd.toml")}
 	text := fmt.Sprintf("socket = %q\nrun_dir = %q\n", w.socket, filepath.Join(dir, "run"))
 	if inside() {
+		// Without a guard: after each kill it would prove first that its host is in the
+		// cluster, which takes longer than all else of a round. tests/guard kills one with it.
 		text = "backend = \"cluster\"\nguard.mode = \"off\"\n" + text
 	}
 	if err := os.WriteFile(w.config, []byte(text), 0o600); err != nil {

@@ -16,6 +16,10 @@ import (
 // lockspace is the daemon's default DLM lockspace.
 const lockspace = "vmlockd"
 
+// config has no guard: a node without quorum must refuse in time by itself, and its
+// locks stay, where the guard would end who has them. That is in tests/guard.
+const config = "backend = \"cluster\"\nguard.mode = \"off\"\n"
+
 // suite is a lab of three nodes with vmlockd in each.
 type suite struct {
 	*lab.Lab
@@ -26,7 +30,7 @@ func start(t *testing.T, cfg lab.Config) *suite {
 	t.Helper()
 	lab.Need(t, cfg)
 	cfg.VMLockd = lab.Build(t, "github.com/vmlockd/vmlockd/cmd/vmlockd")
-	cfg.VMLockdConfig = func(int) string { return "backend = \"cluster\"\nguard.mode = \"off\"\n" }
+	cfg.VMLockdConfig = func(int) string { return config }
 	cfg.Binaries = map[string]string{"asker": lab.Build(t, "github.com/vmlockd/vmlockd/tests/deadline/asker")}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	t.Cleanup(cancel)

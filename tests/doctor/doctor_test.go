@@ -23,8 +23,9 @@ const (
 	webXML   = "/run/libvirt/qemu/web.xml"
 )
 
-// vmConfig says of the shared folder what cannot be found out.
-const vmConfig = "backend = \"cluster\"\nguard.mode = \"off\"\n[[identity.rule]]\ntype = \"hostfs\"\nscope = \"cluster\"\n"
+// vmConfig says of the shared folder what cannot be found out. It leaves the guard on:
+// that is healthy.
+const vmConfig = "backend = \"cluster\"\n[[identity.rule]]\ntype = \"hostfs\"\nscope = \"cluster\"\n"
 
 // edits are faults that one edit of one file makes.
 var edits = []struct {
@@ -251,7 +252,11 @@ func controld(t *testing.T, s *suite) {
 		must(t, s.Node(3).Service(lab.ServiceLock).Start(s.ctx))
 	}
 	again("1i enable_fencing=0")
-	s.waitFinds(t, 3, "unprotected")
+	s.waitFinds(t, 3) // its guard stops what has locks instead
+	s.sh(t, 3, "cp -a "+vmConf+" /tmp/saved; sed -i '1i guard.mode = \"off\"' "+vmConf)
+	s.restart(t, 3, lab.ServiceLock)
+	s.waitFinds(t, 3, "peer-config", "unprotected") // the others have another guard.mode
+	s.sh(t, 3, "cp -a /tmp/saved "+vmConf)
 	again("1d")
 	s.waitFinds(t, 3)
 }

@@ -12,7 +12,9 @@ import (
 	"github.com/vmlockd/vmlockd/lab"
 )
 
-// config has the rules that the tests need, and is the same on all nodes.
+// config has the rules that the tests need, and is the same on all nodes. What a
+// disk is called does not depend on a guard; that it leaves alone what other hosts
+// cannot use is in tests/guard.
 const config = `backend = "cluster"
 guard.mode = "off"
 

@@ -38,7 +38,9 @@ func newLab(t *testing.T) *labSystem {
 	// Registered first, so that it runs when the lab has ended.
 	t.Cleanup(func() { goleak.VerifyNone(t, ignore) })
 	l := lab.ForTest(t, lab.Config{
-		VMLockd:       vmlockd(t),
+		VMLockd: vmlockd(t),
+		// Without a guard: after each kill it would prove first that its host is in the
+		// cluster, and there would be less load meanwhile. tests/guard kills one with it.
 		VMLockdConfig: func(int) string { return "backend = \"cluster\"\nguard.mode = \"off\"\n[log]\nlevel = \"warning\"\n" },
 	})
 	s := &labSystem{lab: l, free: make([][]*lab.Process, len(l.Nodes()))}
