@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/vmlockd/vmlockd/internal/config"
 	"github.com/vmlockd/vmlockd/internal/guard"
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/locking/locktest"
+	"github.com/vmlockd/vmlockd/lab"
 )
 
 func TestWishes(t *testing.T) {
@@ -72,5 +74,25 @@ func TestOwnersInDoubt(t *testing.T) {
 	i.doubt.suspect("torn")
 	if list := i.owners(); len(list) != 1 || list[0].Start != 0 {
 		t.Errorf("in doubt: %v", list)
+	}
+}
+
+// The defaults are long enough for corosync's own settings with up to 14 hosts, and for
+// those of the lab and the demo: token is 3 s or 5 s, with 0.65 s more for each host after
+// the second, and consensus is 1.2 times that (corosync.conf(5)).
+func TestDefaultsAreLongEnough(t *testing.T) {
+	for _, tc := range []struct {
+		token  time.Duration
+		hosts  int
+		enough bool
+	}{
+		{3 * time.Second, 2, true}, {3 * time.Second, 14, true}, {3 * time.Second, 15, false}, // as docs/guard.md says
+		{5 * time.Second, lab.MaxNodes, true},
+	} {
+		token := tc.token + time.Duration(tc.hosts-2)*650*time.Millisecond
+		err := guard.CheckTotem(timing(config.Default().Guard), guard.Totem{Token: token, Consensus: token * 12 / 10})
+		if (err == nil) != tc.enough {
+			t.Errorf("token %v, %d hosts: %v", token, tc.hosts, err)
+		}
 	}
 }
