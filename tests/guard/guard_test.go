@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vmlockd/vmlockd/internal/control"
 	"github.com/vmlockd/vmlockd/lab"
 )
 
@@ -36,6 +37,7 @@ func TestGuard(t *testing.T) {
 			c.run(r)
 		})
 	}
+	t.Run("WithoutGuard", func(t *testing.T) { withoutGuard(s.prepare(t)) }) // last: it leaves everything as it is
 }
 
 // shortCut is over before any host was dropped: nobody loses anything.
@@ -208,4 +210,31 @@ func corosyncStandsStill(r *run) {
 	r.step("corosync of node 3 stands still")
 	r.awaitLog("guard-stopped", detection)
 	r.lose()
+}
+
+// withoutGuard shows that these tests would find an overlap: without a guard, a host
+// that is cut off goes on writing while another one has the lock.
+func withoutGuard(r *run) {
+	for _, n := range r.Nodes() {
+		r.must(n.WriteFile(r.ctx, "/etc/vmlockd/vmlockd.toml", []byte("backend = \"cluster\"\nguard.mode = \"off\"\n"), 0o644))
+		r.must(n.Service(lab.ServiceLock).Stop(r.ctx))
+		r.must(n.Service(lab.ServiceLock).Start(r.ctx))
+	}
+	for _, n := range r.Nodes() {
+		r.await(n.Name()+" to serve without a guard", 2*time.Minute, func() bool {
+			st := r.status(n.ID())
+			return st != nil && st.Cluster.Lockspace.State == control.LockspaceRunning && st.Cluster.Guard.Mode == "off" && !st.Cluster.Guarded
+		})
+	}
+	r.hold()
+	r.contend()
+	r.must(r.Node(3).Cut(r.ctx))
+	r.step("node 3 is cut off")
+	r.goesOn(1, takeOver)
+	r.goesOn(3, 10*time.Second)
+	if pause := r.pause(); pause >= 0 {
+		r.t.Errorf("node 3 has stopped writing %v before node 1 began: what has stopped it?", pause)
+	} else {
+		r.step("both have written for %v", -pause)
+	}
 }

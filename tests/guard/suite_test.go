@@ -85,19 +85,31 @@ type run struct {
 // begin waits until all nodes are well and has node 3 write.
 func (s *suite) begin(t *testing.T) *run {
 	t.Helper()
-	s.runs++
-	r := &run{suite: s, t: t, id: fmt.Sprintf("run%d", s.runs), dir: filepath.Join(s.Shared(), fmt.Sprintf("run%d", s.runs)), logged: map[string]int{}}
-	r.must(os.Mkdir(r.dir, 0o777))
+	r := s.prepare(t)
 	for _, n := range s.Nodes() {
 		r.await(n.Name()+" to be well", 2*time.Minute, func() bool { return r.well(n.ID()) })
 	}
-	r.write(3)
-	r.await("node 3 to write", time.Minute, func() bool { return len(r.records(3)) > enough })
+	r.hold()
 	r.await("the others to have node 3's promise", 30*time.Second, func() bool { return r.promised(1) && r.promised(2) })
 	for _, name := range []string{lab.ServiceLock, lab.ServiceCorosync} {
 		r.logged[name] = len(r.log(name))
 	}
 	return r
+}
+
+func (s *suite) prepare(t *testing.T) *run {
+	t.Helper()
+	s.runs++
+	r := &run{suite: s, t: t, id: fmt.Sprintf("run%d", s.runs), dir: filepath.Join(s.Shared(), fmt.Sprintf("run%d", s.runs)), logged: map[string]int{}}
+	r.must(os.Mkdir(r.dir, 0o777))
+	return r
+}
+
+// hold has node 3 write.
+func (r *run) hold() {
+	r.t.Helper()
+	r.write(3)
+	r.await("node 3 to write", time.Minute, func() bool { return len(r.records(3)) > enough })
 }
 
 // contend has node 1 ask for what node 3 has.
@@ -286,17 +298,23 @@ func (r *run) end(lost bool) {
 // nobody could. Nobody writes any more.
 func (r *run) judge() {
 	r.t.Helper()
+	if len(r.records(3)) == 0 || len(r.records(1)) == 0 {
+		r.t.Errorf("%d records of node 3 and %d of node 1: nothing can be judged", len(r.records(3)), len(r.records(1)))
+		return
+	}
+	if pause := r.pause(); pause <= 0 {
+		r.t.Errorf("OVERLAP: node 3 wrote %v after node 1 had begun", -pause)
+	} else {
+		r.step("%d records of node 3, %d of node 1, nothing for %v between", len(r.records(3)), len(r.records(1)), pause.Round(time.Millisecond))
+	}
+}
+
+// pause is from the last record of node 3 to the first of node 1. It is negative if
+// both have written at once.
+func (r *run) pause() time.Duration {
+	r.t.Helper()
 	old, fresh := r.records(3), r.records(1)
-	if len(old) == 0 || len(fresh) == 0 {
-		r.t.Errorf("%d records of node 3 and %d of node 1: nothing can be judged", len(old), len(fresh))
-		return
-	}
-	last, first := old[len(old)-1], fresh[0]
-	if !last.Before(first) {
-		r.t.Errorf("OVERLAP: node 3 wrote at %v, and node 1 had begun at %v", last, first)
-		return
-	}
-	r.step("%d records of node 3, %d of node 1, nothing for %v between", len(old), len(fresh), first.Sub(last).Round(time.Millisecond))
+	return fresh[0].Sub(old[len(old)-1])
 }
 
 // handOver ends node 3's writer, which still has the lock, and waits for node 1's.
