@@ -164,6 +164,10 @@ func daemonKilledThenCut(r *run) {
 	r.await("node 3 to be well again", time.Minute, func() bool { return r.well(3) })
 	r.await("the others to have node 3's promise again", 30*time.Second, func() bool { return r.promised(1) && r.promised(2) })
 	r.goesOn(3, 10*time.Second)
+	if r.logs("guard-killed") {
+		r.t.Fatal("a start of vmlockd in a cluster that is well has killed the writer")
+	}
+	r.mark()
 	r.must(r.Node(3).Cut(r.ctx))
 	r.step("node 3 is cut off")
 	r.awaitLog("guard-stopped", detection)

@@ -91,10 +91,16 @@ func (s *suite) begin(t *testing.T) *run {
 	}
 	r.hold()
 	r.await("the others to have node 3's promise", 30*time.Second, func() bool { return r.promised(1) && r.promised(2) })
-	for _, name := range []string{lab.ServiceLock, lab.ServiceCorosync} {
-		r.logged[name] = len(r.log(name))
-	}
+	r.mark()
 	return r
+}
+
+// mark says that what node 3 has logged until now is not due to the fault that comes.
+func (r *run) mark() {
+	r.t.Helper()
+	for _, name := range []string{lab.ServiceLock, lab.ServiceCorosync} {
+		r.logged[name] += len(r.log(name))
+	}
 }
 
 func (s *suite) prepare(t *testing.T) *run {
