@@ -44,10 +44,7 @@ func (g *Guard) lockedFreeze(v view) {
 			g.log.Error("a process cannot be stopped, trying again", "event", "guard-failed", "pid", o.PID, "vm", o.Name, "reason", err)
 			continue
 		}
-		f := &frozen{proc: proc, wish: wish, Frozen: Frozen{Owner: o, Since: v.at, Deadline: min(v.at+g.timing.Grace, v.proven+g.timing.FenceBy())}}
-		if !g.timing.Known() {
-			f.Deadline = v.at + g.timing.Grace
-		}
+		f := &frozen{proc: proc, wish: wish, Frozen: Frozen{Owner: o, Since: v.at, Deadline: g.lockedDeadline(v)}}
 		g.frozen[key] = f
 		fresh = append(fresh, f)
 	}
@@ -61,6 +58,20 @@ func (g *Guard) lockedFreeze(v view) {
 	}
 	for _, f := range g.frozen {
 		f.provedAt = 0
+	}
+}
+
+// lockedDeadline is until when a process that is stopped now may go on.
+func (g *Guard) lockedDeadline(v view) time.Duration {
+	switch t := g.timing; {
+	case !t.Known():
+		return v.at + t.Grace
+	case !v.isProven && g.began-v.proven > t.Lease():
+		// No guard was here for longer than a lease, and the promise of the one before is
+		// void. The cluster may be well: this guard needs the time to prove that.
+		return v.at + t.Lease() + t.Grace
+	default:
+		return min(v.at+t.Grace, v.proven+t.FenceBy())
 	}
 }
 

@@ -34,7 +34,8 @@ type Guard struct {
 	members  map[uint32]int  // guards in the group, by node
 	proven   time.Duration
 	isProven bool
-	returned trip // the latest
+	began    time.Duration // when this guard was made
+	returned trip          // the latest
 	// provenRing is the number of the ring that the proof is of.
 	provenRing uint64
 	ringSeen   bool // corosync has said who is in the cluster, since the start
@@ -68,8 +69,9 @@ func New(o Options) (*Guard, error) {
 	g := &Guard{
 		o: o, log: o.Log, run: rand.Uint64(), kick: make(chan struct{}, 1), timing: o.Timing, ledger: newLedger(),
 		members: map[uint32]int{}, frozen: map[ownerKey]*frozen{}, changed: make(chan struct{}), told: map[ownerKey]struct{}{}, heldOff: map[uint32]bool{},
-		proven: o.Clock(),
 	}
+	g.began = o.Clock()
+	g.proven = g.began
 	if g.log == nil {
 		g.log = slog.New(slog.DiscardHandler)
 	}
@@ -163,7 +165,8 @@ func (g *Guard) lockedView() view {
 	v.self = g.nodeID
 	v.space, v.spaceErr = g.o.Members()
 	g.used = g.used || v.inSpace()
-	v.used = g.used || len(g.owners) > 0
+	v.owned = len(g.owners) > 0
+	v.used = g.used || v.owned
 	if ring, err := g.o.Ring(); err == nil {
 		v.ring, g.ringSeen = &ring, true
 	} else {

@@ -115,6 +115,37 @@ func TestStoppedOutlivesTheGuard(t *testing.T) {
 	}
 }
 
+// A guard that was not there for longer than a lease, as after 'systemctl stop' and a
+// long look at the logs, stops what owns locks, and lets it go on when it knows that the
+// cluster is well.
+func TestLongWithoutAGuard(t *testing.T) {
+	onBench(t, none, func(b *bench) {
+		x := b.nodes[0]
+		x.kill()
+		b.settle(b.ctx, 2*b.timing.FenceBy())
+		b.is("without a guard", true, false)
+		x.start()
+		b.settle(b.ctx, 10*time.Second)
+		b.is("with the next guard", true, false)
+		if s := x.guard.Status(); s.Lost != "" || !s.Promise {
+			b.t.Errorf("the guard: %+v", s)
+		}
+	})
+	// The same while the host is cut off: it never goes on.
+	onBench(t, none, func(b *bench) {
+		x := b.nodes[0]
+		x.kill()
+		b.change("node 1 is cut off", func() { b.parts[0] = 1 })
+		b.settle(b.ctx, 2*b.timing.FenceBy())
+		b.is("without a guard", true, false)
+		x.start()
+		b.settle(b.ctx, 2*time.Second)
+		b.is("with the next guard", false, false)
+		b.settle(b.ctx, b.timing.FenceBy())
+		b.is("when its time is over", false, true)
+	})
+}
+
 // Without a proof by the kernel a process does not go on, although the cluster is back.
 func TestNoProofNoGo(t *testing.T) {
 	onBench(t, none, func(b *bench) {

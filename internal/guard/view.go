@@ -27,6 +27,7 @@ type view struct {
 
 	// used: this host was seen in the lockspace, or has locks in it.
 	used     bool
+	owned    bool     // processes here have locks
 	space    []uint32 // members of the lockspace, as the kernel was told
 	spaceErr error    // why they are not known
 
@@ -56,11 +57,16 @@ func (v view) daemon(node uint32) (controld.DaemonNode, bool) {
 	return controld.DaemonNode{}, false
 }
 
+const unproven = "this host has not proved yet that it is in the cluster"
+
 // judge says why this host cannot be sure of the cluster, or "" if it can. With
 // lost it has lost it; otherwise it only does not know enough yet to grant
 // anything, as after a start, and the lease bounds for how long.
 func judge(v view, t Timing) (why string, lost bool) {
 	if t.Known() && v.at-v.proven > t.Lease() {
+		if !v.isProven && !v.owned {
+			return unproven, false // as after a boot; nothing is there to be stopped
+		}
 		return fmt.Sprintf("corosync has delivered nothing for %v", (v.at - v.proven).Round(100*time.Millisecond)), true
 	}
 	switch {
@@ -86,7 +92,7 @@ func judge(v view, t Timing) (why string, lost bool) {
 	case v.ring == nil:
 		return "corosync has not said yet who is in the cluster", false
 	case !v.isProven:
-		return "this host has not proved yet that it is in the cluster", false
+		return unproven, false
 	case !v.asked:
 		return "dlm_controld has not answered yet", false
 	case v.spaceErr != nil:
