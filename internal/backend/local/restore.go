@@ -65,8 +65,7 @@ func (b *Backend) goOn(held locking.Held) *handle {
 		return nil
 	}
 	path, err := pathOf("take back", held.Ref)
-	f, ok := parseID(held.ID)
-	if err != nil || !ok {
+	if err != nil {
 		return nil
 	}
 	b.mu.Lock()
@@ -81,7 +80,7 @@ func (b *Backend) goOn(held locking.Held) *handle {
 		b.earlier[held.ID] = fds[1:]
 	}
 	b.restored[held.ID] = true
-	return &handle{b: b, path: path, autocreate: held.Autocreate, file: f, fd: fds[0], locked: true}
+	return &handle{b: b, path: path, autocreate: held.Autocreate, id: held.ID, fd: fds[0], locked: true}
 }
 
 func (b *Backend) restore(ctx context.Context, held locking.Held) (*handle, error) {
@@ -144,10 +143,10 @@ func (h *handle) relock(ctx context.Context, held locking.Held) error {
 		if err != nil {
 			return fmt.Errorf("fstat: %w", err)
 		}
-		h.file = fileOf(st)
-		if id := h.ID(); id != held.ID {
+		if id := idOf(st); id != held.ID {
 			return fmt.Errorf("a descriptor that was kept for %q is of %q", held.ID, id)
 		}
+		h.id = held.ID
 		err = h.b.sys.lock(h.fd, held.Mode == locking.Shared)
 		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
 			return h.busy(held.Mode)
