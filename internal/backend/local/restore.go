@@ -4,16 +4,24 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
-// restorers is how many locks are taken back at a time, so that a file system
-// that hangs does not keep those on others.
-const restorers = 256
+const (
+	// restorers is how many locks are taken back at a time at most, so that a file
+	// system that hangs does not keep those on others.
+	restorers = 256
+	// firstRestorers are enough where none hangs: each more needs memory that was never
+	// touched before.
+	firstRestorers = 2
+	// moreRestorers is how long no lock must be taken back for there to be twice as many.
+	moreRestorers = 5 * time.Millisecond
+)
 
 // Distrust makes Restore look at each descriptor also after NewSame: what the journal
 // says of them may be wrong.
@@ -37,26 +45,58 @@ func (b *Backend) Restore(ctx context.Context, held []locking.Held) []locking.Re
 		}
 		rest = append(rest, i)
 	}
-	next := make(chan int)
-	var workers sync.WaitGroup
-	for range min(restorers, len(rest)) {
-		workers.Go(func() {
-			for i := range next {
-				h, err := b.restore(ctx, held[i])
-				if err != nil {
-					results[i].Err = err
-				} else {
-					results[i].Handle = h // no nil *handle in an interface
-				}
-			}
-		})
-	}
-	for _, i := range rest {
-		next <- i
-	}
-	close(next)
-	workers.Wait()
+	eachInTime(rest, func(i int) {
+		h, err := b.restore(ctx, held[i])
+		if err != nil {
+			results[i].Err = err
+		} else {
+			results[i].Handle = h // no nil *handle in an interface
+		}
+	})
 	return results
+}
+
+// eachInTime calls f for each of list, in that order, and returns when all calls have.
+// Those that hang keep no other waiting for long, unless there are restorers of them.
+func eachInTime(list []int, f func(int)) {
+	if len(list) == 0 {
+		return
+	}
+	var begun, ended atomic.Int64
+	done := make(chan struct{})
+	worker := func() {
+		for {
+			n := int(begun.Add(1))
+			if n > len(list) {
+				return
+			}
+			f(list[n-1])
+			if int(ended.Add(1)) == len(list) {
+				close(done)
+			}
+		}
+	}
+	workers := min(firstRestorers, len(list))
+	for range workers {
+		go worker()
+	}
+	tick := time.NewTicker(moreRestorers)
+	defer tick.Stop()
+	for last := int64(0); ; {
+		select {
+		case <-done:
+			return
+		case <-tick.C:
+		}
+		now := ended.Load()
+		if now == last && int(begun.Load()) < len(list) {
+			for range min(workers, restorers-workers) {
+				workers++
+				go worker()
+			}
+		}
+		last = now
+	}
 }
 
 // goOn goes on with a lock of this process; nil if there is none.
