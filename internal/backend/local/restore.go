@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -63,6 +64,7 @@ func eachInTime(list []int, f func(int)) {
 		return
 	}
 	var begun, ended atomic.Int64
+	var running sync.WaitGroup
 	done := make(chan struct{})
 	worker := func() {
 		for {
@@ -78,13 +80,14 @@ func eachInTime(list []int, f func(int)) {
 	}
 	workers := min(firstRestorers, len(list))
 	for range workers {
-		go worker()
+		running.Go(worker)
 	}
 	tick := time.NewTicker(moreRestorers)
 	defer tick.Stop()
 	for last := int64(0); ; {
 		select {
 		case <-done:
+			running.Wait() // nothing is left for them
 			return
 		case <-tick.C:
 		}
@@ -92,7 +95,7 @@ func eachInTime(list []int, f func(int)) {
 		if now == last && int(begun.Load()) < len(list) {
 			for range min(workers, restorers-workers) {
 				workers++
-				go worker()
+				running.Go(worker)
 			}
 		}
 		last = now
