@@ -18,8 +18,9 @@ help: ## list the targets
 build: ## build bin/vmlockd and bin/vmlockctl, without cgo
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
 
+# A program with the race detector sleeps for a second when it ends, and the tests start many.
 unit: ## tests that need nothing but Go and a C compiler, with the race detector
-	$(GO) test -race ./...
+	GORACE=atexit_sleep_ms=10 $(GO) test -race ./...
 
 lint: ## gofmt, go vet and staticcheck
 	@test -z "$$(gofmt -l .)" || { echo "gofmt would change:"; gofmt -l .; exit 1; }

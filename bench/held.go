@@ -195,8 +195,9 @@ func (d *daemon) size() size {
 	return z
 }
 
-// calm is how long after the last load memory is measured.
-const calm = 2 * time.Second
+// calm is how long after the last load memory is measured. The daemon gives back what is
+// left over one to two seconds after it.
+const calm = 3 * time.Second
 
 // perLock adds the rows about memory.
 func (d *daemon) perLock(s *series, when string, empty size, count int) {

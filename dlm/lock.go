@@ -11,31 +11,32 @@ import (
 
 // Lock is a lock this process has, granted and not yet released. Its methods may be called from any goroutine; requests
 // about one lock are made one after the other, in the order in which the calls got their turn.
+//
+// A process may have many thousands, so the small fields are together.
 type Lock struct {
-	ls         *Lockspace
-	name       string
-	cookie     uint64 // what the kernel sends back with everything about this lock
-	persistent bool
-	blocking   chan Mode // nil without LockOptions.Notify; closed when the lock has ended
+	ls       *Lockspace
+	name     string
+	cookie   uint64    // what the kernel sends back with everything about this lock
+	blocking chan Mode // nil without LockOptions.Notify; closed when the lock has ended
 
 	// Guarded by ls.mu.
-	lkid     uint32
-	mode     Mode // as granted last
-	lvb      LVB
-	lvbValid bool
-	lvbAsked bool     // by the request that was granted last
-	cur      *request // the request or conversion under way
-	unlock   *request // the release under way
-	write    *write   // the write about this lock that is under way; there is never a second one
-	retry    *time.Timer
-	dead     bool // the kernel has said its last word
-	adopted  bool // results about it may get lost, see lost.go
-	mute     bool // one did
+	cur       *request // the request or conversion under way
+	unlock    *request // the release under way
+	write     *write   // the write about this lock that is under way; there is never a second one
+	retry     *time.Timer
+	unsettled *list.Element // in ls.unsettled
+	lvb       LVB
+	lkid      uint32
+	mode      Mode // as granted last
+	lvbValid  bool
+	lvbAsked  bool // by the request that was granted last
+	dead      bool // the kernel has said its last word
+	adopted   bool // results about it may get lost, see lost.go
+	mute      bool // one did
+	busy      bool
+	counted   bool // in Options.UnderWay
 
-	busy           bool
-	counted        bool // in Options.UnderWay
-	unsettled      *list.Element
-	unsettledSince time.Time
+	persistent bool // never changed
 }
 
 // LockOptions say how a lock is to be requested or adopted; the zero value waits for the grant, and the lock ends with

@@ -57,7 +57,7 @@ type Lockspace struct {
 	late       map[orphan][]*Lock // adopted after the caller had left
 	busy       int                // locks with a request under way
 	idle       chan struct{}      // while Close or Handover waits: closed when nothing is under way
-	unsettled  list.List          // of *Lock, the oldest first
+	unsettled  list.List          // for each Lock that is unsettled the time.Time since when, the oldest first
 	writing    map[*write]struct{}
 	adopting   *write
 	lines      [2]list.List // of *write: releases, then all others
@@ -314,7 +314,7 @@ func (ls *Lockspace) Stats() Stats {
 		s.OldestWrite = max(s.OldestWrite, now.Sub(w.since))
 	}
 	if e := ls.unsettled.Front(); e != nil {
-		s.OldestUnsettled = now.Sub(e.Value.(*Lock).unsettledSince)
+		s.OldestUnsettled = now.Sub(e.Value.(time.Time))
 	}
 	return s
 }

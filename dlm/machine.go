@@ -133,8 +133,7 @@ func (l *Lock) accountLocked() {
 	open := l.cur != nil && l.cur.givenUp || l.unlock != nil && l.unlock.givenUp
 	switch {
 	case open && l.unsettled == nil:
-		l.unsettledSince = time.Now()
-		l.unsettled = ls.unsettled.PushBack(l)
+		l.unsettled = ls.unsettled.PushBack(time.Now())
 	case !open && l.unsettled != nil:
 		ls.unsettled.Remove(l.unsettled)
 		l.unsettled = nil

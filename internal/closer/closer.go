@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -67,6 +68,9 @@ const (
 	afterLast
 )
 
+// environment is the environment of a closer, which has none of the daemon's.
+var environment = []string{"GOMAXPROCS=1", "GOGC=25"}
+
 // Start starts a closer for the device of a lockspace, which it duplicates. dir is
 // the daemon's run-time directory.
 func Start(dir, lockspace string, device *os.File, c *Count) (*Closer, error) {
@@ -109,7 +113,7 @@ func start(program, dir, lockspace string, device *os.File, c *Count) (*Closer, 
 	// The session of its own keeps away what is sent to the daemon's process group.
 	p, err := os.StartProcess(program, []string{"vmlockd-closer", argument, lockspace}, &os.ProcAttr{
 		Dir:   "/",
-		Env:   append([]string{"GOMAXPROCS=1", "GOGC=25"}, testEnv()...),
+		Env:   append(slices.Clone(environment), testEnv()...),
 		Files: []*os.File{null, null, null, locks[0], device, daemon, c.file, locks[1]},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})

@@ -75,7 +75,7 @@ type Server struct {
 	watchers chan struct{} // one for each stream of events
 	ending   chan struct{} // closed when streams are to end
 	end      sync.Once
-	serving  sync.WaitGroup
+	serving  sync.RWMutex // held for reading by Serve, which may begin after Close
 }
 
 // New makes a Server.
@@ -121,8 +121,8 @@ type peerKey struct{}
 
 // Serve serves the clients of l until Close. It closes l.
 func (s *Server) Serve(l *net.UnixListener) error {
-	s.serving.Add(1)
-	defer s.serving.Done()
+	s.serving.RLock()
+	defer s.serving.RUnlock()
 	err := s.http.Serve(&listener{UnixListener: l, allow: s.allow, slots: make(chan struct{}, maxClients), ending: s.ending, log: s.o.Log})
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil
@@ -138,7 +138,8 @@ func (s *Server) Close(ctx context.Context) error {
 	if err != nil {
 		s.http.Close()
 	}
-	s.serving.Wait()
+	s.serving.Lock() // when no Serve runs any more
+	defer s.serving.Unlock()
 	return err
 }
 

@@ -66,6 +66,7 @@ func Run(ctx context.Context, p Program, c config.Config, log *slog.Logger) erro
 	if armed != "" {
 		log.Warn("this daemon kills itself at a fail point, for a test", "point", armed)
 	}
+	makeRoom(c)
 	from, err := inherit()
 	if err != nil {
 		GoBack(err)

@@ -1,7 +1,11 @@
 package daemon
 
 import (
+	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
 	"testing"
 
 	"github.com/vmlockd/vmlockd/internal/holder"
@@ -9,5 +13,40 @@ import (
 
 func TestMain(m *testing.M) {
 	holder.Main() // tests start one, of this program
-	os.Exit(m.Run())
+	dir, err := os.MkdirTemp("", "vmlockd-daemon")
+	if err != nil {
+		panic(err)
+	}
+	built.dir = dir
+	code := m.Run()
+	_ = os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// built is a vmlockd for all tests, for linking one takes seconds. Its journald is
+// whatever the link named journal in dir leads to.
+var built struct {
+	dir  string
+	once sync.Once
+	err  error
+}
+
+// buildOnce returns the built program, and makes its journald the given one.
+func buildOnce(t *testing.T, journal string) string {
+	t.Helper()
+	program, link := filepath.Join(built.dir, "vmlockd"), filepath.Join(built.dir, "journal")
+	built.once.Do(func() {
+		ldflags := "-X main.version=v1.2.3 -X github.com/coreos/go-systemd/v22/journal.journalSocket=" + link
+		if out, err := exec.Command("go", "build", "-ldflags", ldflags, "-o", program, "../../cmd/vmlockd").CombinedOutput(); err != nil {
+			built.err = fmt.Errorf("build: %w\n%s", err, out)
+		}
+	})
+	if built.err != nil {
+		t.Fatal(built.err)
+	}
+	_ = os.Remove(link) // of the test before
+	if err := os.Symlink(journal, link); err != nil {
+		t.Fatal(err)
+	}
+	return program
 }

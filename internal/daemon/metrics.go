@@ -87,8 +87,9 @@ func (i *instance) noteStop() {
 }
 
 const (
-	// metricsRetry is the pause before an address is tried again.
-	metricsRetry = 5 * time.Second
+	// firstMetricsRetry is the pause before an address is tried again, which doubles up to
+	// lastMetricsRetry.
+	firstMetricsRetry, lastMetricsRetry = 250 * time.Millisecond, 5 * time.Second
 	// metricsClients is how many connections are served at once: everybody on this
 	// host may connect, and must not use up descriptors.
 	metricsClients = 8
@@ -105,7 +106,7 @@ func serveMetrics(ctx context.Context, address string, h http.Handler, log *slog
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", h)
 	told := ""
-	for {
+	for retry := firstMetricsRetry; ; retry = min(2*retry, lastMetricsRetry) {
 		err := serveOnce(ctx, address, mux)
 		if ctx.Err() != nil {
 			return
@@ -114,7 +115,7 @@ func serveMetrics(ctx context.Context, address string, h http.Handler, log *slog
 			told = err.Error()
 			log.Warn("metrics cannot be served there now, trying again", "event", "metrics-unreachable", "address", address, "reason", err)
 		}
-		pause := time.NewTimer(metricsRetry)
+		pause := time.NewTimer(retry)
 		select {
 		case <-pause.C:
 		case <-ctx.Done():

@@ -43,15 +43,16 @@ type Client struct {
 	cancel  context.CancelFunc
 	running sync.WaitGroup
 
-	mu       sync.Mutex     // guards all below; held for a few microseconds at a time
-	link     *link          // nil while there is no holder
-	entries  map[int]*entry // everything the holder has or is to have, by descriptor
-	queue    []*entry       // to be sent
-	drops    []uint64       // to be sent
-	flying   []*entry       // sent and not acknowledged
-	inFlight bool           // a message was sent and is not acknowledged
-	quiet    int            // messages sent since the last one that is acknowledged
-	next     uint64         // the next id
+	mu       sync.Mutex            // guards all below; held for a few microseconds at a time
+	link     *link                 // nil while there is no holder
+	entries  byFD                  // everything the holder has or is to have
+	waiting  map[*entry]chan error // who waits in Put; the channels have room for one
+	queue    []*entry              // to be sent
+	drops    []uint64              // to be sent
+	flying   []*entry              // sent and not acknowledged
+	inFlight bool                  // a message was sent and is not acknowledged
+	quiet    int                   // messages sent since the last one that is acknowledged
+	next     uint64                // the next id
 	seq      uint32
 	why      error // why there is no holder
 	closed   bool
@@ -75,15 +76,14 @@ const (
 )
 
 // entry is one descriptor. It is the same open file as long as the entry is in
-// Client.entries.
+// Client.entries. There is one for each lock, so the small fields are together.
 type entry struct {
-	fd    int
 	key   string
 	id    uint64 // of the last time it was sent
+	fd    int32
 	state state
 	// earlier is set if it was there when the client was made.
 	earlier bool
-	done    chan error // nil if nobody waits; has room for one
 }
 
 // Connect connects to the holder, which is started if none runs, and receives
@@ -97,7 +97,7 @@ func connect(ctx context.Context, o Options, st starter) (*Client, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	c := &Client{log: o.Log, starter: st, entries: map[int]*entry{}}
+	c := &Client{log: o.Log, starter: st, waiting: map[*entry]chan error{}}
 	l, hello, err := c.starter.connect(ctx)
 	if err != nil {
 		return nil, err
@@ -106,8 +106,8 @@ func connect(ctx context.Context, o Options, st starter) (*Client, error) {
 	err = c.take(l, hello)
 	stop()
 	if err != nil {
-		for fd := range c.entries {
-			_ = unix.Close(fd)
+		for e := range c.entries.all() {
+			_ = unix.Close(int(e.fd))
 		}
 		l.file.Close()
 		return nil, withContext(ctx, err)
@@ -121,7 +121,7 @@ func connect(ctx context.Context, o Options, st starter) (*Client, error) {
 // take receives what the holder has, which keeps it.
 func (c *Client) take(l *link, hello helloReply) error {
 	return list(l, true, func(e listed, fd int) {
-		c.entries[fd] = &entry{fd: fd, key: e.key, id: e.id, state: kept, earlier: true}
+		c.entries.set(&entry{fd: int32(fd), key: e.key, id: e.id, state: kept, earlier: true})
 	})
 }
 
@@ -169,10 +169,10 @@ func list(l *link, withFDs bool, f func(e listed, fd int)) error {
 // Drop.
 func (c *Client) Taken() iter.Seq2[string, int] {
 	c.mu.Lock()
-	list := make([]handed, 0, len(c.entries))
-	for _, e := range c.entries {
+	list := make([]handed, 0, c.entries.count)
+	for e := range c.entries.all() {
 		if e.earlier {
-			list = append(list, handed{fd: e.fd, id: e.id, key: e.key})
+			list = append(list, handed{fd: int(e.fd), id: e.id, key: e.key})
 		}
 	}
 	c.mu.Unlock()
@@ -197,26 +197,31 @@ func (c *Client) Taken() iter.Seq2[string, int] {
 // explicitly and not by closing. Errors: the context's, wrapped with the reason
 // why there is no holder; ErrFull; ErrClosed; unix.ETOOMANYREFS when another
 // process of this user has too many descriptors in flight (unix(7)); unix.EINVAL
-// for a key longer than MaxKey and unix.EEXIST for an fd that was put already.
+// for a key longer than MaxKey, unix.EBADF for what is no descriptor and unix.EEXIST
+// for an fd that was put already.
 func (c *Client) Put(ctx context.Context, key string, fd int) error {
 	if len(key) > MaxKey {
 		return fmt.Errorf("a key of %d bytes: %w", len(key), unix.EINVAL)
+	}
+	if fd < 0 || fd > maxFD {
+		return fmt.Errorf("descriptor %d: %w", fd, unix.EBADF)
 	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	done := make(chan error, 1)
-	e := &entry{fd: fd, key: key, done: done}
+	e := &entry{fd: int32(fd), key: key}
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
 		return ErrClosed
 	}
-	if c.entries[fd] != nil {
+	if c.entries.get(fd) != nil {
 		c.mu.Unlock()
 		return fmt.Errorf("descriptor %d was put already: %w", fd, unix.EEXIST)
 	}
-	c.entries[fd] = e
+	c.entries.set(e)
+	c.waiting[e] = done
 	c.queue = append(c.queue, e)
 	c.lockedPump()
 	c.mu.Unlock()
@@ -246,7 +251,7 @@ func (c *Client) Put(ctx context.Context, key string, fd int) error {
 func (c *Client) Drop(fd int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if e := c.entries[fd]; e != nil {
+	if e := c.entries.get(fd); e != nil {
 		c.lockedForget(e)
 		c.lockedPump()
 	}
@@ -254,7 +259,8 @@ func (c *Client) Drop(fd int) {
 
 // lockedForget ends the use of e.fd by the client.
 func (c *Client) lockedForget(e *entry) {
-	delete(c.entries, e.fd)
+	c.entries.remove(e)
+	delete(c.waiting, e)
 	switch e.state {
 	case queued:
 		if i := slices.Index(c.queue, e); i >= 0 { // not in the queue while there is no holder
@@ -285,11 +291,11 @@ func (c *Client) Status() Status {
 	if c.link != nil {
 		s.PID = c.link.pid
 	}
-	for _, e := range c.entries {
+	for e := range c.entries.all() {
 		switch {
 		case e.state == kept:
 			s.Held++
-		case e.done == nil: // has been held
+		case c.waiting[e] == nil: // has been held
 			s.Unkept++
 		}
 	}
@@ -321,11 +327,9 @@ func (c *Client) settle() bool {
 	if c.retry != nil {
 		c.retry.Stop()
 	}
-	for _, e := range c.entries {
-		if e.done != nil && e.state != kept {
-			c.lockedForget(e)
-			e.done <- ErrClosed
-		}
+	for e, done := range c.waiting {
+		c.lockedForget(e)
+		done <- ErrClosed
 	}
 	drained := make(chan struct{})
 	c.drained = drained

@@ -95,13 +95,13 @@ func (c *Client) Handover() (*Handover, error) {
 func (c *Client) detach() *Handover {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	h := &Handover{fd: -1, next: c.next, seq: c.seq, quiet: c.quiet, entries: make([]handed, 0, len(c.entries))}
+	h := &Handover{fd: -1, next: c.next, seq: c.seq, quiet: c.quiet, entries: make([]handed, 0, c.entries.count)}
 	unkept := 0
-	for fd, e := range c.entries {
+	for e := range c.entries.all() {
 		if e.state != kept {
 			unkept++
 		}
-		h.entries = append(h.entries, handed{fd: fd, id: e.id, key: e.key})
+		h.entries = append(h.entries, handed{fd: int(e.fd), id: e.id, key: e.key})
 	}
 	slices.SortFunc(h.entries, byID)
 	switch {
@@ -147,14 +147,14 @@ func resumed(o Options, h *Handover, st starter) (*Client, error) {
 	}
 	c := &Client{
 		log: o.Log, starter: st, link: l, why: h.missing, next: h.next, seq: h.seq, quiet: h.quiet,
-		entries: make(map[int]*entry, len(h.entries)),
+		waiting: map[*entry]chan error{},
 	}
 	has := kept
 	if l == nil {
 		has = queued // until it is asked
 	}
 	for _, e := range h.entries {
-		c.entries[e.fd] = &entry{fd: e.fd, key: e.key, id: e.id, state: has, earlier: true}
+		c.entries.set(&entry{fd: int32(e.fd), key: e.key, id: e.id, state: has, earlier: true})
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	c.cancel = cancel
@@ -230,7 +230,7 @@ func (h *Handover) UnmarshalBinary(data []byte) error {
 	last := uint64(0)
 	for i := range n.entries {
 		e := handed{fd: int(int32(c.u32())), id: c.u64(), key: c.key()}
-		if c.short || e.fd < 0 || e.id <= last || e.id >= n.next {
+		if c.short || e.fd < 0 || e.fd > maxFD || e.id <= last || e.id >= n.next {
 			return errMalformed
 		}
 		last = e.id

@@ -84,7 +84,7 @@ func (c *Client) lockedBatch(limit int) []*entry {
 		}
 		e.id = c.next + uint64(len(r.puts))
 		r.puts = append(r.puts, e.key)
-		c.fds = append(c.fds, e.fd)
+		c.fds = append(c.fds, int(e.fd))
 	}
 	c.next += uint64(len(r.puts))
 	c.seq++
@@ -99,10 +99,11 @@ func (c *Client) lockedBatch(limit int) []*entry {
 
 // lockedFail ends the wait for e, or puts it aside if nobody waits.
 func (c *Client) lockedFail(e *entry, err error) {
-	if e.done != nil {
-		delete(c.entries, e.fd)
+	if done := c.waiting[e]; done != nil {
+		c.entries.remove(e)
+		delete(c.waiting, e)
 		e.state = forgotten
-		e.done <- err
+		done <- err
 		return
 	}
 	e.state = refused
@@ -120,7 +121,7 @@ func (c *Client) putRefused() {
 	if c.closed {
 		return
 	}
-	for _, e := range c.entries {
+	for e := range c.entries.all() {
 		if e.state == refused {
 			e.state = queued
 			c.queue = append(c.queue, e)
@@ -165,9 +166,9 @@ func (c *Client) acknowledged(p packet) error {
 
 func (c *Client) lockedKept(e *entry) {
 	e.state = kept
-	if e.done != nil {
-		e.done <- nil
-		e.done = nil
+	if done := c.waiting[e]; done != nil {
+		done <- nil
+		delete(c.waiting, e)
 	}
 }
 
@@ -274,7 +275,7 @@ func (c *Client) resume(ctx context.Context) (*link, error) {
 	c.link, c.why = l, nil
 	c.next = max(c.next, hello.next)
 	c.queue, c.drops, c.unkept = nil, nil, 0
-	for _, e := range c.entries {
+	for e := range c.entries.all() {
 		if has[e.id] {
 			delete(has, e.id)
 			c.lockedKept(e)
@@ -285,8 +286,8 @@ func (c *Client) resume(ctx context.Context) (*link, error) {
 	}
 	// Held ones first: the locks of running machines, in the order of before.
 	slices.SortFunc(c.queue, func(a, b *entry) int {
-		if (a.done == nil) != (b.done == nil) {
-			if a.done == nil {
+		if held := c.waiting[a] == nil; held != (c.waiting[b] == nil) {
+			if held {
 				return -1
 			}
 			return 1

@@ -2,6 +2,7 @@ package holder
 
 import (
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -30,6 +31,7 @@ type server struct {
 	limit    int // descriptors held at most
 	version  uint16
 	idle     time.Duration
+	free     func() // gives memory back; takes a few milliseconds
 
 	conns  []*conn
 	daemon *conn // the one that said hello, or nil
@@ -45,7 +47,15 @@ type server struct {
 	fds      []int
 	change   changeRequest
 	deadline time.Time // of the idle time; zero while there is a reason to stay
+	messages int       // with descriptors, since memory was given back
 }
+
+const (
+	// tidyFrom is how many messages leave enough behind for it to be worth a collection.
+	tidyFrom = 100
+	// calm is how long nothing must come before it.
+	calm = time.Second
+)
 
 // conn is a connection. fd is -1 once it was closed.
 type conn struct {
@@ -54,7 +64,7 @@ type conn struct {
 }
 
 func newServer(listener, limit int) *server {
-	return &server{listener: listener, limit: limit, version: version, idle: idleTime, rcv: newReceiver(),
+	return &server{listener: listener, limit: limit, version: version, idle: idleTime, free: debug.FreeOSMemory, rcv: newReceiver(),
 		store: store{next: 1}}
 }
 
@@ -83,6 +93,10 @@ func (s *server) turn(timeout int) error {
 		return err
 	}
 	if n <= 0 {
+		if err == nil && s.messages >= tidyFrom {
+			s.messages = 0
+			s.free()
+		}
 		return nil
 	}
 	for i, c := range s.conns { // to which nothing is added, and from which nothing is removed, here
@@ -97,11 +111,14 @@ func (s *server) turn(timeout int) error {
 	return nil
 }
 
-// timeout is for poll(2): -1 as long as there is a reason to stay, 0 when the
-// idle time is over.
+// timeout is for poll(2): -1 as long as there is a reason to stay and nothing to
+// tidy, 0 when the idle time is over.
 func (s *server) timeout() int {
 	if s.daemon != nil || s.store.live > 0 {
 		s.deadline = time.Time{}
+		if s.messages >= tidyFrom {
+			return int(calm / time.Millisecond)
+		}
 		return -1
 	}
 	now := time.Now()
@@ -210,6 +227,7 @@ func (s *server) hello(c *conn, h header, body *cursor) error {
 }
 
 func (s *server) handleChange(c *conn, h header, body *cursor, p packet) error {
+	s.messages++
 	r := &s.change
 	if err := decodeChangeRequest(body, r); err != nil || r.base < s.store.next && len(r.puts) > 0 ||
 		len(p.fds) > len(r.puts) || len(p.fds) < len(r.puts) && !p.cut {

@@ -242,7 +242,8 @@ func FuzzReplies(f *testing.F) {
 			t.Errorf("%q was read as %q", rest, again)
 		}
 		// Whatever comes, the client's state stays sound.
-		cl := &Client{entries: map[int]*entry{}, inFlight: true, seq: 1, flying: []*entry{{fd: 3, state: flying, done: make(chan error, 1)}}}
+		e := &entry{fd: 3, state: flying}
+		cl := &Client{waiting: map[*entry]chan error{e: make(chan error, 1)}, inFlight: true, seq: 1, flying: []*entry{e}}
 		_ = cl.acknowledged(packet{data: b})
 	})
 }

@@ -367,3 +367,13 @@ func (c commons) one(s string) string {
 func cutTo(s string, n int) string {
 	return string(bytes.ToValidUTF8([]byte(s[:min(n, len(s))]), nil))
 }
+
+// Size is how long the journal in dir is, in bytes; 0 if there is none that can be
+// looked at.
+func Size(dir string) int64 {
+	st, err := os.Lstat(filepath.Join(dir, journalName))
+	if err != nil {
+		return 0
+	}
+	return st.Size()
+}

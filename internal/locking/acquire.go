@@ -54,7 +54,7 @@ func (m *Manager) acquire(ctx context.Context, start time.Time, g *Registration,
 	defer m.ended(g, m.lockedBegin(g, ref, mode, start))
 	// A name that is held stays with the resource it was held for, even if
 	// another file has that name by now: so it is not opened again.
-	r := m.byRef[ref]
+	r := m.lockedNamed(ref)
 	if r != nil {
 		r.users++
 	}
@@ -111,7 +111,7 @@ func (m *Manager) acquireInTurn(ctx context.Context, g *Registration, ref Ref, m
 		_ = m.drop(ctx, r, dead, ReleasedGone)
 	}
 	m.mu.Lock()
-	if now := m.byRef[ref]; now != r && (now != nil || h == nil) {
+	if now := m.lockedNamed(ref); now != r && (now != nil || h == nil) {
 		m.mu.Unlock()
 		closeHandle(h)
 		return nil, errAgain
@@ -242,7 +242,7 @@ func (m *Manager) release(ctx context.Context, g *Registration, ref Ref) error {
 // name leads there until r.exit. m.leave has to be called after that.
 func (m *Manager) heldInTurn(ctx context.Context, ref Ref) (*resource, error) {
 	m.mu.Lock()
-	r := m.byRef[ref]
+	r := m.lockedNamed(ref)
 	err := m.lockedCheck("release", ref)
 	if err == nil && r == nil {
 		err = &Error{Kind: KindNotLocked, Ref: ref}
@@ -259,7 +259,7 @@ func (m *Manager) heldInTurn(ctx context.Context, ref Ref) (*resource, error) {
 			Err: fmt.Errorf("another operation on it has not ended: %w", err)}
 	}
 	m.mu.Lock()
-	same := m.byRef[ref] == r
+	same := m.lockedNamed(ref) == r
 	m.mu.Unlock()
 	if !same {
 		r.exit()

@@ -24,7 +24,7 @@ type Sizes struct{ Resources, Names, Owners int }
 func (m *Manager) Sizes() Sizes {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return Sizes{len(m.resources), len(m.byRef), len(m.owners)}
+	return Sizes{m.resources.len(), m.names.len(), len(m.owners)}
 }
 
 // AddLockspaces fills the table as if clients had.
@@ -50,9 +50,10 @@ func (m *Manager) Check() error {
 	defer m.mu.Unlock()
 	names := map[Ref]*resource{}
 	count, holders := Counts{Lockspaces: len(m.lockspaces)}, map[*owner]bool{}
-	for id, r := range m.resources {
-		if r.id != id {
-			return fmt.Errorf("resource %q is filed under %q", r.id, id)
+	for r := range m.resources.all() {
+		id := r.id
+		if m.resources.get(id) != r {
+			return fmt.Errorf("resource %q is not found by its id", id)
 		}
 		if r.users == 0 && len(r.holds) == 0 {
 			return fmt.Errorf("resource %q stays, and nobody needs it", id)
@@ -74,7 +75,7 @@ func (m *Manager) Check() error {
 			if r.lost != nil {
 				count.Lost++
 			}
-			if h.owner.holds[h] != r {
+			if h.of != r || int(h.at) >= len(h.owner.holds) || h.owner.holds[h.at] != h {
 				return fmt.Errorf("an owner of %q, pid %d, does not know of it", id, h.owner.pid)
 			}
 		}
@@ -83,13 +84,13 @@ func (m *Manager) Check() error {
 	if got := m.Counts(); got != count {
 		return fmt.Errorf("counted %+v, and there are %+v", got, count)
 	}
-	for ref, r := range m.byRef {
-		if names[ref] != r {
-			return fmt.Errorf("name %v leads to %q, where nobody holds it", ref, r.id)
+	for h := range m.names.all() {
+		if h.of == nil || names[h.ref] != h.of || !slices.Contains(h.of.holds, h) || m.names.get(h.ref) != h {
+			return fmt.Errorf("name %v leads to %+v, where nobody holds it", h.ref, h.of)
 		}
 	}
-	if len(names) != len(m.byRef) {
-		return fmt.Errorf("%d names are held and %d are known", len(names), len(m.byRef))
+	if len(names) != m.names.len() {
+		return fmt.Errorf("%d names are held and %d are known", len(names), m.names.len())
 	}
 	for pid, o := range m.owners {
 		if o.pid != pid || o.gone {
@@ -98,9 +99,9 @@ func (m *Manager) Check() error {
 		if o.registrations == 0 && len(o.holds) == 0 && !o.ending {
 			return fmt.Errorf("owner %d stays, and nobody needs it", pid)
 		}
-		for h, r := range o.holds {
-			if !slices.Contains(r.holds, h) {
-				return fmt.Errorf("owner %d is said to hold %q and does not", pid, r.id)
+		for _, h := range o.holds {
+			if h.owner != o || h.of == nil || !slices.Contains(h.of.holds, h) {
+				return fmt.Errorf("owner %d is said to hold %v and does not", pid, h.ref)
 			}
 		}
 	}

@@ -61,8 +61,8 @@ type Manager struct {
 	mu         sync.Mutex // guards all below, and every field of resource, hold and owner that says so
 	closed     bool
 	lockspaces map[string]struct{}
-	resources  map[string]*resource // by Handle.ID, for as long as it is held or worked on
-	byRef      map[Ref]*resource    // the names under which resources are held
+	resources  table[string, resource] // by Handle.ID, for as long as it is held or worked on
+	names      table[Ref, hold]        // the names under which resources are held, with one hold of each
 	owners     map[int32]*owner
 	underway   map[*Waiter]struct{} // requests for locks
 	draining   bool
@@ -86,8 +86,8 @@ func New(o Options) *Manager {
 		timeout:      o.RequestTimeout,
 		anyLockspace: o.AnyLockspace,
 		lockspaces:   map[string]struct{}{"": {}},
-		resources:    map[string]*resource{},
-		byRef:        map[Ref]*resource{},
+		resources:    newTable(func(r *resource) string { return r.id }),
+		names:        newTable(func(h *hold) Ref { return h.ref }),
 		owners:       map[int32]*owner{},
 		underway:     map[*Waiter]struct{}{},
 		returners:    map[*owner]struct{}{},
@@ -138,7 +138,7 @@ func (m *Manager) Close(ctx context.Context) error {
 func (m *Manager) Holders() []Holder {
 	m.mu.Lock()
 	list := []Holder{}
-	for _, r := range m.resources {
+	for r := range m.resources.all() {
 		list = append(list, r.lockedHolders()...)
 	}
 	m.mu.Unlock() // requests for locks do not wait for the order
@@ -156,7 +156,7 @@ func (m *Manager) Holders() []Holder {
 func (m *Manager) HoldersOf(id string) []Holder {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	r := m.resources[id]
+	r := m.resources.get(id)
 	if r == nil {
 		return []Holder{}
 	}
@@ -276,7 +276,7 @@ func (m *Manager) checkNotHeld(op string, ref Ref, r *resource) error {
 	if err := m.lockedCheck(op, ref); err != nil {
 		return err
 	}
-	if named := m.byRef[ref]; named != nil {
+	if named := m.lockedNamed(ref); named != nil {
 		r = named
 	}
 	if r != nil && len(r.holds) > 0 {

@@ -28,11 +28,11 @@ type owner struct {
 	forgotten chan struct{} // closed when nobody needs to watch the process any more
 
 	// Guarded by Manager.mu.
-	gone          bool   // its process is proven gone: it gets nothing any more
-	nobody        bool   // it stands for an owner who does not need its lock any more, whether gone or not
-	info          *Owner // as registered last, for holds to share
-	registrations int    // and acquires under way: who needs it although it holds nothing
-	holds         map[*hold]*resource
+	gone          bool    // its process is proven gone: it gets nothing any more
+	nobody        bool    // it stands for an owner who does not need its lock any more, whether gone or not
+	info          *Owner  // as registered last, for holds to share
+	registrations int     // and acquires under way: who needs it although it holds nothing
+	holds         []*hold // in no order
 	ending        bool
 	returning     map[Ref]int // what it gave back since the drain began, and may take again
 }
@@ -271,9 +271,9 @@ func (m *Manager) lockedOwnerGone(o *owner) {
 		h *hold
 	}
 	jobs := make(chan job, len(o.holds))
-	for h, r := range o.holds {
-		r.users++
-		jobs <- job{r, h}
+	for _, h := range o.holds {
+		h.of.users++
+		jobs <- job{h.of, h}
 	}
 	close(jobs)
 	event := Event{Kind: OwnerGone, Owner: o.lockedSaid(), Locks: len(jobs)}
@@ -293,7 +293,7 @@ func (m *Manager) lockedOwnerGone(o *owner) {
 // lockedSaid is what the session that acquired the oldest of o's locks said of it.
 func (o *owner) lockedSaid() Owner {
 	var oldest *hold
-	for h := range o.holds {
+	for _, h := range o.holds {
 		if oldest == nil || h.since.Before(oldest.since) {
 			oldest = h
 		}
@@ -313,7 +313,7 @@ func (m *Manager) releaseHold(r *resource, h *hold, kind EventKind) {
 	}
 	defer r.exit()
 	m.mu.Lock()
-	_, held := h.owner.holds[h]
+	held := h.of == r
 	m.mu.Unlock()
 	if held {
 		// A failure was told to Observe; the hold stays and keeps others out, until

@@ -16,18 +16,20 @@ type resource struct {
 	// Guarded by Manager.mu.
 	users  int32 // who works on it or waits for that; it stays in the table for them
 	mode   Mode
+	notYet bool    // it is not known yet whether lost has to be set; until then no hold ends
 	handle Handle  // holds the lock while holds is not empty
 	holds  []*hold // oldest first
 	lost   error   // why the lock of holds could not be taken back after a restart
-	notYet bool    // it is not known yet whether it can; until then no hold ends
 }
 
 // hold is one owner's use of a resource. An owner that shares a resource twice
 // has two.
 type hold struct {
 	owner *owner
-	info  *Owner // as registered by the session that acquired it; never changed
+	info  *Owner    // as registered by the session that acquired it; never changed
+	of    *resource // nil before and after its time among the resource's holds
 	ref   Ref
+	at    int32     // its place in owner.holds
 	since time.Time // of the grant; in the journal, of the request
 	seq   uint64    // of its entry in the journal
 }
@@ -75,10 +77,10 @@ func (r *resource) lockedHeldByGone() (list []*hold) {
 
 // lockedUse finds or makes the resource and keeps it in the table until leave.
 func (m *Manager) lockedUse(id string) *resource {
-	r := m.resources[id]
+	r := m.resources.get(id)
 	if r == nil {
 		r = &resource{id: id}
-		m.resources[id] = r
+		m.resources.put(r)
 	}
 	r.users++
 	return r
@@ -89,18 +91,16 @@ func (m *Manager) leave(r *resource) {
 	defer m.mu.Unlock()
 	r.users--
 	if r.users == 0 && len(r.holds) == 0 {
-		delete(m.resources, r.id)
+		m.resources.remove(r.id)
 	}
 }
 
 func (m *Manager) lockedAddHold(r *resource, h *hold) {
 	m.holding = holding{}
 	r.holds = append(r.holds, h)
-	m.byRef[h.ref] = r
-	if h.owner.holds == nil {
-		h.owner.holds = map[*hold]*resource{}
-	}
-	h.owner.holds[h] = r
+	h.of = r
+	m.names.put(h)
+	h.owner.lockedAdd(h)
 	m.counts.changed(r, h, 1)
 }
 
@@ -108,13 +108,46 @@ func (m *Manager) lockedRemoveHold(r *resource, h *hold) {
 	m.holding = holding{}
 	i := slices.Index(r.holds, h)
 	r.holds = slices.Delete(r.holds, i, i+1)
-	if !slices.ContainsFunc(r.holds, func(o *hold) bool { return o.ref == h.ref }) {
-		delete(m.byRef, h.ref)
+	if m.names.get(h.ref) == h {
+		m.names.remove(h.ref)
+		if i := slices.IndexFunc(r.holds, func(o *hold) bool { return o.ref == h.ref }); i >= 0 {
+			m.names.put(r.holds[i])
+		}
 	}
 	m.counts.changed(r, h, -1)
-	delete(h.owner.holds, h)
+	h.owner.lockedRemove(h)
+	h.of = nil
 	if len(r.holds) == 0 {
 		r.handle, r.lost = nil, nil
 	}
 	m.lockedForgetOwner(h.owner)
+}
+
+// lockedNamed is the resource that is held under a name, or nil.
+func (m *Manager) lockedNamed(ref Ref) *resource {
+	if h := m.names.get(ref); h != nil {
+		return h.of
+	}
+	return nil
+}
+
+// lockedAdd notes that h is the owner's.
+func (o *owner) lockedAdd(h *hold) {
+	h.owner, h.at = o, int32(len(o.holds))
+	o.holds = append(o.holds, h)
+}
+
+// lockedRemove is the opposite. What was the last takes its place.
+func (o *owner) lockedRemove(h *hold) {
+	last := len(o.holds) - 1
+	o.holds[h.at] = o.holds[last]
+	o.holds[h.at].at = h.at
+	o.holds[last] = nil
+	o.holds = o.holds[:last]
+	switch {
+	case last == 0:
+		o.holds = nil
+	case cap(o.holds) > 4*last+64:
+		o.holds = slices.Clone(o.holds)
+	}
 }

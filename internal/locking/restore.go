@@ -179,7 +179,8 @@ func (m *Manager) takeBack(ctx context.Context, b Restorer, entries []Entry) (li
 	var ended, late []*Entry
 	owners := map[ownerKey]*owner{}
 	m.mu.Lock()
-	m.lockedExpect(len(list))
+	m.resources.expect(len(list))
+	m.names.expect(len(list))
 	for i := range list {
 		c := &list[i]
 		c.results, results = results[:len(c.held)], results[len(c.held):]
@@ -189,7 +190,7 @@ func (m *Manager) takeBack(ctx context.Context, b Restorer, entries []Entry) (li
 		} else {
 			ended = append(ended, c.resolve(b)...)
 		}
-		m.resources[c.r.id] = c.r
+		m.resources.put(c.r)
 		if len(c.entries) > 0 && why == nil {
 			describe(c.r.handle, c.entries[0].Owner, c.entries[0].Since)
 		}
@@ -241,14 +242,6 @@ func (m *Manager) takeBack(ctx context.Context, b Restorer, entries []Entry) (li
 		m.lockedOwnerGone(o)
 	}
 	return list, why
-}
-
-// lockedExpect makes room for n resources at once, as growing would touch twice
-// the memory.
-func (m *Manager) lockedExpect(n int) {
-	if len(m.resources) == 0 && len(m.byRef) == 0 {
-		m.resources, m.byRef = make(map[string]*resource, n), make(map[Ref]*resource, n)
-	}
 }
 
 type ownerKey struct {
@@ -336,11 +329,11 @@ func (m *Manager) settle(ctx context.Context, b Restorer, entries []Entry, doubt
 func (m *Manager) keepForNobody(e Entry, h Handle, why error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.resources[e.ID] != nil {
+	if m.resources.get(e.ID) != nil {
 		return // a second shared lock; the next process finds it
 	}
 	r := &resource{id: e.ID, mode: e.Mode, handle: h, lost: why}
-	m.resources[e.ID] = r
+	m.resources.put(r)
 	o := nobody(e.Owner.PID)
 	m.lockedAddHold(r, &hold{owner: o, info: o.lockedInfo(e.Owner), ref: e.Ref, since: e.Since, seq: e.Seq})
 }

@@ -10,21 +10,25 @@ import (
 // each resource that is held, and hardly ever anybody waits: a channel does the same
 // and takes five times the memory. The zero value is free.
 type turn struct {
-	mu    sync.Mutex // guards what follows; never held for longer than a moment
-	taken bool
-	line  *[]chan struct{} // who waits, the first first; nil if nobody does
+	mu sync.Mutex // guards what follows; never held for longer than a moment
+	// line is who waits, the first first; nil while it is free, and &nobodyWaits while it
+	// is taken and nobody does.
+	line *[]chan struct{}
 }
+
+// nobodyWaits is never changed.
+var nobodyWaits []chan struct{}
 
 // take waits for the turn. After an error, which is that of ctx, it is not taken.
 func (t *turn) take(ctx context.Context) error {
 	t.mu.Lock()
-	if !t.taken {
-		t.taken = true
+	if t.line == nil {
+		t.line = &nobodyWaits
 		t.mu.Unlock()
 		return nil
 	}
 	mine := make(chan struct{})
-	if t.line == nil {
+	if t.line == &nobodyWaits {
 		t.line = new([]chan struct{})
 	}
 	*t.line = append(*t.line, mine)
@@ -53,8 +57,8 @@ func (t *turn) take(ctx context.Context) error {
 func (t *turn) give() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.line == nil {
-		t.taken = false
+	if t.line == &nobodyWaits {
+		t.line = nil
 		return
 	}
 	next := (*t.line)[0]
@@ -65,6 +69,6 @@ func (t *turn) give() {
 // leaveLine is called with mu held.
 func (t *turn) leaveLine(at int) {
 	if *t.line = slices.Delete(*t.line, at, at+1); len(*t.line) == 0 {
-		t.line = nil
+		t.line = &nobodyWaits
 	}
 }

@@ -40,11 +40,8 @@ func (m *Manager) lockedSeen(pid int32, now *owner) {
 		if len(o.holds) > 0 && len(now.holds) > 0 {
 			m.counts.owners.Add(-1)
 		}
-		for h, r := range o.holds {
-			if now.holds == nil {
-				now.holds = map[*hold]*resource{}
-			}
-			h.owner, now.holds[h] = now, r
+		for _, h := range o.holds {
+			now.lockedAdd(h)
 		}
 		o.holds = nil
 		o.close()

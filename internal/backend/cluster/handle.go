@@ -9,27 +9,25 @@ import (
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
-// handle is one resource, and its lock if it has one.
+// handle is one resource, and its lock if it has one. There is one for each lock, so
+// the small fields are together.
 type handle struct {
 	b    *Backend
 	ref  locking.Ref
 	name string
-	// asPath is the name that a daemon which does not know identities gives the disk;
-	// "" if it is no other one, or counts for other disks of other hosts too.
-	asPath string
-	mode   locking.Mode // of lock
-	lock   *dlm.Lock    // nil unless locked
+	mode locking.Mode // of lock
+	// aliased says that a daemon which does not know identities gives the disk another
+	// name, ResourceName(ref), which does not count for other disks of other hosts too.
+	aliased bool
+	written bool      // guarded by publisher.mu: the lock's value block may have a record
+	ended   bool      // guarded by Backend.mu: nothing is to be known of it any more
+	lock    *dlm.Lock // nil unless locked
 	// late is the lock that an earlier process asked for, if it is not known yet
 	// whether it got it.
 	late *dlm.Adoption
 
-	// Guarded by publisher.mu.
-	publication *publication // nil unless it is to be published
-	written     bool         // the lock's value block may have a record
-
-	// Guarded by Backend.mu.
-	thing *known // nil if it is not known which it is, or not any more
-	ended bool   // nothing is to be known of it any more
+	publication *publication // guarded by publisher.mu; nil unless it is to be published
+	thing       *known       // guarded by Backend.mu; nil if it is not known which it is, or not any more
 }
 
 func (h *handle) ID() string { return h.name }

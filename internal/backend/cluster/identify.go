@@ -85,9 +85,7 @@ func (b *Backend) Open(ctx context.Context, ref locking.Ref, _ bool) (locking.Ha
 	if err != nil {
 		return nil, &locking.Error{Kind: locking.KindUnavailable, Op: "acquire", Ref: ref, Err: err}
 	}
-	if id != h.name && !d.Here {
-		h.asPath = h.name
-	}
+	h.aliased = id != h.name && !d.Here
 	h.name = id
 	if d.Local != "" {
 		// Until it is known what the locks from before a restart stand for, this may be one
@@ -261,16 +259,17 @@ func (b *Backend) recallOne(h *handle) {
 // host: before an upgrade, from which its virtual machines have gone on. The mode
 // conflicts with what such a lock may be in, and with nobody who asks the same.
 func (h *handle) askEarlier(ctx context.Context, space *dlm.Lockspace, mode locking.Mode) error {
-	if h.asPath == "" {
+	if !h.aliased {
 		return nil
 	}
+	name := ResourceName(h.ref)
 	ask := dlm.CW // not together with EX and PR
 	if mode == locking.Shared {
 		ask = dlm.CR // not together with EX
 	}
-	l, err := space.Lock(ctx, h.asPath, ask, dlm.LockOptions{NoQueue: true})
+	l, err := space.Lock(ctx, name, ask, dlm.LockOptions{NoQueue: true})
 	if errors.Is(err, dlm.ErrBusy) {
-		return &elsewhere{b: h.b, name: h.asPath, mode: mode}
+		return &elsewhere{b: h.b, name: name, mode: mode}
 	}
 	if err != nil {
 		return err

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -14,26 +13,27 @@ import (
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
-// file is what a file is, whatever its name.
-type file struct {
-	device   bool
-	dev, ino uint64 // of a device: its number and 0
-}
-
-func fileOf(st unix.Stat_t) file {
+// idOf says what a file is, whatever its name: two files that are open have the same
+// ID if and only if they are the same.
+func idOf(st unix.Stat_t) string {
+	b := make([]byte, 0, 48)
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFBLK, unix.S_IFCHR:
-		return file{device: true, dev: st.Rdev<<1 | uint64(st.Mode&unix.S_IFMT)/unix.S_IFBLK&1}
+		number := st.Rdev<<1 | uint64(st.Mode&unix.S_IFMT)/unix.S_IFBLK&1
+		b = strconv.AppendUint(append(b, "device "...), number, 10)
+	default:
+		b = strconv.AppendUint(append(b, "file "...), st.Dev, 10)
+		b = strconv.AppendUint(append(b, ' '), st.Ino, 10)
 	}
-	return file{dev: st.Dev, ino: st.Ino}
+	return string(b)
 }
 
 // handle is an open file. There is one for each lock, so the small fields are
-// together.
+// together, and everybody gets the same memory for the ID.
 type handle struct {
 	b    *Backend
 	path string
-	file file
+	id   string
 	fd   int // set by Open, never changed
 
 	mu     sync.Mutex // guards the two below
@@ -47,31 +47,7 @@ type handle struct {
 	autocreate bool
 }
 
-func (h *handle) ID() string {
-	if h.file.device {
-		return fmt.Sprintf("device %d", h.file.dev)
-	}
-	return fmt.Sprintf("file %d %d", h.file.dev, h.file.ino)
-}
-
-// parseID is the opposite of ID.
-func parseID(id string) (f file, ok bool) {
-	kind, rest, _ := strings.Cut(id, " ")
-	dev, ino, _ := strings.Cut(rest, " ")
-	var err error
-	if f.dev, err = strconv.ParseUint(dev, 10, 64); err != nil {
-		return file{}, false
-	}
-	switch kind {
-	case "device":
-		f.device = true
-	case "file":
-		if f.ino, err = strconv.ParseUint(ino, 10, 64); err != nil {
-			return file{}, false
-		}
-	}
-	return f, (&handle{file: f}).ID() == id
-}
+func (h *handle) ID() string { return h.id }
 
 func (h *handle) Lock(ctx context.Context, mode locking.Mode) error {
 	return h.onFile(ctx, func() error {
@@ -99,7 +75,7 @@ func (h *handle) Lock(ctx context.Context, mode locking.Mode) error {
 // then this lock keeps nobody out.
 func (h *handle) stillThere() error {
 	st, err := h.b.sys.stat(h.path)
-	if errors.Is(err, unix.ENOENT) || err == nil && fileOf(st) != h.file {
+	if errors.Is(err, unix.ENOENT) || err == nil && idOf(st) != h.id {
 		return locking.ErrStale
 	}
 	if err != nil {
@@ -113,7 +89,7 @@ func (h *handle) keep(ctx context.Context) error {
 	if h.b.keeper == nil {
 		return nil
 	}
-	if err := h.b.keeper.Put(ctx, h.ID(), h.fd); err != nil {
+	if err := h.b.keeper.Put(ctx, h.id, h.fd); err != nil {
 		return fmt.Errorf("keep the lock for the time after this process: %w", err)
 	}
 	h.locked = true
@@ -173,7 +149,7 @@ func (h *handle) removeCreated() {
 		return
 	}
 	st, err := h.b.sys.stat(h.path)
-	if err == nil && fileOf(st) == h.file && st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size == 0 {
+	if err == nil && idOf(st) == h.id && st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size == 0 {
 		// A file that stays is harmless: the next acquire uses it.
 		_ = h.b.sys.unlink(h.path)
 	}

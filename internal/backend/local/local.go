@@ -271,7 +271,7 @@ func (b *Backend) Open(ctx context.Context, ref locking.Ref, autocreate bool) (l
 			b.sys.close(fd)
 			return fmt.Errorf("fstat: %w", err)
 		}
-		h.fd, h.file = fd, fileOf(st)
+		h.fd, h.id = fd, idOf(st)
 		return nil
 	}, func() {
 		if h.fd >= 0 {

@@ -5,15 +5,24 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
-// restorers is how many locks are taken back at a time, so that a file system
-// that hangs does not keep those on others.
-const restorers = 256
+const (
+	// restorers is how many locks are taken back at a time at most, so that a file
+	// system that hangs does not keep those on others.
+	restorers = 256
+	// firstRestorers are enough where none hangs: each more needs memory that was never
+	// touched before.
+	firstRestorers = 2
+	// moreRestorers is how long no lock must be taken back for there to be twice as many.
+	moreRestorers = 5 * time.Millisecond
+)
 
 // Distrust makes Restore look at each descriptor also after NewSame: what the journal
 // says of them may be wrong.
@@ -37,26 +46,60 @@ func (b *Backend) Restore(ctx context.Context, held []locking.Held) []locking.Re
 		}
 		rest = append(rest, i)
 	}
-	next := make(chan int)
-	var workers sync.WaitGroup
-	for range min(restorers, len(rest)) {
-		workers.Go(func() {
-			for i := range next {
-				h, err := b.restore(ctx, held[i])
-				if err != nil {
-					results[i].Err = err
-				} else {
-					results[i].Handle = h // no nil *handle in an interface
-				}
-			}
-		})
-	}
-	for _, i := range rest {
-		next <- i
-	}
-	close(next)
-	workers.Wait()
+	eachInTime(rest, func(i int) {
+		h, err := b.restore(ctx, held[i])
+		if err != nil {
+			results[i].Err = err
+		} else {
+			results[i].Handle = h // no nil *handle in an interface
+		}
+	})
 	return results
+}
+
+// eachInTime calls f for each of list, in that order, and returns when all calls have.
+// Those that hang keep no other waiting for long, unless there are restorers of them.
+func eachInTime(list []int, f func(int)) {
+	if len(list) == 0 {
+		return
+	}
+	var begun, ended atomic.Int64
+	var running sync.WaitGroup
+	done := make(chan struct{})
+	worker := func() {
+		for {
+			n := int(begun.Add(1))
+			if n > len(list) {
+				return
+			}
+			f(list[n-1])
+			if int(ended.Add(1)) == len(list) {
+				close(done)
+			}
+		}
+	}
+	workers := min(firstRestorers, len(list))
+	for range workers {
+		running.Go(worker)
+	}
+	tick := time.NewTicker(moreRestorers)
+	defer tick.Stop()
+	for last := int64(0); ; {
+		select {
+		case <-done:
+			running.Wait() // nothing is left for them
+			return
+		case <-tick.C:
+		}
+		now := ended.Load()
+		if now == last && int(begun.Load()) < len(list) {
+			for range min(workers, restorers-workers) {
+				workers++
+				running.Go(worker)
+			}
+		}
+		last = now
+	}
 }
 
 // goOn goes on with a lock of this process; nil if there is none.
@@ -65,8 +108,7 @@ func (b *Backend) goOn(held locking.Held) *handle {
 		return nil
 	}
 	path, err := pathOf("take back", held.Ref)
-	f, ok := parseID(held.ID)
-	if err != nil || !ok {
+	if err != nil {
 		return nil
 	}
 	b.mu.Lock()
@@ -81,7 +123,7 @@ func (b *Backend) goOn(held locking.Held) *handle {
 		b.earlier[held.ID] = fds[1:]
 	}
 	b.restored[held.ID] = true
-	return &handle{b: b, path: path, autocreate: held.Autocreate, file: f, fd: fds[0], locked: true}
+	return &handle{b: b, path: path, autocreate: held.Autocreate, id: held.ID, fd: fds[0], locked: true}
 }
 
 func (b *Backend) restore(ctx context.Context, held locking.Held) (*handle, error) {
@@ -144,10 +186,10 @@ func (h *handle) relock(ctx context.Context, held locking.Held) error {
 		if err != nil {
 			return fmt.Errorf("fstat: %w", err)
 		}
-		h.file = fileOf(st)
-		if id := h.ID(); id != held.ID {
+		if id := idOf(st); id != held.ID {
 			return fmt.Errorf("a descriptor that was kept for %q is of %q", held.ID, id)
 		}
+		h.id = held.ID
 		err = h.b.sys.lock(h.fd, held.Mode == locking.Shared)
 		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
 			return h.busy(held.Mode)

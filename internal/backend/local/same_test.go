@@ -141,16 +141,17 @@ func TestSameProcessWithOtherLocks(t *testing.T) {
 	}
 }
 
-func TestParseID(t *testing.T) {
-	for _, f := range []file{{dev: 1, ino: 2}, {device: true, dev: 17}, {dev: 1<<64 - 1, ino: 1<<64 - 1}} {
-		id := (&handle{file: f}).ID()
-		if got, ok := parseID(id); !ok || got != f {
-			t.Errorf("%q: %+v, %v", id, got, ok)
-		}
-	}
-	for _, id := range []string{"", "file", "file 1", "file 1 2 3", "file 01 2", "device", "device 1 2", "file -1 2", "other 1 2", "file 1 18446744073709551616"} {
-		if got, ok := parseID(id); ok {
-			t.Errorf("%q: %+v", id, got)
+// An ID tells all files apart, and is what earlier versions have written.
+func TestIDOf(t *testing.T) {
+	const most = 1<<64 - 1
+	for id, st := range map[string]unix.Stat_t{
+		"file 1 2": {Mode: unix.S_IFREG, Dev: 1, Ino: 2, Rdev: 3},
+		"file 18446744073709551615 18446744073709551615": {Mode: unix.S_IFDIR, Dev: most, Ino: most},
+		"device 34": {Mode: unix.S_IFCHR | 0o600, Dev: 1, Ino: 2, Rdev: 17},
+		"device 35": {Mode: unix.S_IFBLK | 0o600, Dev: 1, Ino: 2, Rdev: 17},
+	} {
+		if got := idOf(st); got != id {
+			t.Errorf("%q, want %q", got, id)
 		}
 	}
 }
