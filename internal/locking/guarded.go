@@ -40,7 +40,7 @@ func (m *Manager) HoldingProcesses() []HoldingProcess {
 	}
 	list := []HoldingProcess{}
 	seen := map[*owner]struct{}{}
-	for _, r := range m.resources {
+	for r := range m.resources.all() {
 		if m.onlyHere(r.id) {
 			continue
 		}
@@ -75,7 +75,7 @@ func (o *owner) lockedStart() uint64 {
 func (m *Manager) Prove(ctx context.Context, pid int32, start uint64) error {
 	var list []*resource
 	m.mu.Lock()
-	for _, r := range m.resources {
+	for r := range m.resources.all() {
 		if !m.onlyHere(r.id) && r.lockedHeldBy(pid, start) {
 			r.users++
 			list = append(list, r)
