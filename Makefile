@@ -6,6 +6,8 @@ LDFLAGS = -s -w -X main.version=$(VERSION)
 # Packages with tests that need the lab. They share the machine's cores, so they run one after the other.
 LAB_PACKAGES = ./lab/... ./tests/cluster ./tests/crash ./tests/deadline ./tests/local ./tests/prerequisites ./tests/stress \
 	./dlm/dlmtest/conformance/... ./internal/difftest/...
+# Of tests/guard some cases, of which one must find an overlap where no guard is.
+GUARD_CASES = ^TestGuard$$$$/^(ConfirmDead|Cut|DaemonKilledWhileStopped|WithoutGuard)$$$$
 # Those for which there is no time in 'make test'.
 MORE_LAB_PACKAGES = ./tests/doctor ./tests/guard ./tests/identity ./tests/peers ./corosync/corosynctest/conformance/...
 
@@ -21,6 +23,7 @@ build: ## build bin/vmlockd and bin/vmlockctl, without cgo
 # A program with the race detector sleeps for a second when it ends, and the tests start many.
 unit: ## tests that need nothing but Go and a C compiler, with the race detector
 	GORACE=atexit_sleep_ms=10 $(GO) test -race ./...
+	$(GO) test -run TestEachAssumptionCounts ./internal/guard
 
 lint: ## gofmt, go vet and staticcheck
 	@test -z "$$(gofmt -l .)" || { echo "gofmt would change:"; gofmt -l .; exit 1; }
@@ -29,6 +32,7 @@ lint: ## gofmt, go vet and staticcheck
 
 lab-test: ## tests on cluster nodes with stock libvirt (root; boots User-Mode Linux)
 	VMLOCKD_LAB=1 VMLOCKD_STRESS_KILLS=$${VMLOCKD_STRESS_KILLS:-60} $(GO) test -p 1 -count=1 -timeout 30m $(LAB_PACKAGES)
+	VMLOCKD_LAB=1 $(GO) test -count=1 -timeout 30m -run '$(GUARD_CASES)' ./tests/guard
 
 lab-more: ## more of these: doctor, guard, identity, peers and corosync on a cluster, 200 kills under load, and 200 cut-off random workloads
 	VMLOCKD_LAB=1 $(GO) test -p 1 -count=1 -timeout 30m $(MORE_LAB_PACKAGES)
