@@ -216,6 +216,9 @@ func (g *guarding) close(ctx context.Context, disarm bool) error {
 		return nil
 	}
 	var err error
+	if disarm && g.Guard != nil {
+		g.Withdraw()
+	}
 	if g.done != nil {
 		g.cancel()
 		select {
@@ -317,7 +320,9 @@ func totem(cmap *corosync.Cmap) func(context.Context) (guard.Totem, error) {
 		}
 		// With a device corosync leaves two_node out of account (votequorum(5)).
 		two, _ := quorum["quorum.two_node"].Uint()
-		t.Majority = quorum["quorum.provider"].String() == "corosync_votequorum" && (two == 0 || quorum["quorum.device.model"].String() != "")
+		// With this one what is left has quorum, however few that are.
+		last, _ := quorum["quorum.last_man_standing"].Uint()
+		t.Majority = quorum["quorum.provider"].String() == "corosync_votequorum" && last == 0 && (two == 0 || quorum["quorum.device.model"].String() != "")
 		return t, nil
 	}
 }

@@ -113,6 +113,10 @@ func again(ctx context.Context, every, timeout time.Duration, ask func(context.C
 func (g *Guard) takeTotem(totem Totem) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.lockedTotem(totem)
+}
+
+func (g *Guard) lockedTotem(totem Totem) {
 	g.totem = totem
 	g.timing.Token, g.timing.Consensus = totem.Token, totem.Consensus
 	err := g.timing.Check()

@@ -53,9 +53,11 @@ type Guard struct {
 	heldOff map[uint32]bool // nodes of which the log was told that they have vanished
 	closing bool            // nothing is granted any more
 	leaving bool            // and nothing is held
-	failed  string          // what the log was told last of saving
-	suspect bool            // what was noted cannot be read
-	dog     dogState
+	// withdrawn: no promise is given any more.
+	withdrawn bool
+	failed    string // what the log was told last of saving
+	suspect   bool   // what was noted cannot be read
+	dog       dogState
 }
 
 type ownerKey struct {
@@ -87,7 +89,11 @@ func New(o Options) (*Guard, error) {
 		g.suspect = true
 	case saved != nil:
 		g.ledger.restore(saved)
-		g.used = saved.Entered
+		// Corosync may not answer any more, and what is at stake does not wait for it.
+		if saved.Totem != nil {
+			g.lockedTotem(*saved.Totem)
+		}
+		g.fencing = saved.Fencing
 		g.proven, g.dog.left = saved.Proven, saved.Armed
 		for _, f := range saved.Frozen {
 			g.lockedRestore(f)
@@ -207,6 +213,10 @@ func (g *Guard) step(ctx context.Context, wg *sync.WaitGroup) {
 		}
 	} else {
 		g.lost = ""
+		if len(g.frozen) > 0 { // stopped before it was known that this cluster fences
+			g.ledger.look(v, g.timing, time.Now())
+			why, _ = judge(v, g.timing)
+		}
 	}
 	g.lockedWake()
 	if g.lost != "" {
@@ -261,7 +271,11 @@ func (g *Guard) lockedWake() {
 
 // lockedSave writes what must survive.
 func (g *Guard) lockedSave() {
-	s := Saved{At: g.o.Clock(), Proven: g.proven, Armed: g.dog.open || g.dog.left}
+	s := Saved{At: g.o.Clock(), Proven: g.proven, Armed: g.dog.open || g.dog.left, Fencing: g.fencing}
+	if g.timing.Known() {
+		totem := g.totem
+		s.Totem = &totem
+	}
 	for _, f := range g.frozen {
 		s.Frozen = append(s.Frozen, f.Frozen)
 	}
@@ -293,6 +307,9 @@ func (g *Guard) ConfirmDead(node uint32) error {
 	v := g.lockedView()
 	if v.self == node {
 		return fmt.Errorf("node %d is this host", node)
+	}
+	if g.lockedMode() == Fencing {
+		return fmt.Errorf("dlm_controld fences in this cluster, and the DLM waits until node %d was fenced: 'dlm_tool fence_ack %d' says that it is off", node, node)
 	}
 	if err := g.ledger.confirm(v, node); err != nil {
 		return err
@@ -329,6 +346,14 @@ func (g *Guard) Settle(ctx context.Context) error {
 			return fmt.Errorf("%d processes are stopped, and stay so until vmlockd is started again: %w", left, ctx.Err())
 		}
 	}
+}
+
+// Withdraw says that nobody guards this host from now on: Run tells the others when
+// it ends.
+func (g *Guard) Withdraw() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.closing, g.withdrawn = true, true
 }
 
 // Leave says that this host holds nothing, and takes nothing any more: Run tells

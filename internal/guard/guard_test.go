@@ -146,6 +146,83 @@ func TestLongWithoutAGuard(t *testing.T) {
 	})
 }
 
+// Corosync hangs, and the guard is killed and started again: the new one is told
+// nothing by corosync, and knows what the one before has noted.
+func TestCorosyncHangsAndTheGuardIsKilled(t *testing.T) {
+	onBench(t, none, func(b *bench) {
+		x := b.nodes[0]
+		b.change("corosync of node 1 hangs", func() { b.parts[0], x.hung = 1, true })
+		b.settle(b.ctx, 2*time.Second)
+		x.kill()
+		b.settle(b.ctx, 500*time.Millisecond)
+		x.start()
+		b.is("just started", true, false)
+		b.settle(b.ctx, b.timing.Lease()+time.Second)
+		b.is("after the lease", false, false)
+		b.settle(b.ctx, b.timing.Grace+time.Second)
+		b.is("after the grace", false, true)
+	})
+}
+
+// A vmlockd that is stopped disarms its watchdog, and so the others must not count on
+// it any more, whatever it was that they counted on.
+func TestWithdraw(t *testing.T) {
+	onBench(t, none, func(b *bench) {
+		x := b.nodes[0]
+		x.guard.mu.Lock()
+		x.guard.o.Dog = &dog{}
+		x.guard.mu.Unlock()
+		b.settle(b.ctx, 2*time.Second)
+		word := func() word {
+			g := b.nodes[1].guard
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			return g.ledger.words[1]
+		}
+		if w := word(); !w.Promise || !w.Watchdog {
+			b.t.Fatalf("node 2 has heard %+v", w)
+		}
+		x.guard.Withdraw()
+		x.kill()
+		b.settle(b.ctx, 2*time.Second)
+		if w := word(); w.Promise || w.Watchdog {
+			b.t.Errorf("node 2 counts on a guard that has ended: %+v", w)
+		}
+		b.change("node 1 is cut off", func() { b.parts[0] = 1 })
+		b.settle(b.ctx, b.timing.FenceBy()+2*b.timing.HoldOff)
+		b.is("nobody guards it", true, false)
+		if err := b.nodes[1].guard.Admit(b.ctx); err == nil || !strings.Contains(err.Error(), "no promise") {
+			b.t.Errorf("node 2: %v", err)
+		}
+	})
+}
+
+// Where dlm_controld fences nobody is stopped, also when that is known late; and who was
+// stopped before goes on.
+func TestStoppedBeforeFencingIsKnown(t *testing.T) {
+	onBench(t, none, func(b *bench) {
+		x := b.nodes[0]
+		x.kill()
+		b.change("fencing is switched on", func() { x.fences = true })
+		b.nodes[2].power() // so that the ring is another one
+		b.settle(b.ctx, 2*b.timing.FenceBy())
+		x.start() // the one before has noted that nobody fences
+		b.settle(b.ctx, 10*time.Second)
+		b.is("where dlm_controld fences", true, false)
+		if s := x.guard.Status(); s.Mode != Fencing {
+			b.t.Errorf("the mode is %v", s.Mode)
+		}
+		if err := x.guard.ConfirmDead(2); err == nil || !strings.Contains(err.Error(), "fence_ack") {
+			b.t.Errorf("confirmed where dlm_controld fences: %v", err)
+		}
+		x.kill()
+		b.settle(b.ctx, 2*b.timing.FenceBy())
+		x.start()
+		b.settle(b.ctx, 100*time.Millisecond)
+		b.is("that is known from the notes", true, false)
+	})
+}
+
 // Without a proof by the kernel a process does not go on, although the cluster is back.
 func TestNoProofNoGo(t *testing.T) {
 	onBench(t, none, func(b *bench) {

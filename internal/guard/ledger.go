@@ -62,7 +62,7 @@ func newLedger() *ledger {
 
 // look compares what is seen with what was. wall is the time by the wall clock.
 func (l *ledger) look(v view, t Timing, wall time.Time) {
-	if !v.quorate() || !v.inSpace() {
+	if !v.quorate() || !v.inSpace() || len(v.configured) == 0 {
 		l.entered = false
 		return
 	}
@@ -95,6 +95,10 @@ func (l *ledger) look(v view, t Timing, wall time.Time) {
 		}
 		if _, ok := l.known[node]; !ok {
 			l.changed = true
+			if w := l.words[node]; w.Leaving {
+				// It is back. That its guard is may be told later, or never.
+				l.words[node] = word{Needs: w.Needs}
+			}
 		}
 		l.known[node] = wall
 		// It can have entered only after all its locks were gone: it was rebooted, or
@@ -149,6 +153,10 @@ func (l *ledger) note(f fact) {
 // lockspace: whoever is away now may have had quorum until just now.
 func (l *ledger) enter(v view, t Timing) {
 	l.entered, l.changed = true, true
+	if l.ring != v.ring.ID.Seq {
+		// Who was confirmed dead may have been there again, and been lost again.
+		clear(l.confirmed)
+	}
 	for node, f := range l.facts {
 		f.Until = max(f.Until, v.at+max(t.HoldOff, l.words[node].Needs))
 		l.note(f)

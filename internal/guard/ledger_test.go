@@ -216,6 +216,59 @@ func TestLedgerSurvives(t *testing.T) {
 	}
 }
 
+// Who was confirmed dead, came back and was lost again while no guard ran here is not
+// dead by that word, here or anywhere else.
+func TestConfirmedIsForOneAbsence(t *testing.T) {
+	l := watching()
+	v := seen(time.Second, 2, 1, 2)
+	l.look(v, lab, time.Unix(1001, 0))
+	if err := l.confirm(v, 3); err != nil {
+		t.Fatal(err)
+	}
+	l.none(t, "confirmed dead")
+	var s Saved
+	l.save(&s)
+	s.At = v.at
+	n := newLedger()
+	n.restore(&s)
+	n.look(seen(time.Hour, 4, 1, 2), lab, time.Unix(4600, 0))
+	if f := n.only(t, "in another ring"); f.Node != 3 || len(n.confirmed) != 0 {
+		t.Errorf("%+v, confirmed %v", f, n.confirmed)
+	}
+}
+
+// Nobody knows who is missing before corosync's configuration is known.
+func TestNotEnteredBeforeTheNodesAreKnown(t *testing.T) {
+	l := newLedger()
+	v := seen(time.Second, 7, 1, 2)
+	v.configured = nil
+	l.look(v, lab, time.Unix(1001, 0))
+	if l.entered || l.complete() {
+		t.Error("entered without knowing whom to expect")
+	}
+	l.look(seen(2*time.Second, 7, 1, 2), lab, time.Unix(1002, 0))
+	l.only(t, "node 3 is missing")
+}
+
+// A node that had left, and is back when a guard starts here, is heard of by what it
+// said before. That it is leaving is not true any more.
+func TestLeftAndBack(t *testing.T) {
+	l := watching()
+	l.hear(seen(time.Second, 1, 1, 2, 3), 3, message{Leaving: true, Ring: 1, Space: []uint32{1, 2, 3}})
+	l.look(seen(2*time.Second, 2, 1, 2), lab, time.Unix(1002, 0))
+	l.none(t, "it has left")
+	var s Saved
+	l.save(&s)
+	s.At = 2 * time.Second
+	n := newLedger()
+	n.restore(&s)
+	n.look(seen(time.Minute, 3, 1, 2, 3), lab, time.Unix(1060, 0))
+	n.look(seen(time.Minute+time.Second, 4, 1, 2), lab, time.Unix(1061, 0))
+	if f := n.only(t, "lost, and its guard not heard since it was back"); f.Promised {
+		t.Errorf("%+v", f)
+	}
+}
+
 func FuzzDecode(f *testing.F) {
 	b, err := encode(message{Promise: true, Facts: []told{{Node: 3, Left: 1, Promised: true}}, Dead: []uint32{4}})
 	if err != nil {

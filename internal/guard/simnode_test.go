@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io/fs"
 	"slices"
 	"sync"
 	"time"
@@ -34,6 +36,7 @@ type node struct {
 	running      bool // the lockspace
 	controldGone bool
 	controldHung bool
+	fences       bool
 	space        []uint32
 	daemonRing   uint64
 
@@ -168,6 +171,10 @@ func (x *node) start() {
 	gr.events <- corosync.Up{Self: x.member()}
 	w.lockedGroupNews(x, corosync.Membership{Joined: []corosync.Change{{Member: x.member(), Reason: corosync.ReasonJoin}}})
 	timing := w.timing
+	// What corosync says is not known before it has been asked, and a guard that
+	// starts while it is hung is told nothing.
+	timing.Token, timing.Consensus = 0, 0
+	heard := false
 	w.mu.Unlock()
 	g, err := New(Options{
 		Mode: Auto, Timing: timing, Lockspace: "test", Group: gr, Store: store{x},
@@ -176,13 +183,24 @@ func (x *node) start() {
 		Ring: func() (corosync.Ring, error) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
+			if x.hung && !heard {
+				return corosync.Ring{}, errors.New("not connected")
+			}
+			heard = true
 			if w.now() < x.shown {
 				return x.earlier, nil
 			}
 			return x.ring, nil
 		},
-		Totem: func(context.Context) (Totem, error) {
-			t := Totem{Token: timing.Token, Consensus: timing.Consensus, Majority: w.majority}
+		Totem: func(ctx context.Context) (Totem, error) {
+			w.mu.Lock()
+			hung := x.hung
+			w.mu.Unlock()
+			if hung {
+				<-ctx.Done()
+				return Totem{}, ctx.Err()
+			}
+			t := Totem{Token: w.timing.Token, Consensus: w.timing.Consensus, Majority: w.majority}
 			for _, y := range w.nodes {
 				t.Nodes = append(t.Nodes, y.id)
 			}
@@ -192,7 +210,7 @@ func (x *node) start() {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			if !x.inSpace {
-				return nil, errors.New("not in the lockspace")
+				return nil, fmt.Errorf("not in the lockspace: %w", fs.ErrNotExist)
 			}
 			return slices.Clone(x.space), nil
 		},
@@ -263,7 +281,11 @@ func (x *node) Status(ctx context.Context) (controld.Status, error) {
 
 func (x *node) Known(context.Context, string) error { return nil }
 
-func (x *node) Config(context.Context) (controld.Config, error) { return controld.Config{}, nil }
+func (x *node) Config(context.Context) (controld.Config, error) {
+	x.w.mu.Lock()
+	defer x.w.mu.Unlock()
+	return controld.Config{EnableFencing: x.fences}, nil
+}
 
 // owners stands still while the guard is to.
 func (x *node) owners() (list []Owner) {

@@ -23,7 +23,9 @@ type Saved struct {
 	Boot      string               `json:"boot"`
 	At        time.Duration        `json:"at"` // by the guard's clock
 	Proven    time.Duration        `json:"proven"`
-	Armed     bool                 `json:"armed,omitempty"` // the watchdog
+	Armed     bool                 `json:"armed,omitempty"`   // the watchdog
+	Totem     *Totem               `json:"totem,omitempty"`   // nil if it was not known
+	Fencing   *bool                `json:"fencing,omitempty"` // whether dlm_controld fences; nil if that was not known
 	Frozen    []Frozen             `json:"frozen,omitempty"`
 	Entered   bool                 `json:"entered"`
 	Ring      uint64               `json:"ring"`

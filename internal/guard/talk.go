@@ -36,11 +36,11 @@ func (g *Guard) tell(ctx context.Context) {
 // bye is the last message.
 func (g *Guard) bye(ctx context.Context) {
 	g.mu.Lock()
-	leaving, up := g.leaving, g.up
+	last, up := g.leaving || g.withdrawn, g.up
 	b, err := encode(g.lockedMessage())
 	g.lockedSave()
 	g.mu.Unlock()
-	if leaving && up && err == nil {
+	if last && up && err == nil {
 		_ = g.o.Group.Send(ctx, b) // who does not hear it holds off
 	}
 }
@@ -48,7 +48,7 @@ func (g *Guard) bye(ctx context.Context) {
 // lockedMessage is what is told now.
 func (g *Guard) lockedMessage() message {
 	m := message{
-		Sent: int64(g.o.Clock()), Run: g.run, Promise: g.lockedPromise(), Watchdog: g.dog.open, Leaving: g.leaving,
+		Sent: int64(g.o.Clock()), Run: g.run, Promise: g.lockedPromise(), Watchdog: g.dog.open && !g.withdrawn, Leaving: g.leaving,
 		Needs: g.timing.LeastHoldOff().Milliseconds(), Ring: g.ledger.ring,
 	}
 	if g.lost != "" || !g.ledger.entered {
@@ -71,7 +71,7 @@ func (g *Guard) lockedMessage() message {
 // lockedPromise reports whether everything here that owns a lock is stopped when
 // this host loses the cluster.
 func (g *Guard) lockedPromise() bool {
-	if g.lockedMode() != Freeze || !g.timing.Known() || g.tooFast != nil || g.failed != "" {
+	if g.lockedMode() != Freeze || g.withdrawn || !g.timing.Known() || g.tooFast != nil || g.failed != "" {
 		return false
 	}
 	return !slices.ContainsFunc(g.owners, func(o Owner) bool { return o.Start == 0 || g.wish(o) == WishIgnore })

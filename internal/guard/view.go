@@ -3,6 +3,7 @@ package guard
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"time"
 
@@ -82,7 +83,7 @@ func judge(v view, t Timing) (why string, lost bool) {
 		return fmt.Sprintf("dlm_controld has not answered for %v", (v.at - v.askedAt).Round(100*time.Millisecond)), true
 	case v.cluster.MergeWait:
 		return "this part of the cluster was separated from another and has met it again", true
-	case v.used && v.spaceErr != nil:
+	case v.used && errors.Is(v.spaceErr, fs.ErrNotExist):
 		return fmt.Sprintf("the members of the DLM lockspace are not known any more: %v", v.spaceErr), true
 	case v.used && !v.inSpace():
 		return "this host is not a member of the DLM lockspace any more", true

@@ -35,7 +35,8 @@ func (g *Guard) lockedDog(v view, mode Mode) {
 	if g.o.Dog == nil {
 		return
 	}
-	if mode != Freeze || len(g.owners) == 0 && len(g.frozen) == 0 {
+	// While the mode is not known the worst is to be expected.
+	if mode == Fencing || len(g.owners) == 0 && len(g.frozen) == 0 {
 		if g.dog.left {
 			// The earlier daemon did not live to disarm it.
 			g.dog = dogState{open: g.o.Dog.Feed() == nil}

@@ -130,9 +130,15 @@ func (m *Manager) acquireInTurn(ctx context.Context, g *Registration, ref Ref, m
 	if len(r.holds) > 0 {
 		defer closeHandle(h)
 		err := r.lockedRefusal(ref, mode)
+		handle := r.handle
 		m.mu.Unlock()
 		if err != nil {
 			return nil, err
+		}
+		if a, ok := handle.(Admitter); ok {
+			if err := a.Admit(ctx); err != nil {
+				return nil, m.failed("acquire", ref, err)
+			}
 		}
 		// The backend's lock serves this owner too. The turn keeps the others away.
 		if granted.seq, err = m.journal.Intend(entryOf(EntryGranted, r.id, granted, mode, autocreate)); err != nil {

@@ -28,6 +28,13 @@ type Prover interface {
 	Prove(ctx context.Context) error
 }
 
+// Admitter is what a Handle may be as well.
+type Admitter interface {
+	// Admit returns nil if one more owner may share the lock that the handle holds. Its
+	// backend says so itself when it is asked for a lock.
+	Admit(ctx context.Context) error
+}
+
 // HoldingProcesses lists who has locks on what other hosts can use, and is not gone,
 // in no order. A lock of which it is not known yet whether it can be taken back
 // (ErrNotYet), or that could not be (Lost), is one: its owner uses the disk as before.

@@ -87,6 +87,26 @@ func TestNotProved(t *testing.T) {
 	})
 }
 
+// Who shares what this host holds already is not granted it when nothing may be
+// granted, although the backend need not be asked for a lock.
+func TestSharerIsNotAdmitted(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, b := w.register(7), w.register(8)
+		defer a.Close()
+		defer b.Close()
+		w.acquire(a, disk("a"), locking.Shared)
+		held := errors.New("this host has lost the cluster")
+		w.b.Fail(func(c locktest.Call) bool { return c.Op == locktest.OpAdmit }, held, 1)
+		if err := b.Acquire(context.Background(), disk("a"), locking.Shared, false); !errors.Is(err, held) {
+			t.Errorf("a second sharer: %v", err)
+		}
+		w.holders(disk("a"), 7)
+		w.acquire(b, disk("a"), locking.Shared)
+		w.release(a, disk("a"))
+		w.release(b, disk("a"))
+	})
+}
+
 // Whoever has only what no other host can use is not stopped when the cluster is lost,
 // and what else it has is proved without that.
 func TestOnlyHere(t *testing.T) {

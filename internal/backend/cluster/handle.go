@@ -52,20 +52,23 @@ func (h *handle) Lock(ctx context.Context, mode locking.Mode) error {
 		return err
 	}
 	h.lock, h.mode = l, mode
-	if err := h.admit(r.ctx); err != nil {
+	if err := h.Admit(r.ctx); err != nil {
 		h.undo(r.ctx)
-		return h.unavailable(err)
+		return err
 	}
 	return nil
 }
 
-// admit is Options.Admit. Who has lost the cluster, or vanished from it, does not
+// Admit is Options.Admit. Who has lost the cluster, or vanished from it, does not
 // matter for what only this host can use.
-func (h *handle) admit(ctx context.Context) error {
+func (h *handle) Admit(ctx context.Context) error {
 	if h.b.OnlyHere(h.name) {
 		return nil
 	}
-	return h.b.admit(ctx)
+	if err := h.b.admit(ctx); err != nil {
+		return h.unavailable(err)
+	}
+	return nil
 }
 
 // undo gives back what was granted and must not be told. It is done in the
@@ -102,8 +105,8 @@ func (h *handle) request(r *request, mode locking.Mode) (*dlm.Lock, error) {
 	if err := r.waitRunning(); err != nil {
 		return nil, &notAsked{err}
 	}
-	if err := h.admit(r.ctx); err != nil {
-		return nil, &notAsked{h.unavailable(err)}
+	if err := h.Admit(r.ctx); err != nil {
+		return nil, &notAsked{err}
 	}
 	if err := h.askEarlier(r.ctx, space, mode); err != nil {
 		return nil, &notAsked{err}

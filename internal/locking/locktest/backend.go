@@ -36,6 +36,7 @@ const (
 	OpLock            Op = "Lock"
 	OpUnlock          Op = "Unlock"
 	OpProve           Op = "Prove"
+	OpAdmit           Op = "Admit"
 )
 
 // Call is one call as rules see it.

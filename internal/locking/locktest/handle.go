@@ -122,6 +122,13 @@ func (h *handle) Lock(ctx context.Context, mode locking.Mode) error {
 	return err
 }
 
+// Admit implements locking.Admitter.
+func (h *handle) Admit(ctx context.Context) error {
+	defer h.enter(OpAdmit)()
+	h.expect(OpAdmit, stateLocked)
+	return h.b.serve(ctx, Call{Op: OpAdmit, Ref: h.ref, ID: h.file.id}, func() error { return nil }, func() {})
+}
+
 // Prove implements locking.Prover.
 func (h *handle) Prove(ctx context.Context) error {
 	defer h.enter(OpProve)()
