@@ -7,12 +7,12 @@ LDFLAGS = -s -w -X main.version=$(VERSION)
 LAB_PACKAGES = ./lab/... ./tests/cluster ./tests/crash ./tests/deadline ./tests/local ./tests/prerequisites ./tests/stress \
 	./dlm/dlmtest/conformance/... ./internal/difftest/...
 # Of tests/guard some cases, of which one must find an overlap where no guard is.
-GUARD_CASES = ^TestGuard$$$$/^(ConfirmDead|Cut|DaemonKilledWhileStopped|WithoutGuard)$$$$
+GUARD_CASES = ^TestGuard$$/^(ConfirmDead|Cut|DaemonKilledWhileStopped|WithoutGuard)$$
 # Those for which there is no time in 'make test'.
 MORE_LAB_PACKAGES = ./tests/doctor ./tests/guard ./tests/identity ./tests/peers ./corosync/corosynctest/conformance/...
 
 .DEFAULT_GOAL := help
-.PHONY: help build unit test lab-test lab-more demo lint fuzz man bench bench-parts lab clean
+.PHONY: help build unit test lab-test lab-more faults demo lint fuzz man bench bench-parts lab clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +38,9 @@ lab-more: ## more of these: doctor, guard, identity, peers and corosync on a clu
 	VMLOCKD_LAB=1 $(GO) test -p 1 -count=1 -timeout 30m $(MORE_LAB_PACKAGES)
 	VMLOCKD_LAB=1 $(GO) test -count=1 -timeout 30m -run TestStressKills ./tests/stress
 	VMLOCKD_LAB=1 VMLOCKD_CRASH_ROUNDS=200 $(GO) test -count=1 -timeout 60m -run 'TestKilledAtRandom|TestInTheLab' ./tests/crash
+
+faults: ## the guard on real nodes, in every case, and docs/faults.md made anew of what happened
+	VMLOCKD_LAB=1 VMLOCKD_FAULTS=$(CURDIR)/docs/faults.md $(GO) test -count=1 -timeout 45m ./tests/guard
 
 test: ## installs what is missing, then lint, unit and lab-test
 	scripts/install-deps test

@@ -43,6 +43,9 @@ it from the storage. The user, the time and the reason are logged.` + asked(),
 			}
 			a.show(d, func(p *page) {
 				p.line("%s counts as off: nothing is held off for it any more", clean(nodeText(d.NodeID, d.Name)))
+				if d.Note != "" {
+					p.line("%s", clean(d.Note))
+				}
 			})
 			return nil
 		}),

@@ -54,6 +54,7 @@ type ConfirmDeadRequest struct {
 type ConfirmedDead struct {
 	NodeID uint32 `json:"node_id"`
 	Name   string `json:"name"`
+	Note   string `json:"note,omitempty"` // what did not work besides; "" if all did
 }
 
 func (s *Server) confirmDead(w http.ResponseWriter, r *http.Request) {
@@ -86,12 +87,12 @@ func (s *Server) confirmDead(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		a.Outcome = err.Error()
 	}
-	s.audited(a)
+	note := s.audited(a)
 	if err != nil {
-		fail(w, http.StatusConflict, CodeNodeMember, err.Error())
+		fail(w, http.StatusConflict, CodeNodeMember, joined(err.Error(), note))
 		return
 	}
-	answer(w, ConfirmedDead{NodeID: node.NodeID, Name: node.Name})
+	answer(w, ConfirmedDead{NodeID: node.NodeID, Name: node.Name, Note: note})
 }
 
 // find is a node that is known by number or name: of those of the cluster, or one

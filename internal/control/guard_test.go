@@ -49,6 +49,12 @@ func TestConfirmDead(t *testing.T) {
 	if told := w.audit.told; len(told) != 2 || told[0].Node != 3 || told[0].Outcome != "" || told[1].Outcome != "done" || told[0].Reason != "unplugged" {
 		t.Errorf("recorded: %+v", told)
 	}
+	// It is done, and what came of it cannot be recorded: the operator is told.
+	w.audit.hangs = true
+	if status := w.do("POST", "/v1/confirm-dead", `{"node":"n3","reason":"unplugged"}`, &d); status != http.StatusOK || !strings.Contains(d.Note, "could not be recorded") {
+		t.Errorf("status %d, %+v", status, d)
+	}
+	w.audit.hangs, g.said = false, g.said[:1]
 	// What cannot be recorded is not done.
 	w.audit.err = errors.New("no space")
 	if w.do("POST", "/v1/confirm-dead", `{"node":"3","reason":"x"}`, &e); e.Code != CodeFailed || len(g.said) != 1 {

@@ -86,6 +86,9 @@ func TestEndWithKill(t *testing.T) {
 	if took := time.Since(begin); took < TermGrace {
 		t.Fatalf("killed after %v, before its grace of %v was over", took, TermGrace)
 	}
+	if TermGrace != 1600*time.Millisecond { // as virtlockd
+		t.Errorf("the grace is %v", TermGrace)
+	}
 	cmd.Wait()
 	if s := cmd.ProcessState.Sys().(syscall.WaitStatus); s.Signal() != syscall.SIGKILL {
 		t.Fatalf("ended by %v, want SIGKILL", s.Signal())

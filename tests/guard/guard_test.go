@@ -30,6 +30,12 @@ func TestGuard(t *testing.T) {
 		{"DaemonKilledWhileStopped", daemonKilledWhileStopped, true},
 		{"HealedTooLate", healedTooLate, true},
 		{"CorosyncStandsStill", corosyncStandsStill, true},
+		{"Flapping", flapping, false},
+		{"LossyLink", lossyLink, false},
+		{"HostFrozen", hostFrozen, false},
+		{"PowerCut", powerCut, true},
+		{"Mute", mute, true},
+		{"Deaf", deaf, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := s.begin(t)
@@ -37,17 +43,26 @@ func TestGuard(t *testing.T) {
 			c.run(r)
 		})
 	}
-	t.Run("WithoutGuard", func(t *testing.T) { withoutGuard(s.prepare(t)) }) // last: it leaves everything as it is
+	// Last: it leaves everything as it is.
+	t.Run("WithoutGuard", func(t *testing.T) {
+		r := s.prepare(t)
+		withoutGuard(r)
+		s.rows = append(s.rows, r.row())
+	})
+	writeFaults(t, s.rows)
 }
+
+// missed is what corosync logs when a token is lost.
+const missed = "A processor failed"
 
 // shortCut is over before any host was dropped: nobody loses anything.
 func shortCut(r *run) {
 	r.contend()
 	r.must(r.Node(3).Cut(r.ctx))
-	r.step("node 3 is cut off")
+	r.fault("node 3 is cut off, and back before corosync drops a host")
 	// From here corosync waits 6.8 s for the others to agree (its consensus timeout).
 	r.await("corosync of node 3 to miss the others", detection, func() bool {
-		return strings.Contains(r.log(lab.ServiceCorosync), "A processor failed")
+		return strings.Contains(r.log(lab.ServiceCorosync), missed)
 	})
 	r.must(r.Node(3).Heal(r.ctx))
 	r.step("node 3 is back")
@@ -68,7 +83,7 @@ func controldStandsStill(r *run) {
 	r.contend()
 	dlm := r.Node(3).Service(lab.ServiceDLM)
 	r.must(dlm.SignalGroup(r.ctx, syscall.SIGSTOP))
-	r.step("dlm_controld of node 3 stands still")
+	r.fault("dlm_controld of node 3 stands still (SIGSTOP), and goes on once the writer is stopped")
 	r.awaitLog("guard-stopped", detection)
 	r.must(dlm.SignalGroup(r.ctx, syscall.SIGCONT))
 	r.step("dlm_controld of node 3 goes on")
@@ -83,6 +98,7 @@ func controldStandsStill(r *run) {
 // cleanLeave is no loss: nobody is held off for.
 func cleanLeave(r *run) {
 	r.must(r.writer(3).Stop(r.ctx))
+	r.fault("node 3 is shut down in good order")
 	for _, name := range []string{lab.ServiceLock, lab.ServiceDLM, lab.ServiceCorosync} {
 		p := r.Node(3).Service(name)
 		r.must(p.Stop(r.ctx))
@@ -119,7 +135,7 @@ func (r *run) awaitHoldOff() {
 func confirmDead(r *run) {
 	r.contend()
 	r.must(r.Node(3).PowerCut(r.ctx))
-	r.step("the power of node 3 is cut")
+	r.fault("the power of node 3 is cut, and an operator says so as soon as node 1 is held off")
 	r.awaitHoldOff()
 	at := time.Now()
 	r.sh(2, "vmlockctl confirm-dead --yes --reason 'the test has cut its power' node3")
@@ -146,7 +162,7 @@ func cut(r *run) {
 	r.writeOwn(3)
 	r.contend()
 	r.must(r.Node(3).Cut(r.ctx))
-	r.step("node 3 is cut off")
+	r.fault("node 3 is cut off")
 	r.awaitLog("guard-stopped", detection)
 	r.awaitLog("guard-killed", 15*time.Second)
 	own := len(r.recordsOf(r.own(3)))
@@ -169,7 +185,7 @@ func daemonKilledThenCut(r *run) {
 	}
 	r.mark()
 	r.must(r.Node(3).Cut(r.ctx))
-	r.step("node 3 is cut off")
+	r.fault("vmlockd of node 3 is killed and started again, and then node 3 is cut off")
 	r.awaitLog("guard-stopped", detection)
 	r.lose()
 }
@@ -178,7 +194,7 @@ func daemonKilledThenCut(r *run) {
 func daemonKilledWhileStopped(r *run) {
 	r.contend()
 	r.must(r.Node(3).Cut(r.ctx))
-	r.step("node 3 is cut off")
+	r.fault("node 3 is cut off, and its vmlockd killed and started again while the writer is stopped")
 	r.awaitLog("guard-stopped", detection)
 	r.must(r.Node(3).Service(lab.ServiceLock).Kill(r.ctx))
 	r.step("vmlockd of node 3 is killed")
@@ -195,7 +211,7 @@ func daemonKilledWhileStopped(r *run) {
 func healedTooLate(r *run) {
 	r.contend()
 	r.must(r.Node(3).Cut(r.ctx))
-	r.step("node 3 is cut off")
+	r.fault("node 3 is cut off, and back within the grace, after the others have dropped it")
 	r.awaitLog("guard-stopped", detection)
 	// Before that the others may not have noticed, and it would be a short cut.
 	r.awaitHoldOff()
@@ -211,7 +227,7 @@ func healedTooLate(r *run) {
 func corosyncStandsStill(r *run) {
 	r.contend()
 	r.must(r.Node(3).Service(lab.ServiceCorosync).SignalGroup(r.ctx, syscall.SIGSTOP))
-	r.step("corosync of node 3 stands still")
+	r.fault("corosync of node 3 stands still (SIGSTOP)")
 	r.awaitLog("guard-stopped", detection)
 	r.lose()
 }
@@ -233,7 +249,7 @@ func withoutGuard(r *run) {
 	r.hold()
 	r.contend()
 	r.must(r.Node(3).Cut(r.ctx))
-	r.step("node 3 is cut off")
+	r.fault("node 3 is cut off, **without a guard** (`guard.mode = \"off\"`)")
 	r.goesOn(1, takeOver)
 	r.goesOn(3, 10*time.Second)
 	if pause := r.pause(); pause >= 0 {

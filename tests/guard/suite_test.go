@@ -57,6 +57,7 @@ type suite struct {
 	*lab.Lab
 	ctx  context.Context
 	runs int
+	rows []string // of docs/faults.md
 }
 
 func start(t *testing.T) *suite {
@@ -66,7 +67,7 @@ func start(t *testing.T) *suite {
 		Binaries: map[string]string{"vmlockctl": binaries.vmlockctl, "writer": binaries.writer},
 	}
 	lab.Need(t, cfg)
-	ctx, cancel := context.WithTimeout(context.Background(), 25*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Minute)
 	t.Cleanup(cancel)
 	return &suite{Lab: lab.ForTest(t, cfg), ctx: ctx}
 }
@@ -80,6 +81,9 @@ type run struct {
 	id  string
 	// logged is how much node 3's services had written before the fault.
 	logged map[string]int
+	// what was done, and when.
+	what    string
+	faultAt time.Time
 }
 
 // begin waits until all nodes are well and has node 3 write.
@@ -298,6 +302,9 @@ func (r *run) end(lost bool) {
 		r.t.Error(err)
 	}
 	r.judge()
+	if !r.t.Failed() {
+		r.rows = append(r.rows, r.row())
+	}
 }
 
 // judge fails the test if node 3 has written after node 1 began, and says how long

@@ -28,8 +28,8 @@ import (
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
-// defaultHistories take about fifteen seconds with the race detector.
-const defaultHistories = 1500
+// defaultHistories take about twenty seconds with the race detector.
+const defaultHistories = 2000
 
 // perBubble bounds how long a clock runs: rapid gives up after a day of it.
 const perBubble = 500

@@ -36,6 +36,34 @@ func TestReadmeCorosync(t *testing.T) {
 	}
 }
 
+// TestReadmeUnit: what README.md says that the unit needs is in the unit that it tells
+// to install.
+func TestReadmeUnit(t *testing.T) {
+	unit := block(t, "[Unit]")
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, needs, found := strings.Cut(string(readme), "\n* The unit needs ")
+	if !found {
+		t.Fatal("README.md does not say what the unit needs")
+	}
+	needs, _, _ = strings.Cut(needs, "\n* ")
+	n := 0
+	for i, word := range strings.Split(needs, "`") {
+		if i%2 == 0 {
+			continue
+		}
+		n++
+		if !strings.Contains(unit, "\n"+word) {
+			t.Errorf("README.md says that the unit needs %s, and the one it shows has no such line", word)
+		}
+	}
+	if n < 5 {
+		t.Errorf("README.md names %d things that the unit needs", n)
+	}
+}
+
 // block is the indented text of README.md that begins with a line.
 func block(t *testing.T, first string) string {
 	t.Helper()
