@@ -92,7 +92,11 @@ func (p *page) guard(row func(name, format string, args ...any), g control.Guard
 	}
 	row("guard", "%s", text)
 	for _, vm := range g.Stopped {
-		row("stopped", "%s (pid %d), killed in %.0f s", clean(vm.VM), vm.PID, vm.Left)
+		then := fmt.Sprintf("killed in %.0f s", vm.Left)
+		if vm.Stays {
+			then = "stays stopped until you end it"
+		}
+		row("stopped", "%s (pid %d), %s", clean(vm.VM), vm.PID, then)
 	}
 }
 

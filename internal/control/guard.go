@@ -20,6 +20,7 @@ type GuardState struct {
 	Promise  bool           `json:"promise"`        // what owns locks here is stopped when this host loses the cluster
 	Lost     string         `json:"lost,omitempty"` // why it has lost it
 	Unsafe   string         `json:"unsafe,omitempty"`
+	Refuses  string         `json:"refuses,omitempty"` // why nothing new is granted now
 	Grace    float64        `json:"grace_seconds"`
 	HoldOff  float64        `json:"hold_off_seconds"`
 	Least    float64        `json:"least_hold_off_seconds"` // 0 while corosync's timeouts are not known
@@ -34,6 +35,8 @@ type StoppedVM struct {
 	UUID string  `json:"uuid"`
 	PID  int32   `json:"pid"`
 	Left float64 `json:"left_seconds"` // until it is killed
+	// Stays: it is not killed then, but stays stopped for an operator (on_loss "freeze").
+	Stays bool `json:"stays,omitempty"`
 }
 
 // VanishedNode is a node that nothing new is granted because of.

@@ -73,10 +73,12 @@ func TestGuardWarnings(t *testing.T) {
 		text string
 	}{
 		"too short": {GuardState{Mode: "freeze", Promise: true, Unsafe: "guard.hold_off is 1s"}, WarnGuard, "guard.hold_off is 1s"},
-		"lost":      {GuardState{Mode: "freeze", Promise: true, Lost: "no quorum", Stopped: []StoppedVM{{VM: "web"}}}, WarnGuard, "stopped (1)"},
+		"at start":  {GuardState{Mode: "freeze", Promise: true, Refuses: "dlm_controld has not answered yet"}, WarnGuard, "dlm_controld has not answered yet"},
+		"lost":      {GuardState{Mode: "freeze", Promise: true, Lost: "no quorum", Refuses: "no quorum", Stopped: []StoppedVM{{VM: "web"}}}, WarnGuard, "stopped (1)"},
 		"ignored":   {GuardState{Mode: "freeze"}, WarnGuard, "on_loss"},
 		"watchdog":  {GuardState{Mode: "freeze", Promise: true, Watchdog: "busy"}, WarnGuard, "busy"},
-		"vanished":  {GuardState{Mode: "freeze", Promise: true, Vanished: []VanishedNode{{NodeID: 3, Left: 41}}}, WarnHoldOff, "41 seconds"},
+		"vanished":  {GuardState{Mode: "freeze", Promise: true, Refuses: "node 3", Vanished: []VanishedNode{{NodeID: 3, Left: 41, Seen: true}}}, WarnHoldOff, "vanished and may still use its disks: nothing new is granted for 41 seconds"},
+		"away":      {GuardState{Mode: "freeze", Promise: true, Vanished: []VanishedNode{{NodeID: 3, Left: 41}}}, WarnHoldOff, "was away"},
 		"for ever":  {GuardState{Mode: "freeze", Promise: true, Vanished: []VanishedNode{{NodeID: 3, Forever: true}}}, WarnHoldOff, "until it is back"},
 	} {
 		c, p := threeNodes()

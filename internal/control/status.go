@@ -82,17 +82,24 @@ func (st *Status) warnGuard(g GuardState) {
 		add(WarnGuard, "nothing new is granted: %s", g.Unsafe)
 	}
 	if g.Lost != "" {
-		add(WarnGuard, "this host has lost the cluster, its virtual machines are stopped (%d) and will be killed: %s", len(g.Stopped), g.Lost)
+		add(WarnGuard, "this host has lost the cluster, and its virtual machines are stopped (%d): if it is not back in time they are killed, or stay stopped where on_loss says so: %s",
+			len(g.Stopped), g.Lost)
 	}
 	if g.Mode == "freeze" && !g.Promise {
 		add(WarnGuard, "not everything that owns a lock here would be stopped if this host lost the cluster, and the other hosts know that: see on_loss in the configuration, owners without a process, and a damaged journal")
 	}
 	for _, v := range g.Vanished {
-		until := fmt.Sprintf("for %.0f seconds more", v.Left)
-		if v.Forever {
-			until = "until it is back"
+		what, until := "has vanished", fmt.Sprintf("for %.0f seconds more", v.Left)
+		if !v.Seen {
+			what = "was away when this host got into the cluster,"
 		}
-		add(WarnHoldOff, "node %d has vanished and may still use its disks: nothing new is granted %s, or until 'vmlockctl confirm-dead %d' says that it is off", v.NodeID, until, v.NodeID)
+		if v.Forever {
+			until = "until it is back, as nothing makes sure that it stops (no promise of its guard, or quorum is no majority)"
+		}
+		add(WarnHoldOff, "node %d %s and may still use its disks: nothing new is granted %s, or until 'vmlockctl confirm-dead %d' says that it is off", v.NodeID, what, until, v.NodeID)
+	}
+	if g.Refuses != "" && g.Unsafe == "" && g.Lost == "" && len(g.Vanished) == 0 {
+		add(WarnGuard, "nothing new is granted at the moment: %s", g.Refuses)
 	}
 	if w := g.Watchdog; w != "" && w != "open" && w != "closed" {
 		add(WarnGuard, "the watchdog cannot be used: %s", w)

@@ -173,7 +173,7 @@ func (g *guarding) state() (out *control.GuardState, guarded bool) {
 	}
 	s := g.Status()
 	out = &control.GuardState{
-		Mode: s.Mode.String(), Promise: s.Promise, Lost: s.Lost, Unsafe: s.Unsafe, Watchdog: s.Watchdog,
+		Mode: s.Mode.String(), Promise: s.Promise, Lost: s.Lost, Unsafe: s.Unsafe, Refuses: s.Refuses, Watchdog: s.Watchdog,
 		Grace: s.Timing.Grace.Seconds(), HoldOff: s.Timing.HoldOff.Seconds(), Stopped: []control.StoppedVM{}, Vanished: []control.VanishedNode{},
 	}
 	if s.Timing.Known() {
@@ -181,7 +181,7 @@ func (g *guarding) state() (out *control.GuardState, guarded bool) {
 	}
 	now := guard.BootClock()
 	for _, f := range s.Stopped {
-		out.Stopped = append(out.Stopped, control.StoppedVM{VM: f.Name, UUID: f.UUID, PID: f.PID, Left: max(f.Deadline-now, 0).Seconds()})
+		out.Stopped = append(out.Stopped, control.StoppedVM{VM: f.Name, UUID: f.UUID, PID: f.PID, Left: max(f.Deadline-now, 0).Seconds(), Stays: f.Stays})
 	}
 	for _, v := range s.Vanished {
 		out.Vanished = append(out.Vanished, control.VanishedNode{NodeID: v.Node, Left: v.Left.Seconds(), Forever: v.Forever, Seen: v.Observed})

@@ -53,8 +53,11 @@ func (g *Guard) lockedFreeze(v view) {
 	}
 	for _, f := range fresh {
 		g.lockedStop(f)
-		g.log.Warn("process stopped as this host has lost the cluster", "event", "guard-stopped", "pid", f.PID, "vm", f.Name, "reason", g.lost,
-			"killed_in", max(f.Deadline-v.at, 0))
+		then := []any{"killed_in", max(f.Deadline-v.at, 0)}
+		if f.wish == WishFreeze {
+			then = []any{"stays_stopped_after", max(f.Deadline-v.at, 0)}
+		}
+		g.log.Warn("process stopped as this host has lost the cluster", append([]any{"event", "guard-stopped", "pid", f.PID, "vm", f.Name, "reason", g.lost}, then...)...)
 	}
 	for _, f := range g.frozen {
 		f.provedAt = 0

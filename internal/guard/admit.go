@@ -162,13 +162,20 @@ type Vanished struct {
 	Observed bool // it was seen to vanish; otherwise it was away when this host got into the cluster
 }
 
+// Stopped is a process that is stopped.
+type Stopped struct {
+	Frozen
+	Stays bool // for an operator: it is not killed when its time is over
+}
+
 // Status is how the guard is.
 type Status struct {
 	Mode     Mode   // what it does; Auto while that is not known
 	Lost     string // why this host has lost the cluster, "" if it has not
 	Unsafe   string // why nothing new is granted whatever happens; "" if it is not so
+	Refuses  string // why nothing new is granted now; "" if it is
 	Promise  bool   // the others may count on this host
-	Stopped  []Frozen
+	Stopped  []Stopped
 	Vanished []Vanished
 	Timing   Timing
 	Watchdog string // "" if none is configured; else "open", "closed", or what is wrong
@@ -180,6 +187,9 @@ func (g *Guard) Status() Status {
 	defer g.mu.Unlock()
 	now := g.o.Clock()
 	s := Status{Mode: g.lockedMode(), Lost: g.lost, Promise: g.lockedPromise(), Timing: g.timing, Watchdog: g.dog.text(g.o.Dog != nil)}
+	if r := g.lockedRefusal(); r != nil {
+		s.Refuses = r.text
+	}
 	if s.Mode != Fencing {
 		for _, err := range []error{g.tooFast, errorOf(g.failed)} {
 			if err != nil && s.Unsafe == "" {
@@ -190,7 +200,7 @@ func (g *Guard) Status() Status {
 		s.Unsafe = "guard.mode is \"fencing\", and dlm_controld does not fence"
 	}
 	for _, f := range g.frozen {
-		s.Stopped = append(s.Stopped, f.Frozen)
+		s.Stopped = append(s.Stopped, Stopped{f.Frozen, f.wish == WishFreeze})
 	}
 	for _, f := range g.ledger.list() {
 		s.Vanished = append(s.Vanished, Vanished{
