@@ -5,6 +5,7 @@ package deadline_test
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -94,6 +95,15 @@ func (s *suite) reboot(t *testing.T, ids ...int) {
 	t.Helper()
 	for _, id := range ids {
 		s.do(t, "switch off "+s.Node(id).Name(), s.Node(id).PowerCut)
+	}
+	var rest []int
+	for _, n := range s.Nodes() {
+		if !slices.Contains(ids, n.ID()) {
+			rest = append(rest, n.ID())
+		}
+	}
+	for _, id := range rest { // see lab.Node.Boot
+		s.do(t, s.Node(id).Name()+" to miss them", func(ctx context.Context) error { return s.Node(id).WaitMembers(ctx, rest...) })
 	}
 	for _, id := range ids {
 		s.do(t, "switch on "+s.Node(id).Name(), s.Node(id).Boot)

@@ -290,7 +290,9 @@ func (r *run) end(lost bool) {
 		ctx, cancel := context.WithTimeout(r.ctx, 3*time.Minute)
 		defer cancel()
 		for _, do := range []func() error{
-			func() error { return n.PowerCut(ctx) }, func() error { return n.Heal(ctx) }, func() error { return n.Boot(ctx) },
+			func() error { return n.PowerCut(ctx) },
+			func() error { return r.Node(1).WaitMembers(ctx, 1, 2) }, func() error { return r.Node(2).WaitMembers(ctx, 1, 2) }, // see lab.Node.Boot
+			func() error { return n.Heal(ctx) }, func() error { return n.Boot(ctx) },
 			func() error { return n.WaitMembers(ctx, 1, 2, 3) },
 		} {
 			if err := do(); err != nil {
