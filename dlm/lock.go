@@ -214,7 +214,9 @@ type ConvertOptions struct {
 	// ReadLVB: read the lock value block with the grant. Only a conversion that is not weaker can, and not one from EX,
 	// nor from PW to PW.
 	ReadLVB bool
-	// WriteLVB: write the lock value block of the resource. Only a conversion from EX, or from PW to anything but EX, can.
+	// WriteLVB: write the lock value block of the resource. Only a conversion from EX, or from PW to anything but EX, can. The
+	// kernel does not wait for the node that keeps the books when the new mode is a lesser one (down_conversion in
+	// fs/dlm/lock.c), so that other nodes may still read the block as it was for a moment after that.
 	WriteLVB *LVB
 }
 

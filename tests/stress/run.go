@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -131,11 +132,12 @@ func (r *run) take() bool {
 	return true
 }
 
-// someResource prefers low numbers, so that some are wanted by many at once.
+// someResource prefers low numbers, so that some are wanted by many at once. With a steeper
+// curve the checker meets more calls that were cut off on the first than it can order.
 func (r *run) someResource(rng *rand.Rand) int {
 	for {
 		u := rng.Float64()
-		n := int(u * u * float64(r.Resources))
+		n := int(u * math.Sqrt(u) * float64(r.Resources))
 		if r.queues[n].Load() < maxAtOnce {
 			return n
 		}
