@@ -103,7 +103,12 @@ func (s *suite) reboot(t *testing.T, ids ...int) {
 		}
 	}
 	for _, id := range rest { // see lab.Node.Boot
-		s.do(t, s.Node(id).Name()+" to miss them", func(ctx context.Context) error { return s.Node(id).WaitMembers(ctx, rest...) })
+		s.do(t, s.Node(id).Name()+" to miss them", func(ctx context.Context) error {
+			if 2*len(rest) < len(s.Nodes()) {
+				return s.Node(id).WaitInquorate(ctx)
+			}
+			return s.Node(id).WaitMembers(ctx, rest...)
+		})
 	}
 	for _, id := range ids {
 		s.do(t, "switch on "+s.Node(id).Name(), s.Node(id).Boot)
