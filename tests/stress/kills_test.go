@@ -48,7 +48,7 @@ func underKills(t *testing.T, s *labSystem) error {
 	var kills, stops, reexecs atomic.Int64
 	o := fromEnv(t, Options{
 		Operations: 4000, Owners: 6, Resources: 40, Disturbances: 200, Latency: 10 * time.Millisecond,
-		Ref:        func(r int) locking.Ref { return locking.Ref{Name: fmt.Sprintf("/disks/%d", r)} },
+		Ref: func(r int) locking.Ref { return locking.Ref{Name: fmt.Sprintf("/disks/%d", r)} },
 		// What answers a killed daemon's last requests may be lost in the kernel, and its
 		// closer waits a minute for that; the next kill may come before that is over.
 		FreeWithin: 5 * time.Minute,
