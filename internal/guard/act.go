@@ -53,11 +53,11 @@ func (g *Guard) lockedFreeze(v view) {
 	}
 	for _, f := range fresh {
 		g.lockedStop(f)
-		then := []any{"killed_in", max(f.Deadline-v.at, 0)}
+		killed := max(f.Deadline-v.at, 0).String()
 		if f.wish == WishFreeze {
-			then = []any{"stays_stopped_after", max(f.Deadline-v.at, 0)}
+			killed = "never" // it stays stopped for an operator
 		}
-		g.log.Warn("process stopped as this host has lost the cluster", append([]any{"event", "guard-stopped", "pid", f.PID, "vm", f.Name, "reason", g.lost}, then...)...)
+		g.log.Warn("process stopped as this host has lost the cluster", "event", "guard-stopped", "pid", f.PID, "vm", f.Name, "reason", g.lost, "killed_in", killed)
 	}
 	for _, f := range g.frozen {
 		f.provedAt = 0
