@@ -31,7 +31,7 @@ lint: ## gofmt, go vet and staticcheck
 	$(GO) tool staticcheck ./...
 
 lab-test: ## tests on cluster nodes with stock libvirt (root; boots User-Mode Linux)
-	VMLOCKD_LAB=1 VMLOCKD_STRESS_KILLS=$${VMLOCKD_STRESS_KILLS:-20} $(GO) test -p 1 -count=1 -timeout 30m $(LAB_PACKAGES)
+	VMLOCKD_LAB=1 VMLOCKD_STRESS_KILLS=$${VMLOCKD_STRESS_KILLS:-60} $(GO) test -p 1 -count=1 -timeout 30m $(LAB_PACKAGES)
 	VMLOCKD_LAB=1 $(GO) test -count=1 -timeout 30m -run '$(GUARD_CASES)' ./tests/guard
 
 lab-more: ## more of these: doctor, guard, identity, peers and corosync on a cluster, 200 kills under load, and 200 cut-off random workloads

@@ -1,10 +1,8 @@
 package cli
 
 import (
-	"bufio"
 	"context"
 	"fmt"
-	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -57,14 +55,6 @@ it from the storage. The user, the time and the reason are logged.` + asked(),
 
 // confirmOff says what may be destroyed, and asks.
 func (a *app) confirmOff(node string) error {
-	in, ok := a.In.(*os.File)
-	if !ok || !isTerminal(in) {
-		return usage("this asks a question, and there is no terminal to ask on: add --yes if you are sure")
-	}
-	fmt.Fprintf(a.Err, "If node %s is alive and cut off, its virtual machines go on writing, and what others\nwrite on the same disks is destroyed. Is it off, or cut off from the storage? Type yes: ", clean(node))
-	answer, _ := bufio.NewReader(in).ReadString('\n')
-	if strings.TrimSpace(answer) != "yes" {
-		return failed(exitFailed, "declined", "nothing was confirmed")
-	}
-	return nil
+	return a.sure("confirm-dead", fmt.Sprintf("If node %s is alive and cut off, its virtual machines go on writing, and what others\nwrite on the same disks is destroyed. Is it off, or cut off from the storage?", clean(node)),
+		"nothing was confirmed")
 }

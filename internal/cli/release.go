@@ -1,10 +1,8 @@
 package cli
 
 import (
-	"bufio"
 	"context"
 	"fmt"
-	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -150,19 +148,10 @@ func (a *app) toRelease(ctx context.Context, c *control.Client, st control.Statu
 
 // confirm says what may be destroyed, and asks.
 func (a *app) confirm(held []control.Holder) error {
-	in, ok := a.In.(*os.File)
-	if !ok || !isTerminal(in) {
-		return usage("--force asks a question, and there is no terminal to ask on: add --yes if you are sure")
-	}
 	p := &page{colour: a.colour}
 	p.line("%s", p.paint(red, "These owners lose their lock, and are not told:"))
 	p.held(held, false)
 	p.line("If one of them is alive it goes on writing to %s. Another virtual machine", clean(held[0].Resource))
 	p.line("can then use the disk at the same time, and what is on it is destroyed.")
-	fmt.Fprintf(a.Err, "%sRelease? Type yes: ", p.String())
-	answer, _ := bufio.NewReader(in).ReadString('\n')
-	if strings.TrimSpace(answer) != "yes" {
-		return failed(exitFailed, "declined", "nothing was released")
-	}
-	return nil
+	return a.sure("--force", p.String()+"Release?", "nothing was released")
 }

@@ -1,10 +1,7 @@
 package cli
 
 import (
-	"bufio"
 	"context"
-	"fmt"
-	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -90,18 +87,9 @@ func (p *page) doubt(d *control.Doubt) {
 
 // confirmSettle says what may be destroyed, and asks.
 func (a *app) confirmSettle(d control.Doubt) error {
-	in, ok := a.In.(*os.File)
-	if !ok || !isTerminal(in) {
-		return usage("--force asks a question, and there is no terminal to ask on: add --yes if you are sure")
-	}
 	p := &page{colour: a.colour}
 	p.doubt(&d)
 	p.line("%s", p.paint(red, "All of this is given back. If a virtual machine uses one of these disks it goes on"))
 	p.line("%s", p.paint(red, "writing, another one can get the disk, and what is on it is destroyed."))
-	fmt.Fprintf(a.Err, "%sGive it back? Type yes: ", p.String())
-	answer, _ := bufio.NewReader(in).ReadString('\n')
-	if strings.TrimSpace(answer) != "yes" {
-		return failed(exitFailed, "declined", "nothing was released")
-	}
-	return nil
+	return a.sure("--force", p.String()+"Give it back?", "nothing was released")
 }

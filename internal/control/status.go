@@ -26,6 +26,7 @@ const (
 	WarnSilent        = "silent"         // a node is there and does not answer
 	WarnNoDaemon      = "no_daemon"      // a node is there and does not run vmlockd
 	WarnRules         = "identity_rules" // nodes name disks by different rules
+	WarnNotYet        = "not_yet"        // locks from before a restart are not taken back yet
 )
 
 func (s *Server) status(w http.ResponseWriter, r *http.Request) {

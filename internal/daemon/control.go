@@ -29,7 +29,7 @@ func (i *instance) startControl() {
 		Disks: i.disks,
 		Audit: auditor{i.audit}, More: map[string]http.Handler{"/metrics": i.metrics.Handler()},
 	}
-	o.Settler, o.Warnings = i.doubt, i.doubt.warnings
+	o.Settler, o.Warnings = i.doubt, i.warnings
 	if b, ok := i.backend.(dlmLocks); ok {
 		o.Cluster = clusterState{b.Backend, i.guard}
 	}

@@ -76,6 +76,15 @@ func (d *doubter) Settle(ctx context.Context, by control.Caller, why string) (re
 }
 
 // warnings are for the status.
+// warnings are those of the status that are about locks from before a start.
+func (i *instance) warnings() []control.Warning {
+	list := i.doubt.warnings()
+	if why := i.locks.NotYet(); why != nil {
+		list = append(list, control.Warning{Code: control.WarnNotYet, Message: why.Error() + ". They stay held, and their disks are refused until then"})
+	}
+	return list
+}
+
 func (d *doubter) warnings() []control.Warning {
 	if !d.inDoubt() {
 		return nil

@@ -152,7 +152,7 @@ func (w *world) enter() {
 // settle waits until all have their rings.
 func (w *world) settle(ctx context.Context, d time.Duration) {
 	for end := w.now() + d; w.now() < end && ctx.Err() == nil; {
-		time.Sleep(100 * time.Millisecond) // virtual time
+		time.Sleep(100 * time.Millisecond) // by the bubble's clock: until the world looks at its hosts again
 		w.mu.Lock()
 		w.whole = true
 		for _, x := range w.nodes {
@@ -222,7 +222,7 @@ func (w *world) faults(ctx context.Context, steps int) {
 		case 6: // the daemon is killed and started again
 			if w.isOn(x) {
 				x.kill()
-				time.Sleep(upTo(200 * time.Millisecond)) // until the supervisor starts it
+				time.Sleep(upTo(200 * time.Millisecond)) // by the bubble's clock: the time that a service manager takes, which is a part of this fault
 				x.start()
 			}
 		case 7: // the guard gets no CPU for a while

@@ -126,7 +126,7 @@ func (g *group) Send(_ context.Context, data []byte) error {
 // Close is also what the others see of the death of the process.
 func (g *group) Close(context.Context) error {
 	w := g.x.w
-	time.Sleep(60 * time.Millisecond) // what was sent before comes first, as with corosync
+	time.Sleep(60 * time.Millisecond) // by the bubble's clock: longer than a message takes, as what was sent before comes first
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	g.mu.Lock()
@@ -293,7 +293,7 @@ func (x *node) owners() (list []Owner) {
 	pause := x.pause - x.w.now()
 	x.w.mu.Unlock()
 	if pause > 0 {
-		time.Sleep(pause) // the port itself is what is slow here
+		time.Sleep(pause) // by the bubble's clock: the fault itself, a guard that gets no CPU
 	}
 	x.w.mu.Lock()
 	defer x.w.mu.Unlock()
@@ -324,7 +324,7 @@ func (x *node) prove(ctx context.Context, _ Owner) error {
 	wait, ok := x.w.lockedUpTo(100*time.Millisecond), x.running
 	x.w.mu.Unlock()
 	if ok {
-		time.Sleep(wait) // as long as the kernel takes
+		time.Sleep(wait) // by the bubble's clock: as long as the kernel takes for a conversion
 		return nil
 	}
 	<-ctx.Done()

@@ -157,20 +157,18 @@ func (d *Device) lockedOpen() error {
 // Disarm closes the device with the letter that says that it is meant so. A driver
 // that was told never to stop (nowayout) resets the host all the same.
 func (d *Device) Disarm() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.f == nil {
-		return nil
-	}
-	f := d.f
-	d.f = nil
-	return closeMagic(f)
+	return d.end(closeMagic)
 }
 
 // Leave closes the device without that letter: it runs down, and whoever opens it next
 // has to feed it before it resets the host. That is for another guard of this
 // process, which cannot open it while it is open here.
 func (d *Device) Leave() error {
+	return d.end((*os.File).Close)
+}
+
+// end closes the device, in one way or the other, if it is open.
+func (d *Device) end(how func(*os.File) error) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.f == nil {
@@ -178,7 +176,7 @@ func (d *Device) Leave() error {
 	}
 	f := d.f
 	d.f = nil
-	return f.Close()
+	return how(f)
 }
 
 func closeMagic(f *os.File) error {

@@ -157,7 +157,7 @@ func TestNotYetIsHeldAndNotProved(t *testing.T) {
 			t.Errorf("not taken back yet, and proved: %v", err)
 		}
 		o.knows()
-		time.Sleep(time.Second) // the bubble's
+		time.Sleep(time.Second) // by the bubble's clock: longer than the pause until the backend is asked again
 		settle()
 		if got := w.pids(); len(got) != 1 {
 			t.Errorf("taken back: %v", got)

@@ -35,6 +35,17 @@ func notYet(results []Restored) error {
 	return nil
 }
 
+// NotYet is why locks from before a restart are not taken back yet: ErrNotYet, wrapped.
+// It is nil if none waits.
+func (m *Manager) NotYet() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.later == nil {
+		return nil
+	}
+	return m.later.why
+}
+
 // restoreLater begins to ask again, and returns how many entries wait.
 func (m *Manager) restoreLater(l *laterRestore, why error) (n int) {
 	l.since, l.why = time.Now(), why

@@ -36,6 +36,9 @@ func TestRestoreNotYet(t *testing.T) {
 		if n := w.lastTold(); n != 4 {
 			t.Errorf("told of %d entries", n)
 		}
+		if why := w.m.NotYet(); !errors.Is(why, locking.ErrNotYet) || !strings.Contains(why.Error(), "no quorum") {
+			t.Errorf("what waits is told as %v", why)
+		}
 		w.holders(disk("a"), 1)
 		w.holders(disk("b"), 1, 2)
 		if c := w.m.Counts(); c.Lost != 0 || c.Exclusive != 1 || c.Shared != 2 {
@@ -56,6 +59,9 @@ func TestRestoreNotYet(t *testing.T) {
 		w.toldIs(locking.TakenBack, locking.TakenBack, locking.TakenBack, locking.ReleasedUntold)
 		if n := w.lastTold(); n != -4 {
 			t.Errorf("told of %d entries at the end", n)
+		}
+		if why := w.m.NotYet(); why != nil {
+			t.Errorf("all is taken back, and %v", why)
 		}
 		w.b.CheckQuiet(map[string]locking.Mode{"id-a": ex, "id-b": sh})
 		w.holders(disk("b"), 1, 2)

@@ -4,15 +4,20 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
+	"net/http"
 	"regexp"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/vmlockd/vmlockd/internal/control"
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/lab"
 )
@@ -48,10 +53,8 @@ func underKills(t *testing.T, s *labSystem) error {
 	var kills, stops, reexecs atomic.Int64
 	o := fromEnv(t, Options{
 		Operations: 4000, Owners: 6, Resources: 40, Disturbances: 200, Latency: 10 * time.Millisecond,
-		Ref: func(r int) locking.Ref { return locking.Ref{Name: fmt.Sprintf("/disks/%d", r)} },
-		// What answers a killed daemon's last requests may be lost in the kernel, and its
-		// closer waits a minute for that; the next kill may come before that is over.
-		FreeWithin: 5 * time.Minute,
+		Ref:        func(r int) locking.Ref { return locking.Ref{Name: fmt.Sprintf("/disks/%d", r)} },
+		FreeWithin: 2 * time.Minute,
 		Disturb: func(ctx context.Context, node int, rng *rand.Rand) (bool, error) {
 			daemon := s.lab.Node(node + 1).Service(lab.ServiceLock)
 			var err error
@@ -80,6 +83,12 @@ func underKills(t *testing.T, s *labSystem) error {
 				err = s.waitServing(ctx, node)
 			}
 			if err != nil {
+				return false, err
+			}
+			if rng.IntN(5) == 0 {
+				return false, counts // the next one may come while nothing is taken back
+			}
+			if err := s.waitTakenBack(ctx, node); err != nil {
 				return false, err
 			}
 			return true, counts
@@ -125,8 +134,8 @@ func (s *labSystem) askWhere(t *testing.T) {
 	}
 }
 
-// waitServing waits until a daemon accepts connections. It does so when it has
-// looked at all that the one before has left.
+// waitServing waits until a daemon accepts connections. It does so also while the kernel
+// has not answered yet what the one before has asked, and it can take nothing back.
 func (s *labSystem) waitServing(ctx context.Context, node int) error {
 	ctx, cancel := context.WithTimeout(ctx, servesWithin)
 	defer cancel()
@@ -143,5 +152,33 @@ func (s *labSystem) waitServing(ctx context.Context, node int) error {
 			return false, err
 		}
 		return true, c.Close()
+	})
+}
+
+// waitTakenBack waits until a daemon has taken back what the one before had, and given
+// back what that had asked for in vain. Without that, one kill would follow the other
+// while nothing can be granted or released, and it is that which is to be cut off.
+func (s *labSystem) waitTakenBack(ctx context.Context, node int) error {
+	ctx, cancel := context.WithTimeout(ctx, servesWithin)
+	defer cancel()
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return s.lab.Node(node+1).DialUnix(ctx, controlSocket)
+	}}}
+	return lab.WaitFor(ctx, fmt.Sprintf("the daemon of node %d to take its locks back", node+1), func(ctx context.Context) (bool, error) {
+		r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://vmlockd/v1/status", nil)
+		if err != nil {
+			return false, err
+		}
+		resp, err := client.Do(r)
+		if err != nil {
+			return false, nil // the control socket comes after the other one
+		}
+		defer resp.Body.Close()
+		var st control.Status
+		if err := json.NewDecoder(resp.Body).Decode(&st); err != nil || st.Cluster == nil {
+			return false, err
+		}
+		waits := slices.ContainsFunc(st.Warnings, func(w control.Warning) bool { return w.Code == control.WarnNotYet })
+		return st.Cluster.Lockspace.State == control.LockspaceRunning && !waits, nil
 	})
 }

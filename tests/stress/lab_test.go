@@ -20,7 +20,10 @@ import (
 // binaryEnv names a static vmlockd to be tested; without it one is built.
 const binaryEnv = "VMLOCKD_BINARY"
 
-const socket = "/run/libvirt/virtlockd-sock"
+const (
+	socket        = "/run/libvirt/virtlockd-sock"
+	controlSocket = "/run/vmlockd/control.sock"
+)
 
 // TestStressCluster is the load on three nodes with the kernel's DLM.
 func TestStressCluster(t *testing.T) {
