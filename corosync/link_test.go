@@ -7,11 +7,11 @@ import (
 	"fmt"
 	"slices"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/vmlockd/vmlockd/corosync"
 	"github.com/vmlockd/vmlockd/corosync/corosynctest"
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 )
 
 // next is the next event; in a bubble, waiting for ever is a failure of its own.
@@ -42,7 +42,7 @@ func must(t *testing.T, err error) {
 
 // The pauses between attempts grow to their limit, and every attempt says Down.
 func TestRetry(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		c := corosynctest.NewCluster(1)
 		c.Node(1).StopCorosync()
 		p := c.Node(1).NewProcess()
@@ -81,7 +81,7 @@ func TestRetry(t *testing.T) {
 
 // Corosync that hangs is Down after Patience; no second connection is tried meanwhile.
 func TestHang(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		c := corosynctest.NewCluster(1)
 		p := c.Node(1).NewProcess()
 		g := join(t, p, corosync.Options{Patience: 3 * time.Second})
@@ -104,7 +104,7 @@ func TestHang(t *testing.T) {
 			t.Errorf("send: %v", err)
 		}
 		time.Sleep(time.Hour)
-		synctest.Wait()
+		fakeclock.Wait()
 		select {
 		case ev := <-g.Events():
 			t.Errorf("it tried again while the old connection hangs: %T %+v", ev, ev)
@@ -119,7 +119,7 @@ func TestHang(t *testing.T) {
 
 // A process that hangs in connecting can be closed.
 func TestCloseWhileConnecting(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		c := corosynctest.NewCluster(1)
 		p := c.Node(1).NewProcess()
 		c.Node(1).Suspend()
@@ -145,7 +145,7 @@ func TestCloseWhileConnecting(t *testing.T) {
 
 // A program that takes nothing is thrown out, and starts anew. Nothing grows.
 func TestSlow(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		c := corosynctest.NewCluster(2)
 		slow := join(t, c.Node(1).NewProcess(), corosync.Options{MaxMessage: 1000, Queue: 100_000})
 		fast := join(t, c.Node(2).NewProcess(), corosync.Options{MaxMessage: 1000})
@@ -155,7 +155,7 @@ func TestSlow(t *testing.T) {
 		lost := 0
 		for range 2000 {
 			must(t, fast.Send(t.Context(), bytes.Repeat([]byte("x"), 1000)))
-			synctest.Wait()
+			fakeclock.Wait()
 		drain:
 			for {
 				select {
@@ -198,7 +198,7 @@ func TestSlow(t *testing.T) {
 
 // A busy corosync makes Send and Join wait as long as their contexts last, and hears the messages in order afterwards.
 func TestBusy(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		c := corosynctest.NewCluster(1)
 		p := c.Node(1).NewProcess()
 		c.Node(1).SetBusy(true)
@@ -237,7 +237,7 @@ func TestBusy(t *testing.T) {
 
 // Messages that are too long for the receiver do not reach it.
 func TestLongMessage(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		c := corosynctest.NewCluster(1)
 		g := join(t, c.Node(1).NewProcess(), corosync.Options{MaxMessage: 100})
 		next[corosync.Up](t, g.Events())
@@ -254,7 +254,7 @@ func TestLongMessage(t *testing.T) {
 
 // The quorum's snapshot is void when corosync is gone, and when it hangs.
 func TestQuorumDown(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		c := corosynctest.NewCluster(3)
 		q, err := corosync.Track(t.Context(), c.Node(1).NewProcess(), corosync.Options{})
 		must(t, err)
@@ -288,7 +288,7 @@ func TestQuorumDown(t *testing.T) {
 
 // Questions to a cmap that hangs end with their contexts, and leave one goroutine behind, not one each.
 func TestCmapHangs(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		c := corosynctest.NewCluster(2)
 		m := corosync.NewCmap(c.Node(1).NewProcess())
 		c.Node(1).Suspend()

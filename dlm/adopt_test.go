@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/vmlockd/vmlockd/dlm"
 	"github.com/vmlockd/vmlockd/dlm/dlmtest"
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 )
 
 // An adoption whose caller has left is kept for the next one: it is somebody's lock.
@@ -35,7 +35,7 @@ func TestAdoptionAfterContext(t *testing.T) {
 		_, err = ls.Adopt(soon(t, time.Second), "b", dlm.EX, opts) // waits for its turn
 		want(t, err, context.DeadlineExceeded)
 		gate.Open()
-		synctest.Wait()
+		fakeclock.Wait()
 		for _, name := range []string{"a", "b"} {
 			l, err := ls.Adopt(t.Context(), name, dlm.EX, opts)
 			must(t, err)
@@ -66,7 +66,7 @@ func TestReleaseWithoutResult(t *testing.T) {
 		again, err := ls.Lock(t.Context(), "a", dlm.EX, opts)
 		must(t, err)
 		late.Open()
-		synctest.Wait()
+		fakeclock.Wait()
 		must(t, again.Unlock(t.Context()))
 		must(t, ls.Close(t.Context()))
 	})

@@ -5,11 +5,11 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/vmlockd/vmlockd/dlm"
 	"github.com/vmlockd/vmlockd/dlm/dlmtest"
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 )
 
 // Close undoes what is under way, first of all persistent requests, which would outlive it.
@@ -40,11 +40,11 @@ func TestCloseSettles(t *testing.T) {
 		} {
 			wg.Go(func() { want(t, f(), dlm.ErrClosed) })
 		}
-		synctest.Wait()
+		fakeclock.Wait()
 		closed := make(chan error, 1)
 		go func() { closed <- b.Close(t.Context()) }()
 		wg.Wait() // callers are free at once
-		synctest.Wait()
+		fakeclock.Wait()
 		if len(closed) != 0 {
 			t.Fatal("Close did not wait for a request without an outcome")
 		}
@@ -78,13 +78,13 @@ func TestCloseLeavesUnsettled(t *testing.T) {
 		want(t, err, context.DeadlineExceeded)
 		released := make(chan error, 1)
 		go func() { released <- held.Unlock(t.Context()) }()
-		synctest.Wait()
+		fakeclock.Wait()
 
 		ctx := soon(t, time.Second)
 		want(t, ls.Close(ctx), context.DeadlineExceeded)
 		want(t, ls.Close(ctx), context.DeadlineExceeded)
 		want(t, ls.Leave(ctx, true), context.DeadlineExceeded)
-		synctest.Wait() // the device is being closed
+		fakeclock.Wait() // the device is being closed
 		c.Resume(space)
 		want(t, ls.Close(t.Context()), dlm.ErrUnsettled)
 		want(t, <-released, dlm.ErrClosed) // it had not begun
@@ -110,7 +110,7 @@ func TestBroken(t *testing.T) {
 		must(t, err)
 		done := make(chan error, 1)
 		go func() { _, err := b.Lock(t.Context(), "a", dlm.EX, dlm.LockOptions{}); done <- err }()
-		synctest.Wait()
+		fakeclock.Wait()
 		c.Node(2).PowerOff()
 		want(t, <-done, dlm.ErrBroken)
 		_, err = b.Lock(t.Context(), "c", dlm.EX, dlm.LockOptions{})
@@ -152,7 +152,7 @@ func TestCreate(t *testing.T) {
 			want(t, err, context.DeadlineExceeded)
 		}
 		gate.Open()
-		synctest.Wait()
+		fakeclock.Wait()
 		if n := rec.count("create"); n != 1 {
 			t.Fatalf("%d creations", n)
 		}

@@ -5,11 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/vmlockd/vmlockd/dlm"
 	"github.com/vmlockd/vmlockd/dlm/dlmtest"
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 )
 
 var kept = dlm.LockOptions{NoQueue: true, Persistent: true}
@@ -28,7 +28,7 @@ func TestHandoverWaits(t *testing.T) {
 			_, err := ls.Lock(t.Context(), "late", dlm.EX, kept)
 			late <- err
 		}()
-		synctest.Wait()
+		fakeclock.Wait()
 		k.SetFault(nil)
 		time.AfterFunc(time.Second, granted.Open)
 		h, err := ls.Handover(soon(t, time.Minute))
@@ -47,7 +47,7 @@ func TestHandoverWaits(t *testing.T) {
 			_, err := ls.Lock(t.Context(), "stopped", dlm.EX, kept)
 			late <- err
 		}()
-		synctest.Wait()
+		fakeclock.Wait()
 		_, err = ls.Handover(soon(t, time.Second))
 		want(t, err, dlm.ErrUnsettled)
 		want(t, <-late, dlm.ErrClosed)

@@ -8,13 +8,13 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
 
 	"github.com/vmlockd/vmlockd/dlm"
 	"github.com/vmlockd/vmlockd/dlm/dlmtest"
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -24,7 +24,7 @@ const space = "test"
 // within runs f in a bubble with a cluster; what f leaves behind fails the test.
 func within(t *testing.T, nodes int, f func(t *testing.T, c *dlmtest.Cluster)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) { f(t, dlmtest.NewCluster(nodes)) })
+	fakeclock.Test(t, func(t *testing.T) { f(t, dlmtest.NewCluster(nodes)) })
 }
 
 func create(t *testing.T, k dlm.Kernel, opts dlm.Options) *dlm.Lockspace {
@@ -108,7 +108,7 @@ func TestGrantAfterContext(t *testing.T) {
 				t.Fatalf("%+v: %+v", opts, s)
 			}
 			gate.Open()
-			synctest.Wait()
+			fakeclock.Wait()
 			if s := ls.Stats(); s.Locks != 0 || s.Unsettled != 0 {
 				t.Fatalf("%+v: %+v", opts, s)
 			}
@@ -132,7 +132,7 @@ func TestResultAfterContext(t *testing.T) {
 				t.Fatalf("%+v: %+v", opts, s)
 			}
 			gate.Open()
-			synctest.Wait()
+			fakeclock.Wait()
 			if s := ls.Stats(); s.Locks != 0 || s.Unsettled != 0 {
 				t.Fatalf("%+v: %+v", opts, s)
 			}
@@ -155,7 +155,7 @@ func TestNoReleaseOfARefusal(t *testing.T) {
 		want(t, err, context.DeadlineExceeded)
 		<-time.After(time.Second)
 		gate.Open()
-		synctest.Wait()
+		fakeclock.Wait()
 		if s := ls.Stats(); s.Locks != 1 || s.Unsettled != 0 {
 			t.Fatalf("%+v", s)
 		}
@@ -183,7 +183,7 @@ func TestResultBeforeWriteReturns(t *testing.T) {
 				}
 				done <- err
 			}()
-			synctest.Wait()
+			fakeclock.Wait()
 			if len(done) != 0 {
 				t.Fatalf("%s: over before the write returned", op)
 			}
@@ -215,12 +215,12 @@ func TestNoCancelAfterRelease(t *testing.T) {
 		defer cancel()
 		done := make(chan error, 2)
 		go func() { done <- x.Convert(ctx, dlm.EX, dlm.ConvertOptions{}) }()
-		synctest.Wait()
+		fakeclock.Wait()
 		go func() { done <- x.Unlock(t.Context()) }()
-		synctest.Wait()
+		fakeclock.Wait()
 		cancel() // the conversion has not ended yet
 		want(t, <-done, context.Canceled)
-		synctest.Wait()
+		fakeclock.Wait()
 		gate.Open()
 		must(t, <-done)
 		if n := rec.count("cancel"); n != 0 {
@@ -237,7 +237,7 @@ func TestCancelTooLate(t *testing.T) {
 		c.Node(1).SetFault(new(recorder).fault("convert", dlmtest.Fault{Result: gate}))
 		done := make(chan error, 1)
 		go func() { done <- x.Convert(soon(t, time.Second), dlm.EX, dlm.ConvertOptions{}) }()
-		synctest.Wait()
+		fakeclock.Wait()
 		must(t, y.Unlock(t.Context()))
 		want(t, <-done, context.DeadlineExceeded)
 		_, err := x.Settle(soon(t, time.Second))
@@ -273,13 +273,13 @@ func TestBound(t *testing.T) {
 				want(t, err, context.DeadlineExceeded)
 			})
 		}
-		synctest.Wait()
+		fakeclock.Wait()
 		if s := ls.Stats(); s.InFlight != 4 || s.Queued != 6 {
 			t.Fatalf("%+v", s)
 		}
 		released := make(chan error, 1)
 		go func() { released <- held.Unlock(t.Context()) }()
-		synctest.Wait()
+		fakeclock.Wait()
 		wg.Wait()
 		if s := ls.Stats(); s.InFlight != 4 || s.Queued != 1 || s.Unsettled != 4 {
 			t.Fatalf("those who gave up still wait: %+v", s)
@@ -288,7 +288,7 @@ func TestBound(t *testing.T) {
 		want(t, err, dlm.ErrNoOrphan)
 		c.Resume(space)
 		must(t, <-released)
-		synctest.Wait()
+		fakeclock.Wait()
 		if s := ls.Stats(); s.Locks != 1 || s.Unsettled != 0 || s.InFlight != 0 {
 			t.Fatalf("%+v", s)
 		}
@@ -318,7 +318,7 @@ func TestBusyIsTriedAgain(t *testing.T) {
 		}
 		done := make(chan error, 1)
 		go func() { done <- l.Convert(t.Context(), dlm.PR, dlm.ConvertOptions{}) }()
-		synctest.Wait()
+		fakeclock.Wait()
 		const force = 0x20000 // DLM_LKF_FORCEUNLOCK
 		c.Node(1).SetFault(func(op dlmtest.Op) dlmtest.Fault {
 			if op.Flags&force == 0 {

@@ -7,13 +7,13 @@ import (
 	"slices"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"pgregory.net/rapid"
 
 	"github.com/vmlockd/vmlockd/dlm"
 	"github.com/vmlockd/vmlockd/dlm/dlmtest"
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 )
 
 // step is one thing a process of a random history does.
@@ -199,7 +199,7 @@ func TestHistories(t *testing.T) {
 			}
 		}), 0, 3).Draw(rt, "bad")
 		var wrong error
-		synctest.Test(t, func(t *testing.T) { wrong = history(t, names, steps[:], bad) })
+		fakeclock.Test(t, func(t *testing.T) { wrong = history(t, names, steps[:], bad) })
 		if wrong != nil || t.Failed() {
 			rt.Fatal(wrong)
 		}
@@ -251,7 +251,7 @@ func history(t *testing.T, names []string, steps [][]step, bad []disturbance) er
 				must(t, l.Unlock(t.Context()))
 			}
 		}
-		synctest.Wait()
+		fakeclock.Wait()
 		if s := a.ls.Stats(); s.Unsettled != 0 || s.InFlight != 0 || s.Queued != 0 {
 			return fmt.Errorf("unsettled: %+v", s)
 		}

@@ -6,9 +6,9 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"testing/synctest"
 
 	"github.com/vmlockd/vmlockd/dlm/internal/abi"
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 )
 
 // scripted is a Kernel and a Device whose results are whatever a test says. Writes are all taken.
@@ -88,7 +88,7 @@ func FuzzResults(f *testing.F) {
 
 // Of notices that nobody takes, the one that asks for most is kept.
 func TestNoticesAreMerged(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		k := &scripted{results: make(chan []byte)}
 		ls, err := Open(t.Context(), k, "test", Options{})
 		if err != nil {
@@ -102,13 +102,13 @@ func TestNoticesAreMerged(t *testing.T) {
 			}
 			got <- l
 		}()
-		synctest.Wait()
+		fakeclock.Wait()
 		k.results <- result(1, castAddr, 0)
 		l := <-got
 		for _, m := range []Mode{CR, EX, PR} {
 			k.results <- abi.EncodeResult(abi.LockResult{UserAstaddr: bastAddr, UserAstparam: 1, BastMode: uint8(m)}, nil)
 		}
-		synctest.Wait()
+		fakeclock.Wait()
 		if m := <-l.Blocking(); m != EX {
 			t.Errorf("the notice is for %v", m)
 		}

@@ -7,15 +7,15 @@ import (
 	"slices"
 	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/vmlockd/vmlockd/dlm/controld"
 	"github.com/vmlockd/vmlockd/dlm/controld/controldtest"
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 )
 
 func TestClient(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		d := controldtest.New(3, "a", "b")
 		c, ctx := d.Client(), t.Context()
 		st, err := c.Status(ctx)
@@ -66,7 +66,7 @@ func TestClient(t *testing.T) {
 
 // TestHangs: the daemon hangs. Every call ends in time, and the questions that may be dropped do not harm it.
 func TestHangs(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		d := controldtest.New(3, "a")
 		d.Freeze()
 		for range 20 { // more than can wait for it
@@ -79,7 +79,7 @@ func TestHangs(t *testing.T) {
 			}
 		}
 		d.Thaw()
-		synctest.Wait()
+		fakeclock.Wait()
 		if _, err := d.Client().Status(t.Context()); err != nil || !d.Alive() {
 			t.Errorf("after the thaw: %v", err)
 		}
@@ -88,7 +88,7 @@ func TestHangs(t *testing.T) {
 
 // TestLeavesNobodyAlone: a question that must not be dropped is not, although its caller has left.
 func TestLeavesNobodyAlone(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		d := controldtest.New(3, "a")
 		c := d.Client()
 		d.Freeze()
@@ -106,7 +106,7 @@ func TestLeavesNobodyAlone(t *testing.T) {
 			t.Errorf("asked %d times", d.Asked())
 		}
 		d.Thaw()
-		synctest.Wait()
+		fakeclock.Wait()
 		if _, err := c.Lockspace(t.Context(), "a"); err != nil || !d.Alive() {
 			t.Errorf("after the thaw: %v, alive %v", err, d.Alive())
 		}

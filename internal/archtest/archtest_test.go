@@ -141,6 +141,8 @@ func (r *room) refuses(f file, name string) string {
 	switch {
 	case name == "C":
 		return "this project has no cgo, so that the daemon runs without anything else installed"
+	case name == "testing/synctest" && f.dir != fakeclock:
+		return "its timers and the race detector do not get on; use " + fakeclock
 	case isOurs:
 		if isTest || r.anything || ours == f.dir || slices.ContainsFunc(r.ours, func(p string) bool { return covers(p, ours) }) {
 			return ""
@@ -257,6 +259,8 @@ func TestComplaints(t *testing.T) {
 		{"tests/stress", "stress.go", ours + "internal/rpc", ""},
 		{"tests/stress", "stress.go", "github.com/anishathalye/porcupine", ""},
 		{"tests/stress", "stress.go", "example.org/new", "a new dependency"},
+		{"internal/locking", "a_test.go", "testing/synctest", "use internal/fakeclock"},
+		{"internal/fakeclock", "a.go", "testing/synctest", ""},
 		{"internal/unheard", "of.go", "fmt", "add a row"},
 		{"lab/internal/unheard", "of.go", "fmt", "add a row"},
 	} {

@@ -13,6 +13,9 @@ const (
 	xsys       = "golang.org/x/sys"
 )
 
+// fakeclock is the one place that uses testing/synctest.
+const fakeclock = "internal/fakeclock"
+
 // testLibraries may be imported by tests and by packages that are for tests.
 var testLibraries = []string{
 	"github.com/anishathalye/porcupine",
@@ -100,6 +103,7 @@ var rooms = []room{
 	// Libraries for everybody.
 	{place: "internal/inherited", theirs: []string{xsys}},
 	{place: "internal/failpoint", theirs: []string{xsys}},
+	{place: fakeclock, forTests: true},
 	{place: "dlm/dlmtest/...", ours: []string{"dlm", "dlm/internal/abi", "dlm/dlmtest/..."}, forTests: true},
 	{place: "dlm", ours: []string{"dlm/internal/abi"}, theirs: []string{xsys}},
 	{place: "dlm/controld/controldtest", ours: []string{"dlm/controld", "dlm/controld/internal/wire"}, theirs: []string{xsys}, forTests: true},

@@ -6,9 +6,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
@@ -74,7 +74,7 @@ func TestHashedName(t *testing.T) {
 // TestSilentPeers: with nodes that do not answer every answer is there within a
 // second, and says what is missing.
 func TestSilentPeers(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		c, p := threeNodes()
 		w := newWorld(t, inCluster(c, p))
 		p.silent[3], c.silent = true, true
@@ -142,7 +142,7 @@ func TestLockThatMoves(t *testing.T) {
 // TestCannotSettle: what two nodes claim, and cannot be asked about again, is shown
 // and said to be incomplete. A node that has never answered changes nothing.
 func TestCannotSettle(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		c, p := threeNodes()
 		w := newWorld(t, inCluster(c, p))
 		w.locks.held = []locking.Holder{holder("web", "/a", locking.Exclusive)}

@@ -6,9 +6,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
@@ -98,7 +98,7 @@ func TestWhoByAnotherPath(t *testing.T) {
 
 // A disk that cannot be looked at does not make the answers of others late.
 func TestWhoHasWhatHangs(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		c, p := threeNodes()
 		w := newWorld(t, inCluster(c, p))
 		w.s.o.Disks = fakeDisks{"/dev/x": {Resource: "r1"}}

@@ -7,9 +7,9 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
@@ -67,7 +67,7 @@ func TestRelease(t *testing.T) {
 // TestAuditHangs: what was done is answered although the disk of the audit log hangs
 // since, and the answer says so.
 func TestAuditHangs(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		w := newWorld(t, nil)
 		w.audit.hangs = true
 		w.locks.held = []locking.Holder{holder("web", "/a", locking.Exclusive)}

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/vmlockd/vmlockd/corosync"
@@ -15,6 +14,7 @@ import (
 	"github.com/vmlockd/vmlockd/internal/backend/cluster"
 	"github.com/vmlockd/vmlockd/internal/config"
 	"github.com/vmlockd/vmlockd/internal/control"
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/peers"
 )
@@ -49,7 +49,7 @@ type hosts struct {
 
 // inHosts runs f in a bubble, with that many hosts and no daemon yet.
 func inHosts(t *testing.T, n int, f func(t *testing.T, h *hosts)) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		h := &hosts{Cluster: corosynctest.NewCluster(n), t: t, others: map[int]*others{}, tables: map[int]*fakeTable{}}
 		f(t, h)
 		for _, o := range h.others {
@@ -81,7 +81,7 @@ func (h *hosts) start(node int, lockspace string) *others {
 // met lets them meet.
 func (h *hosts) met() {
 	time.Sleep(2 * meetAfter) // by the bubble's clock: daemons join the group a moment after their start
-	synctest.Wait()
+	fakeclock.Wait()
 }
 
 // findThere names a disk by the host that looks at it.

@@ -3,14 +3,14 @@ package daemon
 import (
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
 func TestTidyWhenCalm(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		var freed, finished atomic.Int64
 		tidy := &tidier{free: func() { freed.Add(1) }}
 		granted := func(n int) {
@@ -20,7 +20,7 @@ func TestTidyWhenCalm(t *testing.T) {
 		}
 		want := func(what string, n int64) {
 			t.Helper()
-			synctest.Wait()
+			fakeclock.Wait()
 			if got := freed.Load(); got != n {
 				t.Fatalf("%s: freed %d times, not %d", what, got, n)
 			}

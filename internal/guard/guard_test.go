@@ -5,8 +5,9 @@ import (
 	"errors"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
+
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 )
 
 // bench is a world of three nodes with a process on node 1.
@@ -20,7 +21,7 @@ type bench struct {
 // onBench runs f when the process runs and all guards know all.
 func onBench(t *testing.T, b breach, f func(*bench)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		w := newWorld(1, 3, b)
 		for _, x := range w.nodes {
 			x.start()

@@ -7,8 +7,9 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
+
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 )
 
 // work starts and ends processes on x until ctx ends, as virtual machines do.
@@ -342,7 +343,7 @@ func seeds(t *testing.T, usual int) int {
 func TestNoOverlap(t *testing.T) {
 	grants, freed, held := 0, 0, 0
 	for seed := range seeds(t, 25) {
-		synctest.Test(t, func(t *testing.T) {
+		fakeclock.Test(t, func(t *testing.T) {
 			w := simulate(uint64(seed), 2+seed%4, none)
 			if w.worst != "" {
 				report(t, w)
@@ -372,7 +373,7 @@ func TestEachAssumptionCounts(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			for seed := range 4000 { // a hundred are enough most often
 				found := ""
-				synctest.Test(t, func(t *testing.T) { found = simulate(uint64(seed), 2+seed%4, b).worst })
+				fakeclock.Test(t, func(t *testing.T) { found = simulate(uint64(seed), 2+seed%4, b).worst })
 				if found != "" {
 					t.Logf("seed %d: %s", seed, found)
 					return

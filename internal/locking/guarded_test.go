@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"testing"
-	"testing/synctest"
 	"time"
 
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/locking/locktest"
 )
@@ -40,7 +40,7 @@ func TestHoldingProcesses(t *testing.T) {
 			t.Errorf("one has given back: %v", got)
 		}
 		p.Kill()
-		synctest.Wait()
+		fakeclock.Wait()
 		if got := w.pids(); len(got) != 0 {
 			t.Errorf("the other has ended: %v", got)
 		}

@@ -6,8 +6,8 @@ import (
 	"slices"
 	"sync"
 	"testing"
-	"testing/synctest"
 
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/locking/locktest"
 )
@@ -353,7 +353,7 @@ func TestDeathDuringRelease(t *testing.T) {
 // Everybody hears of a grant before its release, also when another session
 // releases at once.
 func TestGrantIsToldBeforeItsRelease(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		telling := make(chan struct{})
 		b, ps := locktest.NewBackend(t), locktest.NewProcesses(t)
 		b.Point(disk("a"), "id-a")

@@ -6,11 +6,11 @@ import (
 	"maps"
 	"slices"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"pgregory.net/rapid"
 
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/locking/locktest"
 )
@@ -19,7 +19,7 @@ import (
 // what is answered, who holds what, and what the backend has locked. In the end
 // everything is released, and nothing may be left.
 func TestAgainstModel(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		rapid.Check(bubbled{t}, func(rt *rapid.T) {
 			p := newPlay(rt)
 			defer p.w.abandon()

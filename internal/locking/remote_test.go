@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/locking/locktest"
 )
@@ -113,7 +113,7 @@ func TestHoldersAreNotFound(t *testing.T) {
 		if got, want := e.Error(), "Lockspace resource 'a' is locked: held elsewhere"; got != want {
 			t.Errorf("got %s, want %s", got, want)
 		}
-		synctest.Wait()
+		fakeclock.Wait()
 	})
 }
 

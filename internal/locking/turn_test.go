@@ -6,12 +6,13 @@ import (
 	"slices"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
+
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 )
 
 func TestTurnInOrder(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		var turn turn
 		ctx := t.Context()
 		if err := turn.take(ctx); err != nil {
@@ -35,11 +36,11 @@ func TestTurnInOrder(t *testing.T) {
 				order = append(order, i)
 				turn.give()
 			}()
-			synctest.Wait()
+			fakeclock.Wait()
 		}
 		time.Sleep(2 * time.Second)
 		turn.give()
-		synctest.Wait()
+		fakeclock.Wait()
 		if !slices.Equal(order, []int{0, 1, 3, 4}) {
 			t.Errorf("they had their turns in the order %v", order)
 		}

@@ -6,11 +6,11 @@ import (
 	"slices"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
 
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/locking/locktest"
 )
@@ -69,7 +69,7 @@ func newWorld(t tester) *world {
 // inWorld runs a test with a clock of its own, in which nothing is left behind.
 func inWorld(t *testing.T, f func(t *testing.T, w *world)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		defer w.abandon() // a test that failed is not to hang
 		f(t, w)
@@ -232,10 +232,10 @@ func (w *world) pending(done <-chan error) {
 var errIO = errors.New("input/output error")
 
 // settle waits until everything that can happen by itself has happened.
-func settle() { synctest.Wait() }
+func settle() { fakeclock.Wait() }
 
 // advance lets time pass in a bubble.
 func advance(d time.Duration) {
 	<-time.After(d)
-	synctest.Wait()
+	fakeclock.Wait()
 }

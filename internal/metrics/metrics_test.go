@@ -13,7 +13,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -21,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"go.uber.org/goleak"
 
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
@@ -229,7 +229,7 @@ func cutBytes(b []byte, sep string) ([]byte, []byte, bool) {
 
 // TestHangingPart: a scrape does not wait for it, shows what was known, and says so.
 func TestHangingPart(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
 		calls := 0
 		hang := make(chan struct{})
@@ -272,7 +272,7 @@ func TestHangingPart(t *testing.T) {
 			}
 		}
 		close(hang)
-		synctest.Wait()
+		fakeclock.Wait()
 		if got := look(); got["stale"] != 0 || got["in flight"] != 3 {
 			t.Errorf("after it: stale %v, in flight %v", got["stale"], got["in flight"])
 		}

@@ -7,12 +7,12 @@ import (
 	"runtime"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"pgregory.net/rapid"
 
 	"github.com/vmlockd/vmlockd/corosync"
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 )
 
 // stranger is a member of the group that a test speaks for.
@@ -77,7 +77,7 @@ func page(list ...Holding) string {
 
 // Garbage and messages of other versions change nothing for the others.
 func TestGarbage(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		w := newWorld(t, 2)
 		defer w.end()
 		s := w.stranger(2)
@@ -111,7 +111,7 @@ func TestGarbage(t *testing.T) {
 
 // A daemon of a later version says more and other things; what is understood is used.
 func TestLaterVersion(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		w := newWorld(t, 1)
 		defer w.end()
 		s := w.stranger(1)
@@ -175,7 +175,7 @@ func TestWrongAnswers(t *testing.T) {
 		}, nil, 1},
 	} {
 		t.Run(c.what, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			fakeclock.Test(t, func(t *testing.T) {
 				w := newWorld(t, 3)
 				defer w.end()
 				s := w.stranger(1)
@@ -217,7 +217,7 @@ func TestWrongAnswers(t *testing.T) {
 
 // A peer answers a lookup with other resources than the one that was asked for: they are not shown.
 func TestLyingHolders(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		w := newWorld(t, 2)
 		defer w.end()
 		s := w.stranger(2)
@@ -236,7 +236,7 @@ func TestLyingHolders(t *testing.T) {
 // A peer floods the group with questions, hellos and garbage. It gets little for it, the others get their answers, and
 // memory does not grow.
 func TestFlood(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		w := newWorld(t, 2)
 		defer w.end()
 		s := w.stranger(2)
@@ -257,7 +257,7 @@ func TestFlood(t *testing.T) {
 			s.say(header{kind: kindAnswer, query: uint64(i), asker: w.nodes[1].me()}, big)
 			s.say(header{kind: 99}, big)
 			if i%100 == 0 {
-				synctest.Wait()
+				fakeclock.Wait()
 			}
 		}
 		w.settle()
@@ -290,7 +290,7 @@ func TestUnion(t *testing.T) {
 		steps := rapid.SliceOfN(rapid.Custom(func(rt *rapid.T) step {
 			return step{rapid.IntRange(0, 9).Draw(rt, "what"), rapid.IntRange(1, 4).Draw(rt, "node")}
 		}), 1, 25).Draw(rt, "steps")
-		synctest.Test(t, func(t *testing.T) {
+		fakeclock.Test(t, func(t *testing.T) {
 			const nodes = 4
 			w := newWorld(t, nodes)
 			defer w.end()

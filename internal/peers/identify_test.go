@@ -6,10 +6,10 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/vmlockd/vmlockd/corosync"
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 )
 
 // identifies makes a node answer.
@@ -26,7 +26,7 @@ func (d *daemon) which(path string) ([]NodeDisk, error) {
 }
 
 func TestIdentify(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		w := newWorld(t, 4)
 		defer w.end()
 		const path = "/mnt/\xffweb.img"
@@ -59,7 +59,7 @@ func TestIdentify(t *testing.T) {
 }
 
 func TestIdentifyWithoutOthers(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		w := newWorld(t, 1)
 		defer w.end()
 		if list, err := w.nodes[1].which("/a"); err != nil || len(list) != 0 {

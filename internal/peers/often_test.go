@@ -3,14 +3,15 @@ package peers
 import (
 	"errors"
 	"testing"
-	"testing/synctest"
 	"time"
+
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 )
 
 // Who asks for everything again and again gets everything, each time, though it has
 // to wait: nobody drops its questions, and nobody is taken for silent.
 func TestOften(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3)
 		defer w.end()
 		const times = 60
@@ -34,7 +35,7 @@ func TestOften(t *testing.T) {
 
 // A question that is one too many gets an answer that says so, at once.
 func TestBusy(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		w := newWorld(t, 2)
 		defer w.end()
 		d := w.nodes[1]
@@ -66,7 +67,7 @@ func TestBusy(t *testing.T) {
 
 // One that has begun to answer when the time is over is slow, and not silent.
 func TestSlow(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		w := newWorld(t, 1)
 		defer w.end()
 		d := w.nodes[1]

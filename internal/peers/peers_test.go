@@ -6,12 +6,12 @@ import (
 	"fmt"
 	"slices"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/vmlockd/vmlockd/corosync"
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 )
 
 // complete checks that d gets exactly what all these nodes hold.
@@ -34,7 +34,7 @@ func complete(t *testing.T, d *daemon, nodes ...int) {
 }
 
 func TestMembers(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3)
 		defer w.end()
 		for i := 1; i <= 3; i++ {
@@ -71,7 +71,7 @@ func TestMembers(t *testing.T) {
 }
 
 func TestHolders(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3)
 		defer w.end()
 		began := time.Now()
@@ -98,7 +98,7 @@ func TestHolders(t *testing.T) {
 
 // 10,000 locks on each of three nodes: everything arrives.
 func TestMany(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3)
 		defer w.end()
 		for _, d := range w.nodes[1:] {
@@ -120,7 +120,7 @@ func TestMany(t *testing.T) {
 
 // A frozen peer is waited for as long as the context allows, named, and not waited for by the next lookup.
 func TestFrozen(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3)
 		defer w.end()
 		w.nodes[3].process.Freeze()
@@ -164,7 +164,7 @@ func TestFrozen(t *testing.T) {
 
 // A context without a deadline gets one, so that an operator's command is answered within a second.
 func TestPatience(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		w := newWorld(t, 2)
 		defer w.end()
 		w.nodes[2].process.Freeze()
@@ -183,7 +183,7 @@ func TestLost(t *testing.T) {
 		"cut off": func(w *world) { w.Partition([]int{1, 2}, []int{3}) },
 	} {
 		t.Run(what, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			fakeclock.Test(t, func(t *testing.T) {
 				w := newWorld(t, 3)
 				defer w.end()
 				w.nodes[3].process.Freeze()
@@ -201,7 +201,7 @@ func TestLost(t *testing.T) {
 
 // A node is absent when its daemon has been away for longer than a restart takes.
 func TestAbsent(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3)
 		defer w.end()
 		absent := func(want bool, node int) {
@@ -237,7 +237,7 @@ func TestAbsent(t *testing.T) {
 
 // Corosync ends and comes back on one node: meanwhile it knows of itself only, and says so.
 func TestRestart(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3)
 		defer w.end()
 		for range 3 {
@@ -266,7 +266,7 @@ func TestRestart(t *testing.T) {
 
 // Parts of a cluster that met again know each other again.
 func TestPartition(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3)
 		defer w.end()
 		w.Partition([]int{1}, []int{2, 3})
@@ -283,7 +283,7 @@ func TestPartition(t *testing.T) {
 
 // A corosync that hangs hangs no question; neither does the daemon's own function.
 func TestHang(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		w := newWorld(t, 2)
 		defer w.end()
 		w.Node(1).Suspend()
@@ -323,7 +323,7 @@ func TestHang(t *testing.T) {
 
 // A daemon whose own function hangs can be stopped.
 func TestStopWhileHanging(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		w := newWorld(t, 2)
 		defer w.end()
 		hang := make(chan struct{})
@@ -349,7 +349,7 @@ func TestStopWhileHanging(t *testing.T) {
 
 // More questions at once than are allowed wait for their turn, and end with their contexts.
 func TestQuestionsAreBounded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		w := newWorld(t, 2)
 		defer w.end()
 		w.nodes[2].process.Freeze()
@@ -363,7 +363,7 @@ func TestQuestionsAreBounded(t *testing.T) {
 		for range maxLists {
 			go ask(2 * time.Second)
 		}
-		synctest.Wait()
+		fakeclock.Wait()
 		for range 3 {
 			go ask(time.Second)
 		}

@@ -6,11 +6,11 @@ import (
 	"slices"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/vmlockd/vmlockd/corosync"
 	"github.com/vmlockd/vmlockd/corosync/corosynctest"
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 )
 
 const group = "vmlockd:test"
@@ -48,9 +48,9 @@ func newWorld(t *testing.T, nodes int) *world {
 
 // settle lets everything that is under way come to its end, and news be told.
 func (w *world) settle() {
-	synctest.Wait()
+	fakeclock.Wait()
 	time.Sleep(10 * soon)
-	synctest.Wait()
+	fakeclock.Wait()
 }
 
 func (w *world) start(node int) *daemon {
@@ -116,7 +116,7 @@ func (w *world) end() {
 			<-d.done
 		}
 	}
-	synctest.Wait()
+	fakeclock.Wait()
 }
 
 // ask is Holdings with a second's patience.

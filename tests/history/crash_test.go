@@ -2,12 +2,12 @@ package history_test
 
 import (
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"pgregory.net/rapid"
 
 	"github.com/vmlockd/vmlockd/internal/failpoint"
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
@@ -43,7 +43,7 @@ func killedDuringRestore(rt *rapid.T, base, name string, seen map[string]int) {
 	}
 	do := func(pid int32, disk string, release bool, mode locking.Mode) {
 		w.ask(n.owners[pid], disk, release, mode)
-		synctest.Wait()
+		fakeclock.Wait()
 		w.check()
 	}
 	kill := func() {
@@ -56,7 +56,7 @@ func killedDuringRestore(rt *rapid.T, base, name string, seen map[string]int) {
 	killedAt := func(point string, f func()) {
 		disarm := failpoint.Find(point).Arm(1, func() { n.in.dieHere(failpoint.Find(point)) })
 		f()
-		synctest.Wait()
+		fakeclock.Wait()
 		disarm()
 		n.in.bury()
 		w.check()
@@ -88,7 +88,7 @@ func killedDuringRestore(rt *rapid.T, base, name string, seen map[string]int) {
 		}
 		disarm := p.Arm(1+try/4, func() { n.in.dieHere(p) })
 		again()
-		synctest.Wait()
+		fakeclock.Wait()
 		if published(p) {
 			pass(publishedLater)
 		}
@@ -96,7 +96,7 @@ func killedDuringRestore(rt *rapid.T, base, name string, seen map[string]int) {
 		if in := n.in; in != nil && in.dead.Load() {
 			in.bury()
 		}
-		synctest.Wait()
+		fakeclock.Wait()
 		w.check()
 		// More to settle for the next one.
 		if try%4 == 3 {

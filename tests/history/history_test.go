@@ -17,7 +17,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -25,6 +24,7 @@ import (
 
 	"github.com/vmlockd/vmlockd/dlm/dlmtest"
 	"github.com/vmlockd/vmlockd/internal/failpoint"
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
@@ -98,7 +98,7 @@ func inBubble(t *testing.T, n int, f func(*rapid.T)) {
 		t.Fatal(err)
 	}
 	defer func() { _ = flag.Set("rapid.checks", given) }()
-	synctest.Test(t, func(t *testing.T) { rapid.Check(bubbled{t}, f) })
+	fakeclock.Test(t, func(t *testing.T) { rapid.Check(bubbled{t}, f) })
 }
 
 func TestHistories(t *testing.T) {
@@ -112,7 +112,7 @@ func TestHistories(t *testing.T) {
 			defer w.end()
 			for range rapid.IntRange(5, 40).Draw(rt, "steps") {
 				w.step()
-				synctest.Wait()
+				fakeclock.Wait()
 				w.check()
 			}
 			w.finish()
@@ -302,7 +302,7 @@ func (w *world) killAt(n *node) {
 	if what == "restart" {
 		n.in.die()
 		n.in.bury()
-		synctest.Wait()
+		fakeclock.Wait()
 		w.check()
 	}
 	disarm := p.Arm(nth, func() { n.in.dieHere(p) })
@@ -321,7 +321,7 @@ func (w *world) killAt(n *node) {
 	case "restart in place":
 		n.in.replace()
 	}
-	synctest.Wait()
+	fakeclock.Wait()
 	if published(p) {
 		w.publish(n, nth)
 	}

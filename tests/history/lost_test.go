@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"testing"
-	"testing/synctest"
 
 	"pgregory.net/rapid"
 
 	"github.com/vmlockd/vmlockd/dlm"
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
@@ -34,7 +34,7 @@ func TestLostInTheKernel(t *testing.T) {
 			}
 			n.in.die()
 			n.in.bury()
-			synctest.Wait()
+			fakeclock.Wait()
 			purge(rt, n)
 			n.start()
 			if seen["lost"] != 1 {
@@ -52,7 +52,7 @@ func TestLostInTheKernel(t *testing.T) {
 				}
 			} else {
 				n.end(n.owners[1])
-				synctest.Wait()
+				fakeclock.Wait()
 			}
 			if err := try(n.owners[2], false, locking.Exclusive); err != nil {
 				rt.Fatalf("after the alarm is over: %v", err)
@@ -60,7 +60,7 @@ func TestLostInTheKernel(t *testing.T) {
 			for _, o := range n.owners {
 				n.end(o)
 			}
-			synctest.Wait()
+			fakeclock.Wait()
 			w.finish()
 		})
 	}

@@ -5,7 +5,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"testing/synctest"
 	"time"
 
 	"pgregory.net/rapid"
@@ -13,6 +12,7 @@ import (
 	"github.com/vmlockd/vmlockd/dlm"
 	"github.com/vmlockd/vmlockd/dlm/dlmtest"
 	"github.com/vmlockd/vmlockd/internal/backend/cluster"
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/locking/locktest"
 )
@@ -130,7 +130,7 @@ func (w *world) end() {
 // pass lets everything happen that does so within d, in no time.
 func pass(d time.Duration) {
 	time.Sleep(d) // the clock is the bubble's
-	synctest.Wait()
+	fakeclock.Wait()
 }
 
 // quiet says that nothing is under way and nothing is kept from happening.
@@ -208,7 +208,7 @@ func (n *node) powerOff() {
 		in.die()
 		in.bury()
 	}
-	synctest.Wait()
+	fakeclock.Wait()
 	n.w.collect()
 	n.w.known = filter(n.w.known, func(f *fact) bool { return f.o.n != n })
 }

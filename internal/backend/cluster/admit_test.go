@@ -6,18 +6,18 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 
 	"github.com/vmlockd/vmlockd/dlm"
 	"github.com/vmlockd/vmlockd/dlm/dlmtest"
 	"github.com/vmlockd/vmlockd/internal/backend/cluster"
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
 // gated is a backend on one node of a cluster, with a gate that can say no.
 func gated(t *testing.T, admit func(asked int) error, f func(t *testing.T, b *cluster.Backend, nodes *dlmtest.Cluster)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		nodes := dlmtest.NewCluster(2)
 		var asked atomic.Int32
 		b, err := cluster.New(cluster.Options{
@@ -59,7 +59,7 @@ func TestNotAdmitted(t *testing.T) {
 				if !errors.As(err, &e) || e.Kind != locking.KindUnavailable || !errors.Is(err, vanished) {
 					t.Fatalf("got %v", err)
 				}
-				synctest.Wait()
+				fakeclock.Wait()
 				if held := nodes.Locks(space, cluster.ResourceName(locking.Ref{Name: "a"})); len(held) != 0 {
 					t.Errorf("what was not admitted is still held: %+v", held)
 				}
@@ -118,7 +118,7 @@ func TestProve(t *testing.T) {
 // What only this host can use is granted whoever has vanished, and whoever has lost
 // the cluster; it is told by its name, for which no path need be looked at.
 func TestOnlyHereIsNotHeldOff(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		nodes := dlmtest.NewCluster(2)
 		vanished := errors.New("node 2 has vanished")
 		b, err := cluster.New(cluster.Options{

@@ -11,13 +11,13 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/vmlockd/vmlockd/dlm"
 	"github.com/vmlockd/vmlockd/dlm/controld/controldtest"
 	"github.com/vmlockd/vmlockd/dlm/dlmtest"
 	"github.com/vmlockd/vmlockd/internal/backend/cluster"
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/locking/locktest"
 )
@@ -90,7 +90,7 @@ type restarted struct {
 }
 
 func afterKill(t *testing.T, lose func(*controldtest.Daemon), f func(*restarted)) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		w := &world{t: t, nodes: dlmtest.NewCluster(3), controld: controldtest.New(3, space)}
 		r := &restarted{world: w, last: newLastClose(), ps: locktest.NewProcesses(t), done: make(chan struct{})}
 		r.earlier = w.nodes.Node(1).NewProcess()
@@ -150,7 +150,7 @@ func afterKill(t *testing.T, lose func(*controldtest.Daemon), f func(*restarted)
 		}
 		f(r)
 		r.owner.Kill()
-		synctest.Wait()
+		fakeclock.Wait()
 		if err := r.manager.Close(t.Context()); err != nil {
 			t.Error(err)
 		}
@@ -194,7 +194,7 @@ func (r *restarted) refusedSoon(name, text string) {
 func (r *restarted) heal() {
 	r.t.Helper()
 	r.nodes.Resume(space)
-	synctest.Wait()
+	fakeclock.Wait()
 	close(r.last.closed)
 	<-r.done
 	held := r.locked("held")
@@ -248,7 +248,7 @@ func TestRestartWhileStopped(t *testing.T) {
 		}
 		g.Close()
 		other.Kill()
-		synctest.Wait()
+		fakeclock.Wait()
 		if strings.Contains(r.logged(), "level=ERROR") {
 			t.Errorf("logged:\n%s", r.logged())
 		}
@@ -296,7 +296,7 @@ type duplicable struct{ dlm.Device }
 func (duplicable) Duplicate() (*os.File, error) { return os.Open(os.DevNull) }
 
 func withLastClose(t *testing.T, f func(*testing.T, *cluster.Backend, *lastClose, func() string)) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		var log safeBuffer
 		last := newLastClose()
 		close(last.closed)
@@ -383,7 +383,7 @@ func TestLastCloseIsStuck(t *testing.T) {
 // What was handed over and no record tells of is given back, and logged; a lock that
 // holds nothing goes without a word.
 func TestDropUnclaimed(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		var log safeBuffer
 		nodes := dlmtest.NewCluster(1)
 		o := cluster.Options{Lockspace: space, Kernel: nodes.Node(1).NewProcess(), Log: slog.New(slog.NewTextHandler(&log, nil))}
@@ -415,7 +415,7 @@ func TestDropUnclaimed(t *testing.T) {
 		if n := b.DropUnclaimed(); n != 1 {
 			t.Errorf("%d are given back, want 1", n)
 		}
-		synctest.Wait()
+		fakeclock.Wait()
 		if names := nodes.Names(space); len(names) != 1 || names[0] != held[0].ID {
 			t.Errorf("left: %v", names)
 		}

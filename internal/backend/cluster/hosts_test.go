@@ -6,12 +6,12 @@ import (
 	"fmt"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/vmlockd/vmlockd/dlm"
 	"github.com/vmlockd/vmlockd/dlm/dlmtest"
 	"github.com/vmlockd/vmlockd/internal/backend/cluster"
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
@@ -47,7 +47,7 @@ type host struct {
 
 // onHosts runs f with a clock of its own.
 func onHosts(t *testing.T, n int, f func(*hosts)) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		hs := newHosts(t, n)
 		f(hs)
 		hs.close()
@@ -260,7 +260,7 @@ func (hs *hosts) keep(node int, name string) (end func()) {
 // pass lets d pass, which takes no time, and whatever happens in it.
 func pass(d time.Duration) {
 	time.Sleep(d)
-	synctest.Wait()
+	fakeclock.Wait()
 }
 
 // soon is long enough for a new lock to be published, later for one that was

@@ -5,16 +5,16 @@ import (
 	"errors"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/vmlockd/vmlockd/internal/backend/cluster"
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
 // onDisks is onHosts with paths that lead to disks.
 func onDisks(t *testing.T, n int, disks map[string]cluster.Disk, f func(*hosts)) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		hs := &hosts{t: t, disks: map[string]cluster.Disk{}}
 		for path, d := range disks {
 			hs.disks[path] = d
@@ -210,7 +210,7 @@ func TestLocksFromBeforeAnUpgrade(t *testing.T) {
 			if r.Err != nil {
 				t.Fatal(r.Err)
 			}
-			synctest.Wait()
+			fakeclock.Wait()
 			if tc.busy {
 				hs.wantBusy(2, "/dev/x", tc.asked)
 			} else {
@@ -257,7 +257,7 @@ func TestWithoutAnAnswerFromTheDLM(t *testing.T) {
 			t.Error("granted after its time")
 		}
 		h.Close()
-		synctest.Wait()
+		fakeclock.Wait()
 		hs.unlock(hs.hold(2, "/dev/x", locking.Exclusive, vm(2)))
 		for _, name := range []string{cluster.ResourceName(ref("/dev/x")), cluster.ResourceName(ref("lvm:one"))} {
 			if held := hs.nodes.Locks(space, name); len(held) != 0 {

@@ -7,20 +7,20 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/vmlockd/vmlockd/dlm"
 	"github.com/vmlockd/vmlockd/dlm/controld/controldtest"
 	"github.com/vmlockd/vmlockd/dlm/dlmtest"
 	"github.com/vmlockd/vmlockd/internal/backend/cluster"
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
 // entering runs f with a world in which nobody has joined yet. Its function join
 // calls New on node 1.
 func entering(t *testing.T, f func(w *world, join func(privileged bool) error)) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		w := &world{t: t, nodes: dlmtest.NewCluster(3), controld: controldtest.New(3, space)}
 		f(w, func(privileged bool) (err error) {
 			w.b, err = cluster.New(cluster.Options{
@@ -98,7 +98,7 @@ func TestMissingPart(t *testing.T) {
 		})
 	}
 	t.Run("no module", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
+		fakeclock.Test(t, func(t *testing.T) {
 			nodes, controld := dlmtest.NewCluster(1), controldtest.New(1, space)
 			controld.Kill() // which must not be what is named: it cannot be started yet
 			_, err := cluster.New(cluster.Options{Lockspace: space, Kernel: kernelWithoutModule{nodes.Node(1)}, Controld: controld.Client()})

@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/vmlockd/vmlockd/dlm"
 	"github.com/vmlockd/vmlockd/dlm/dlmtest"
 	"github.com/vmlockd/vmlockd/internal/backend/cluster"
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
@@ -23,7 +23,7 @@ func TestLateAnswer(t *testing.T) {
 			name = "granted late"
 		}
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { lateAnswer(t, granted) })
+			fakeclock.Test(t, func(t *testing.T) { lateAnswer(t, granted) })
 		})
 	}
 }
@@ -59,7 +59,7 @@ func lateAnswer(t *testing.T, granted bool) {
 		_, err := earlier.Lock(ctx, resource, dlm.EX, dlm.LockOptions{NoQueue: true, Persistent: true})
 		asked <- err
 	}()
-	synctest.Wait()
+	fakeclock.Wait()
 	p.Kill()
 	giveUp()
 	<-asked

@@ -7,12 +7,12 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/vmlockd/vmlockd/dlm"
 	"github.com/vmlockd/vmlockd/dlm/dlmtest"
 	"github.com/vmlockd/vmlockd/internal/backend/cluster"
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
@@ -56,7 +56,7 @@ func TestRefusalNamesHolder(t *testing.T) {
 		pass(soon)
 		hs.says(1, ex, unknown)
 		hs.release(h)
-		synctest.Wait() // for what read the block
+		fakeclock.Wait() // for what read the block
 		if names := hs.nodes.Names(space); len(names) > 0 {
 			t.Errorf("locks are left on %v", names)
 		}
@@ -141,7 +141,7 @@ func TestReleaseDuringPublication(t *testing.T) {
 				if err := <-released; err != nil {
 					t.Error(err)
 				}
-				synctest.Wait()
+				fakeclock.Wait()
 				if held := hs.nodes.Locks(space, cluster.ResourceName(ref("/a"))); len(held) != 1 || hs.block("/a") != (dlm.LVB{}) {
 					t.Errorf("held %v, the block is %x", held, hs.block("/a"))
 				}

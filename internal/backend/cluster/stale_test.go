@@ -10,12 +10,12 @@ import (
 	"strconv"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"pgregory.net/rapid"
 
 	"github.com/vmlockd/vmlockd/dlm/dlmtest"
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
@@ -47,7 +47,7 @@ func TestNoStaleHolder(t *testing.T) {
 	defer func() { _ = flag.Set("rapid.checks", given) }()
 	_ = flag.Set("rapid.nofailfile", "true")
 	named, unknown := 0, 0
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		rapid.Check(bubbled{t}, func(rt *rapid.T) {
 			l := &ledger{released: map[int32]time.Time{}, granted: map[int32]time.Time{}}
 			noStaleHolder(rt, l)
@@ -91,7 +91,7 @@ func noStaleHolder(rt *rapid.T, l *ledger) {
 	}
 	all.Wait()
 	time.Sleep(time.Minute)
-	synctest.Wait()
+	fakeclock.Wait()
 	end()
 	hs.close()
 	if names := hs.nodes.Names(space); len(names) > 0 {

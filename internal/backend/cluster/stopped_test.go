@@ -9,13 +9,13 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/vmlockd/vmlockd/dlm"
 	"github.com/vmlockd/vmlockd/dlm/controld/controldtest"
 	"github.com/vmlockd/vmlockd/dlm/dlmtest"
 	"github.com/vmlockd/vmlockd/internal/backend/cluster"
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
@@ -47,7 +47,7 @@ func (w *world) logged() string {
 
 // bubble runs f with a world in a bubble, where time passes only when all wait.
 func bubble(t *testing.T, f func(*world)) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		w := &world{t: t, nodes: dlmtest.NewCluster(3), controld: controldtest.New(3, space)}
 		b, err := cluster.New(cluster.Options{
 			Lockspace: space, Kernel: w.nodes.Node(1), Controld: w.controld.Client(), Log: slog.New(slog.NewTextHandler(w, nil)),
@@ -182,7 +182,7 @@ func TestStopsUnderRequest(t *testing.T) {
 			t.Errorf("%d requests are unsettled", n)
 		}
 		w.nodes.Resume(space)
-		synctest.Wait()
+		fakeclock.Wait()
 		if held := w.locked("a"); len(held) > 0 || w.b.Unsettled() != 0 {
 			t.Errorf("the late grant stays: %v", held)
 		}
@@ -369,7 +369,7 @@ func TestCloseWhileStopped(t *testing.T) {
 			t.Error("granted after close")
 		}
 		w.nodes.Resume(space)
-		synctest.Wait()
+		fakeclock.Wait()
 		if held := w.locked("a"); len(held) != 1 || !held[0].Orphan {
 			t.Errorf("held %v", held)
 		}
@@ -380,7 +380,7 @@ func TestCloseWhileStopped(t *testing.T) {
 type kernelWithoutState struct{ dlm.Kernel }
 
 func TestKernelWithoutState(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		nodes := dlmtest.NewCluster(1)
 		b, err := cluster.New(cluster.Options{Lockspace: space, Kernel: kernelWithoutState{nodes.Node(1)}})
 		if err != nil {

@@ -4,18 +4,18 @@ import (
 	"context"
 	"slices"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/vmlockd/vmlockd/dlm/dlmtest"
 	"github.com/vmlockd/vmlockd/internal/backend/cluster"
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
 // TestDropOthers: of what the kernel has for this host, an operator can give back what
 // nobody has taken, orphans as well as locks that were handed over; and nothing else.
 func TestDropOthers(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
 		nodes := dlmtest.NewCluster(1)
 		p := nodes.Node(1).NewProcess()
 		take := func(b *cluster.Backend, name string) {

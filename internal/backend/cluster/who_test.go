@@ -7,12 +7,12 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/vmlockd/vmlockd/dlm"
 	"github.com/vmlockd/vmlockd/dlm/dlmtest"
 	"github.com/vmlockd/vmlockd/internal/backend/cluster"
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
@@ -154,7 +154,7 @@ func TestLookUpFails(t *testing.T) {
 				}
 				all.Wait()
 				gate.Open()
-				synctest.Wait()
+				fakeclock.Wait()
 				if held := hs.nodes.Locks(space, cluster.ResourceName(ref("/a"))); len(held) != 1 {
 					t.Errorf("the look-ups leave %v", held)
 				}
@@ -195,7 +195,7 @@ func TestLookUpWhileClosing(t *testing.T) {
 		if text := hs.explain("/a", err).Error(); text != unknown || time.Since(start) != 100*time.Millisecond {
 			t.Errorf("after %v: %s", time.Since(start), text)
 		}
-		synctest.Wait()
+		fakeclock.Wait()
 		hs.start(2)
 		hs.release(h)
 	})

@@ -3,15 +3,16 @@ package local
 import (
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
+
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 )
 
 // As many locks as are taken back at a time may hang, and all others are taken back
 // soon, each once.
 func TestEachInTime(t *testing.T) {
 	for _, hanging := range []int{0, 1, restorers - 1} {
-		synctest.Test(t, func(t *testing.T) {
+		fakeclock.Test(t, func(t *testing.T) {
 			const n = 3000
 			list := make([]int, n)
 			for i := range list {

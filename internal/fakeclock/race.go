@@ -1,0 +1,5 @@
+//go:build race
+
+package fakeclock
+
+func init() { withRace = true }
