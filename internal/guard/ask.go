@@ -11,7 +11,7 @@ import (
 const (
 	// askEvery is how often dlm_controld is asked how the cluster is, and askTimeout
 	// how long it may take to answer.
-	askEvery   = 200 * time.Millisecond
+	askEvery   = 500 * time.Millisecond
 	askTimeout = time.Second
 	// learnEvery is how often it is asked what does not change by itself, and
 	// learnSoon how often while that is not known.

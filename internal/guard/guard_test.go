@@ -100,7 +100,11 @@ func TestStoppedOutlivesTheGuard(t *testing.T) {
 			onBench(t, none, func(b *bench) {
 				x := b.nodes[0]
 				b.fall()
-				b.settle(b.ctx, 300*time.Millisecond)
+				for stopped := b.now() + time.Second; ; b.settle(b.ctx, 100*time.Millisecond) {
+					if running, _ := b.state(); !running || b.now() >= stopped {
+						break
+					}
+				}
 				b.is("before the guard is killed", false, false)
 				x.kill()
 				if tc.heals {

@@ -8,9 +8,9 @@ import (
 // The fixed parts of the argument in docs/guard.md.
 const (
 	// tick is how often the guard looks and acts.
-	tick = 100 * time.Millisecond
+	tick = 250 * time.Millisecond
 	// beat is how often a message goes to the group to prove membership.
-	beat = 500 * time.Millisecond
+	beat = time.Second
 	// leaseSlack is what a lease has beyond the time that corosync needs to form a
 	// new ring, for dlm_controld to agree to it and two messages to go round: a healthy
 	// host must not be stopped because another one was lost.
