@@ -31,18 +31,10 @@ const (
 	drainQuiet = time.Minute
 )
 
-// What Options.UnderWay holds: in the lower half how many locks have a request that the kernel has, or is about to be
-// given. In the upper half how many of them the kernel may not have all the same, as a write has not begun, or has
-// returned, or a result was read, and that does not count yet. A process can be killed between any two instructions.
-const (
-	oneUnderWay = 1
-	oneDoubtful = 1 << 32
-)
-
 // doubt notes that the count may be too high by n more than before.
 func (ls *Lockspace) doubt(n int64) {
 	if u := ls.underWay.Load(); u != nil {
-		u.Add(n * oneDoubtful)
+		u.doubt(n)
 	}
 }
 
@@ -51,17 +43,17 @@ func (l *Lock) countLocked() {
 	open := func(r *request) bool { return r != nil && r.outcome == nil }
 	inKernel := !l.dead && (l.write != nil && l.write.place == nil && open(l.write.req) ||
 		open(l.cur) && l.cur.written || l.unlock != nil && l.unlock.written)
-	if inKernel == l.counted {
+	if inKernel == (l.place != 0) {
 		return
 	}
-	l.counted = inKernel
 	u := l.ls.underWay.Load()
 	switch {
 	case u == nil:
 	case inKernel:
-		u.Add(oneUnderWay)
+		l.place = u.begin(l.name)
 	default:
-		u.Add(-oneUnderWay)
+		u.end(l.place)
+		l.place = 0
 	}
 }
 
@@ -78,37 +70,49 @@ func (ls *Lockspace) Duplicate() (*os.File, error) {
 }
 
 // DrainFile reads and drops the results that come for a process that has ended, until the kernel works on none of its
-// requests any more. f is what Duplicate returned in that process, underWay what Options.UnderWay was at its end, and
+// requests any more. f is what Duplicate returned in that process, underWay what it had in Options.UnderWay, and
 // running says whether the lockspace runs (State.Running); while it does not, and that may be for long, no result is
 // expected. DrainFile does not close f. The error is ctx's, or that of a read that failed.
 //
-// With nothing under way it returns at once, and with answers to all 50 ms after the last. What has no answer it
-// waits for until nothing has come for a minute in which the lockspace ran.
-func DrainFile(ctx context.Context, f *os.File, underWay int64, running func() (bool, error)) error {
+// With nothing under way it returns at once, and with answers to all 50 ms after the last. When nothing has come for
+// a second, it asks for NL locks on the resources in question and releases them: what was asked about them before is
+// answered when those are. What has no answer, a node being silent, it waits for until nothing has come for a minute in which the
+// lockspace ran.
+func DrainFile(ctx context.Context, f *os.File, underWay *UnderWay, running func() (bool, error)) error {
 	return drainFile(ctx, f, underWay, running, drainQuiet)
 }
 
-func drainFile(ctx context.Context, f *os.File, value int64, running func() (bool, error), quiet time.Duration) error {
-	underWay, doubtful := int64(int32(value)), value>>32
+func drainFile(ctx context.Context, f *os.File, u *UnderWay, running func() (bool, error), quiet time.Duration) error {
+	underWay, doubtful := u.Count()
 	if underWay <= 0 {
 		return nil
 	}
+	// What is under way now stays so: the results are for a process that has ended.
+	names, unknown := u.names()
 	var buf [abi.ResultMax]byte
-	var results int64
+	var results, asked int
+	var b *barrier
 	quietSince := time.Now()
 	for ctx.Err() == nil {
+		runs, err := running()
+		runs = runs || err != nil
+		if !runs {
+			quietSince, b = time.Now(), nil
+		}
 		limit := quiet
 		switch {
-		case results >= underWay:
+		case results >= underWay || b != nil && b.passed():
 			limit = drainEnough
 		case results >= underWay-doubtful:
 			limit = min(drainDoubt, quiet)
 		}
-		if runs, err := running(); err == nil && !runs {
-			quietSince = time.Now()
-		}
-		if time.Since(quietSince) >= limit {
+		silent := time.Since(quietSince)
+		if silent >= limit {
 			return nil
+		}
+		if b == nil && unknown == nil && runs && silent >= drainDoubt {
+			b = newBarrier(f, names, uint64(asked))
+			asked += len(names)
 		}
 		if err := f.SetReadDeadline(time.Now().Add(drainEnough)); err != nil {
 			return fault("drain", "", "", err)
@@ -121,8 +125,13 @@ func drainFile(ctx context.Context, f *os.File, value int64, running func() (boo
 			return fault("drain", "", "", err)
 		}
 		quietSince = time.Now()
-		if res, _, err := abi.DecodeResult(buf[:n]); err == nil && res.UserAstaddr == castAddr {
+		res, _, err := abi.DecodeResult(buf[:n])
+		switch {
+		case err != nil:
+		case res.UserAstaddr == castAddr:
 			results++
+		case res.UserAstaddr == barrierAddr && b != nil:
+			b.take(&res)
 		}
 	}
 	return ctx.Err()

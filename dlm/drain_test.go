@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -45,10 +44,26 @@ func unread(t *testing.T, device *os.File) int {
 	}
 }
 
+func newUnderWay(t *testing.T) *UnderWay {
+	t.Helper()
+	u, err := NewUnderWay(make([]byte, UnderWaySize))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
+
+// left is what a process has left that had no room for names.
+func left(t *testing.T, underWay, doubtful int64) *UnderWay {
+	u := newUnderWay(t)
+	u.number(countAt).Store(underWay*oneUnderWay + doubtful*oneDoubtful)
+	return u
+}
+
 func TestDrainNothingUnderWay(t *testing.T) {
 	device, kernel := pair(t)
 	send(t, kernel, result(1, bastAddr, 0))
-	err := DrainFile(t.Context(), device, 0, func() (bool, error) {
+	err := DrainFile(t.Context(), device, left(t, 0, 0), func() (bool, error) {
 		t.Error("asked whether the lockspace runs")
 		return true, nil
 	})
@@ -62,7 +77,7 @@ func TestDrainNothingUnderWay(t *testing.T) {
 func TestDrainWaitsForAnswers(t *testing.T) {
 	device, kernel := pair(t)
 	looks := 0
-	err := drainFile(t.Context(), device, 2, func() (bool, error) {
+	err := drainFile(t.Context(), device, left(t, 2, 0), func() (bool, error) {
 		switch looks++; looks {
 		case 1:
 			send(t, kernel, result(1, castAddr, 0), result(1, bastAddr, 0), result(2, bastAddr, 0))
@@ -88,7 +103,7 @@ func TestDrainWaitsForAnswers(t *testing.T) {
 func TestDrainCountTooHigh(t *testing.T) {
 	device, kernel := pair(t)
 	send(t, kernel, result(1, castAddr, 0))
-	if err := drainFile(t.Context(), device, 7, func() (bool, error) { return true, nil }, time.Second); err != nil {
+	if err := drainFile(t.Context(), device, left(t, 7, 0), func() (bool, error) { return true, nil }, time.Second); err != nil {
 		t.Error(err)
 	}
 }
@@ -99,7 +114,7 @@ func TestDrainWaitsForSilentNode(t *testing.T) {
 	device, kernel := pair(t)
 	timer := time.AfterFunc(3*drainDoubt/2, func() { send(t, kernel, result(1, castAddr, 0)) })
 	defer timer.Stop()
-	if err := DrainFile(t.Context(), device, oneUnderWay, func() (bool, error) { return true, nil }); err != nil {
+	if err := DrainFile(t.Context(), device, left(t, 1, 0), func() (bool, error) { return true, nil }); err != nil {
 		t.Error(err)
 	}
 	if timer.Stop() || unread(t, device) > 0 {
@@ -113,14 +128,14 @@ func TestDrainDoubt(t *testing.T) {
 	device, kernel := pair(t)
 	send(t, kernel, result(1, castAddr, 0))
 	begin := time.Now()
-	if err := DrainFile(t.Context(), device, 2*oneUnderWay+oneDoubtful, func() (bool, error) { return true, nil }); err != nil {
+	if err := DrainFile(t.Context(), device, left(t, 2, 1), func() (bool, error) { return true, nil }); err != nil {
 		t.Error(err)
 	}
 	if took := time.Since(begin); took > drainQuiet/2 {
 		t.Errorf("waited for %v", took)
 	}
 	begin = time.Now()
-	err := drainFile(t.Context(), device, 2*oneUnderWay+oneDoubtful, func() (bool, error) { return true, nil }, 2*drainDoubt)
+	err := drainFile(t.Context(), device, left(t, 2, 1), func() (bool, error) { return true, nil }, 2*drainDoubt)
 	if took := time.Since(begin); err != nil || took < 2*drainDoubt {
 		t.Errorf("two were under way, of which one is doubtful, and no answer came: waited for %v, %v", took, err)
 	}
@@ -129,12 +144,12 @@ func TestDrainDoubt(t *testing.T) {
 // What waits for a place is not under way; and what has no answer when the
 // lockspace is closed, still is.
 func TestUnderWayIsInTheKernel(t *testing.T) {
-	var count atomic.Int64
+	count := newUnderWay(t)
 	device := &scripted{results: make(chan []byte, 2)}
 	began := make(chan struct{}, 2)
 	gate := make(chan struct{})
 	device.check = func() { began <- struct{}{}; <-gate }
-	ls := start(device, "space", device, Options{UnderWay: &count, InFlight: 1})
+	ls := start(device, "space", device, Options{UnderWay: count, InFlight: 1})
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	asked := make(chan error, 2)
@@ -150,12 +165,12 @@ func TestUnderWayIsInTheKernel(t *testing.T) {
 	for ls.Stats().Queued == 0 {
 		<-tick.C
 	}
-	if n := count.Load(); n != 1 {
-		t.Errorf("%d (%#x) is under way, and one waits", int32(n), n)
+	if n, doubtful := count.Count(); n != 1 || doubtful != 0 {
+		t.Errorf("%d under way, %d of them doubtful, and one waits", n, doubtful)
 	}
 	close(gate)
 	<-began
-	if n := int32(count.Load()); n != 2 {
+	if n, _ := count.Count(); n != 2 {
 		t.Errorf("%d are under way, want 2", n)
 	}
 	cancel()
@@ -167,7 +182,7 @@ func TestUnderWayIsInTheKernel(t *testing.T) {
 	if err := ls.Close(t.Context()); !errors.Is(err, ErrUnsettled) {
 		t.Errorf("close: %v", err)
 	}
-	if n := int32(count.Load()); n != 2 {
+	if n, _ := count.Count(); n != 2 {
 		t.Errorf("%d are under way after a close that had to leave 2", n)
 	}
 }
@@ -175,7 +190,7 @@ func TestUnderWayIsInTheKernel(t *testing.T) {
 func TestDrainEnds(t *testing.T) {
 	device, kernel := pair(t)
 	ctx, cancel := context.WithCancel(t.Context())
-	err := DrainFile(ctx, device, 1, func() (bool, error) {
+	err := DrainFile(ctx, device, left(t, 1, 0), func() (bool, error) {
 		cancel()
 		return false, nil
 	})
@@ -183,29 +198,29 @@ func TestDrainEnds(t *testing.T) {
 		t.Errorf("canceled: %v", err)
 	}
 	kernel.Close()
-	if err := DrainFile(t.Context(), device, 1, func() (bool, error) { return false, nil }); err == nil {
+	if err := DrainFile(t.Context(), device, left(t, 1, 0), func() (bool, error) { return false, nil }); err == nil {
 		t.Error("no error from a device that has ended")
 	}
 }
 
 // UnderWay is never lower than what the kernel works on.
 func TestUnderWay(t *testing.T) {
-	var count atomic.Int64
+	count := newUnderWay(t)
 	device := &scripted{results: make(chan []byte, 2)}
 	statuses := []int32{0, abi.StatusUnlock}
 	device.check = func() {
-		if count.Load() < 1 {
+		if n, _ := count.Count(); n < 1 {
 			t.Error("a write began that does not count")
 		}
 		device.results <- result(1, castAddr, statuses[0])
 		statuses = statuses[1:]
 	}
-	ls := start(device, "space", device, Options{UnderWay: &count})
+	ls := start(device, "space", device, Options{UnderWay: count})
 	l, err := ls.Lock(t.Context(), "a", EX, LockOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := int32(count.Load()); n != 0 {
+	if n, _ := count.Count(); n != 0 {
 		t.Errorf("%d requests are under way after the grant", n)
 	}
 	if err := l.Unlock(t.Context()); err != nil {
@@ -214,26 +229,26 @@ func TestUnderWay(t *testing.T) {
 	if err := ls.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if n := count.Load(); n != 0 {
-		t.Errorf("%d requests are under way at the end", n)
+	if n, doubtful := count.Count(); n != 0 || doubtful != 0 {
+		t.Errorf("%d requests are under way at the end, %d of them doubtful", n, doubtful)
 	}
 }
 
 // A result that is read before the write of its request returns is not expected any
 // more.
 func TestUnderWayAfterEarlyResult(t *testing.T) {
-	var count atomic.Int64
+	count := newUnderWay(t)
 	device := &scripted{results: make(chan []byte)} // a send ends when the reader has it
 	device.check = func() {
 		device.results <- result(1, castAddr, 0)
 		device.results <- result(99, castAddr, 0) // then the first one was handled
 		tick := time.NewTicker(time.Millisecond)
 		defer tick.Stop()
-		for count.Load() != 0 { // or the test hangs
+		for n := 1; n != 0; n, _ = count.Count() { // or the test hangs
 			<-tick.C
 		}
 	}
-	ls := start(device, "space", device, Options{UnderWay: &count})
+	ls := start(device, "space", device, Options{UnderWay: count})
 	if _, err := ls.Lock(t.Context(), "a", EX, LockOptions{NoQueue: true}); err != nil {
 		t.Fatal(err)
 	}

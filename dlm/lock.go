@@ -27,14 +27,14 @@ type Lock struct {
 	unsettled *list.Element // in ls.unsettled
 	lvb       LVB
 	lkid      uint32
-	mode      Mode // as granted last
+	place     int32 // in Options.UnderWay; 0 if this does not count there
+	mode      Mode  // as granted last
 	lvbValid  bool
 	lvbAsked  bool // by the request that was granted last
 	dead      bool // the kernel has said its last word
 	adopted   bool // results about it may get lost, see lost.go
 	mute      bool // one did
 	busy      bool
-	counted   bool // in Options.UnderWay
 
 	persistent bool // never changed
 }

@@ -25,10 +25,9 @@ type Options struct {
 	// context ends. 0 is DefaultInFlight. Adoptions have a place of their own, because they alone do not wait for a
 	// stopped lockspace.
 	InFlight int
-	// UnderWay, if it is not nil, is kept at what DrainFile wants to know: it is 0 when the kernel works on no request.
-	// It is for memory that another process shares, which learns from it what is left when this one is killed. Once
-	// Close has returned, without an error or after another Close, nobody stores to it.
-	UnderWay *atomic.Int64
+	// UnderWay, if it is not nil, is kept at what DrainFile wants to know. Once Close has returned, without an error or
+	// after another Close, nobody stores to it.
+	UnderWay *UnderWay
 }
 
 // Lockspace is an open lockspace: the locks this process has in it, and the requests under way. All methods may be
@@ -39,7 +38,7 @@ type Lockspace struct {
 	dev    Device
 	limit  int
 	// underWay is Options.UnderWay, until nothing more will be known of what is left.
-	underWay atomic.Pointer[atomic.Int64]
+	underWay atomic.Pointer[UnderWay]
 
 	stop      chan struct{} // closed when nothing new is taken; stopErr then says why
 	finished  chan struct{} // closed when the device is closed and every goroutine has ended

@@ -7,30 +7,31 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"sync/atomic"
 	"syscall"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vmlockd/vmlockd/dlm"
 )
 
-// Count is memory that the daemon shares with its closer: how many requests the
-// kernel may be working on (dlm.Options.UnderWay). It lasts as long as the process.
+// Count is memory that the daemon shares with its closer: what the kernel may be
+// working on (dlm.UnderWay). It lasts as long as the process.
 type Count struct {
 	file *os.File // a memfd
 	mem  []byte
+	*dlm.UnderWay
 }
 
-// NewCount makes a Count of zero.
+// NewCount makes a Count of nothing.
 func NewCount() (*Count, error) {
 	fd, err := unix.MemfdCreate("vmlockd-requests", unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("memfd_create: %w", err)
 	}
 	c := &Count{file: os.NewFile(uintptr(fd), "vmlockd-requests")}
-	if err = c.file.Truncate(int64(os.Getpagesize())); err == nil {
-		c.mem, err = mapCount(fd, unix.PROT_READ|unix.PROT_WRITE)
+	if err = c.file.Truncate(dlm.UnderWaySize); err == nil {
+		err = c.open(fd, unix.PROT_READ|unix.PROT_WRITE)
 	}
 	if err != nil {
 		c.file.Close()
@@ -39,18 +40,13 @@ func NewCount() (*Count, error) {
 	return c, nil
 }
 
-func mapCount(fd, prot int) ([]byte, error) {
-	mem, err := unix.Mmap(fd, 0, os.Getpagesize(), prot, unix.MAP_SHARED)
-	if err != nil {
-		return nil, fmt.Errorf("mmap: %w", err)
+func (c *Count) open(fd, prot int) (err error) {
+	if c.mem, err = unix.Mmap(fd, 0, dlm.UnderWaySize, prot, unix.MAP_SHARED); err != nil {
+		return fmt.Errorf("mmap: %w", err)
 	}
-	return mem, nil
+	c.UnderWay, err = dlm.NewUnderWay(c.mem)
+	return err
 }
-
-func valueOf(mem []byte) *atomic.Int64 { return (*atomic.Int64)(unsafe.Pointer(&mem[0])) }
-
-// Value is the shared number.
-func (c *Count) Value() *atomic.Int64 { return valueOf(c.mem) }
 
 // What a closer finds open.
 //

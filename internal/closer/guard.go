@@ -3,10 +3,11 @@ package closer
 import (
 	"context"
 	"os"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vmlockd/vmlockd/dlm"
 )
 
 // Guard is the closer of a daemon's lockspace, one after the other. Its methods
@@ -55,7 +56,7 @@ func (g *Guard) Release(ctx context.Context) error { return g.now.End(ctx) }
 // Dismiss lets the closer end when the kernel has answered (Closer.Dismiss).
 func (g *Guard) Dismiss() { g.now.Dismiss() }
 
-// Close forgets the number, which nobody may change any more: what is still under way
+// Close forgets what the closer reads, which nobody may change any more: what is still under way
 // must not go on in a Lockspace that has it. The closer goes on.
 func (g *Guard) Close() {
 	g.now.forget()
@@ -63,8 +64,8 @@ func (g *Guard) Close() {
 	_ = g.count.file.Close()
 }
 
-// UnderWay is the number that the closer reads.
-func (g *Guard) UnderWay() *atomic.Int64 { return g.count.Value() }
+// UnderWay is what the closer reads.
+func (g *Guard) UnderWay() *dlm.UnderWay { return g.count.UnderWay }
 
 // PID is that of the closer; 0 if there is none.
 func (g *Guard) PID() int { return g.now.PID() }

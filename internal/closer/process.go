@@ -50,8 +50,8 @@ func become(lockspace string) error {
 	// Its death in a moment like the daemon's is what it is to prevent. Needs CAP_SYS_RESOURCE.
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0)
 	_ = os.WriteFile("/proc/self/comm", []byte(comm), 0)
-	mem, err := mapCount(countFD, unix.PROT_READ)
-	if err != nil {
+	var count Count
+	if err := count.open(countFD, unix.PROT_READ); err != nil {
 		return err
 	}
 	ended := make(chan error, 1)
@@ -68,7 +68,7 @@ func become(lockspace string) error {
 		return nil // the daemon has left the lockspace
 	}
 	defer state.Close()
-	return dlm.DrainFile(context.Background(), device, valueOf(mem).Load(), state.Running)
+	return dlm.DrainFile(context.Background(), device, count.UnderWay, state.Running)
 }
 
 // state says whether a lockspace runs.

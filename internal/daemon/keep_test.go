@@ -47,7 +47,7 @@ func TestKeepWithRequestUnderWay(t *testing.T) {
 	if kept, err := (dlmLocks{b, guard}).Keep(soon, true); err == nil || kept.cluster != nil {
 		t.Fatalf("kept %v, %v", kept, err)
 	}
-	if n := int32(guard.UnderWay().Load()); n != 1 { // a fault if it is not mapped
+	if n, _ := guard.UnderWay().Count(); n != 1 { // a fault if it is not mapped
 		t.Errorf("%d requests are under way, want 1", n)
 	}
 	gate.Open()

@@ -24,7 +24,7 @@ import (
 
 // lastClose is a process that closes the device last, and that of an earlier daemon.
 type lastClose struct {
-	count atomic.Int64
+	count *dlm.UnderWay
 
 	mu        sync.Mutex    // guards what follows
 	closed    chan struct{} // is closed when the earlier one's device is
@@ -35,7 +35,14 @@ type lastClose struct {
 	fail      error
 }
 
-func newLastClose() *lastClose { return &lastClose{closed: make(chan struct{})} }
+func newLastClose(t *testing.T) *lastClose {
+	t.Helper()
+	count, err := dlm.NewUnderWay(make([]byte, dlm.UnderWaySize))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &lastClose{closed: make(chan struct{}), count: count}
+}
 
 func (l *lastClose) Earlier(ctx context.Context) error {
 	select {
@@ -74,7 +81,7 @@ func (l *lastClose) Dismiss() {
 	l.dismissed++
 }
 
-func (l *lastClose) UnderWay() *atomic.Int64 { return &l.count }
+func (l *lastClose) UnderWay() *dlm.UnderWay { return l.count }
 
 // restarted is a host whose daemon was killed with a lock held, while the lockspace
 // is stopped; the kernel keeps its device open until it runs again.
@@ -92,7 +99,7 @@ type restarted struct {
 func afterKill(t *testing.T, lose func(*controldtest.Daemon), f func(*restarted)) {
 	fakeclock.Test(t, func(t *testing.T) {
 		w := &world{t: t, nodes: dlmtest.NewCluster(3), controld: controldtest.New(3, space)}
-		r := &restarted{world: w, last: newLastClose(), ps: locktest.NewProcesses(t), done: make(chan struct{})}
+		r := &restarted{world: w, last: newLastClose(t), ps: locktest.NewProcesses(t), done: make(chan struct{})}
 		r.earlier = w.nodes.Node(1).NewProcess()
 		had, err := dlm.Create(t.Context(), r.earlier, space, dlm.Options{})
 		if err != nil {
@@ -298,7 +305,7 @@ func (duplicable) Duplicate() (*os.File, error) { return os.Open(os.DevNull) }
 func withLastClose(t *testing.T, f func(*testing.T, *cluster.Backend, *lastClose, func() string)) {
 	fakeclock.Test(t, func(t *testing.T) {
 		var log safeBuffer
-		last := newLastClose()
+		last := newLastClose(t)
 		close(last.closed)
 		b, err := cluster.New(cluster.Options{Lockspace: space, Kernel: duplicating{dlmtest.NewCluster(1).Node(1)},
 			LastClose: last, Log: slog.New(slog.NewTextHandler(&log, nil))})

@@ -3,7 +3,6 @@ package cluster
 import (
 	"context"
 	"os"
-	"sync/atomic"
 	"time"
 
 	"github.com/vmlockd/vmlockd/dlm"
@@ -25,8 +24,8 @@ type LastClose interface {
 	// Dismiss lets go of it when the kernel has answered everything, for which it does
 	// not wait.
 	Dismiss()
-	// UnderWay is kept at how many requests are under way.
-	UnderWay() *atomic.Int64
+	// UnderWay is kept at what is under way.
+	UnderWay() *dlm.UnderWay
 }
 
 // earlierWithin is how long an attempt to join waits for an earlier process.
