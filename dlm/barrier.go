@@ -28,7 +28,8 @@ type barrier struct {
 // barrierAddr is what comes back in UserAstaddr with the results of a barrier. The other process has used others.
 const barrierAddr = 3
 
-// newBarrier asks about each of the names. Where the lockspace has just been stopped, that takes as long as it is.
+// newBarrier asks about each of the names. What comes back counts from first on, which is not 0: the kernel refuses that
+// as no address. Where the lockspace has just been stopped, this takes as long as it is.
 func newBarrier(f *os.File, names []string, first uint64) *barrier {
 	b := &barrier{f: f, waiting: map[uint64]struct{}{}}
 	for i, name := range names {

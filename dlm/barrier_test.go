@@ -30,7 +30,11 @@ func nextRequest(kernel *os.File) (abi.Request, error) {
 	if err != nil {
 		return abi.Request{}, err
 	}
-	return abi.DecodeRequest(buf[:n])
+	r, err := abi.DecodeRequest(buf[:n])
+	if err == nil && (r.Lock.Castaddr == 0 || r.Lock.Lksb == 0) {
+		err = fmt.Errorf("the kernel refuses %+v (device_user_lock, fs/dlm/user.c)", r)
+	}
+	return r, err
 }
 
 func answer(t *testing.T, kernel *os.File, r abi.Request, status int32, lkid uint32) {

@@ -90,7 +90,8 @@ func drainFile(ctx context.Context, f *os.File, u *UnderWay, running func() (boo
 	// What is under way now stays so: the results are for a process that has ended.
 	names, unknown := u.names()
 	var buf [abi.ResultMax]byte
-	var results, asked int
+	var results int
+	var asked uint64
 	var b *barrier
 	quietSince := time.Now()
 	for ctx.Err() == nil {
@@ -111,8 +112,8 @@ func drainFile(ctx context.Context, f *os.File, u *UnderWay, running func() (boo
 			return nil
 		}
 		if b == nil && unknown == nil && runs && silent >= drainDoubt {
-			b = newBarrier(f, names, uint64(asked))
-			asked += len(names)
+			b = newBarrier(f, names, 1+asked)
+			asked += uint64(len(names))
 		}
 		if err := f.SetReadDeadline(time.Now().Add(drainEnough)); err != nil {
 			return fault("drain", "", "", err)

@@ -1,10 +1,10 @@
 package conformance_test
 
 import (
+	"bytes"
 	"context"
+	"fmt"
 	"net"
-	"os/exec"
-	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -18,19 +18,20 @@ import (
 func TestLab(t *testing.T) {
 	cfg := lab.Config{Nodes: 3}
 	lab.Need(t, cfg)
-	proxy := filepath.Join(t.TempDir(), "dlmproxy")
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", proxy, "../dlmproxy")
-	build.Env = append(build.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	programs := map[string]string{}
+	for _, name := range []string{"dlmproxy", "draincheck"} {
+		programs[name] = lab.Build(t, "github.com/vmlockd/vmlockd/dlm/dlmtest/"+name)
 	}
 	l := lab.ForTest(t, cfg)
-	if err := l.Install("dlmproxy", proxy); err != nil {
-		t.Fatal(err)
+	for name, path := range programs {
+		if err := l.Install(name, path); err != nil {
+			t.Fatal(err)
+		}
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 3*time.Minute) // also for the cleaning up
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 10*time.Minute) // also for the cleaning up
 	t.Cleanup(cancel)
 
+	t.Run("Drain", func(t *testing.T) { drain(ctx, t, l) })
 	const socket = "/run/dlmproxy"
 	// As in TestHost, but on all nodes at once, as dlm_controld would.
 	control := func(value string) func(testing.TB, string) {
@@ -78,4 +79,32 @@ func TestLab(t *testing.T) {
 		site.Kernels = append(site.Kernels, remote.Kernel(dial))
 	}
 	conformance.Run(t, site)
+}
+
+// drain has a node drained of a request that its kernel never had, about a resource that another one keeps the books of.
+func drain(ctx context.Context, t *testing.T, l *lab.Lab) {
+	holder, err := l.Node(2).Start(ctx, "holder", "draincheck", "hold", "drained", "disk")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := holder.Stop(context.WithoutCancel(ctx)); err != nil {
+			t.Error(err)
+		}
+	}()
+	err = lab.WaitFor(ctx, "node 2 to have the lock", func(ctx context.Context) (bool, error) {
+		if st, err := holder.Status(ctx); err != nil || st.State == lab.ProcessExited {
+			return false, fmt.Errorf("%+v %v", st, err)
+		}
+		log, err := holder.Log(ctx)
+		return bytes.Contains(log, []byte("held")), err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := l.Node(1).Exec(ctx, "draincheck", "drain", "drained", "disk")
+	if err != nil || !res.OK() {
+		t.Fatalf("%v %v", res, err)
+	}
+	t.Log(res.Stdout)
 }
