@@ -11,6 +11,10 @@ GUARD_CASES = ^TestGuard$$/^(ConfirmDead|Cut|DaemonKilledWhileStopped|WithoutGua
 # Those for which there is no time in 'make test'.
 MORE_LAB_PACKAGES = ./tests/doctor ./tests/guard ./tests/identity ./tests/peers ./corosync/corosynctest/conformance/...
 
+# The lab's own program, built once for all packages.
+LAB_BINARY = CGO_ENABLED=0 $(GO) build -o bin/lab ./lab/cmd/lab
+LAB_TEST = VMLOCKD_LAB=1 VMLOCKD_LAB_BINARY=$(CURDIR)/bin/lab scripts/told $(GO) test -count=1
+
 .DEFAULT_GOAL := help
 .PHONY: help build unit test lab-test lab-more faults demo lint fuzz man bench bench-parts lab clean
 
@@ -22,7 +26,7 @@ build: ## build bin/vmlockd and bin/vmlockctl, without cgo
 
 # A program with the race detector sleeps for a second when it ends, and the tests start many.
 unit: ## tests that need nothing but Go and a C compiler, with the race detector
-	GORACE=atexit_sleep_ms=10 $(GO) test -race ./...
+	GORACE=atexit_sleep_ms=10 scripts/told $(GO) test -race ./...
 	$(GO) test -run TestEachAssumptionCounts ./internal/guard
 
 lint: ## gofmt, go vet and staticcheck
@@ -31,16 +35,19 @@ lint: ## gofmt, go vet and staticcheck
 	$(GO) tool staticcheck ./...
 
 lab-test: ## tests on cluster nodes with stock libvirt (root; boots User-Mode Linux)
-	VMLOCKD_LAB=1 VMLOCKD_STRESS_KILLS=$${VMLOCKD_STRESS_KILLS:-60} $(GO) test -p 1 -count=1 -timeout 30m $(LAB_PACKAGES)
-	VMLOCKD_LAB=1 $(GO) test -count=1 -timeout 30m -run '$(GUARD_CASES)' ./tests/guard
+	$(LAB_BINARY)
+	VMLOCKD_STRESS_KILLS=$${VMLOCKD_STRESS_KILLS:-60} $(LAB_TEST) -p 1 -timeout 60m $(LAB_PACKAGES)
+	$(LAB_TEST) -timeout 30m -run '$(GUARD_CASES)' ./tests/guard
 
 lab-more: ## more of these: doctor, guard, identity, peers and corosync on a cluster, 200 kills under load, and 200 cut-off random workloads
-	VMLOCKD_LAB=1 $(GO) test -p 1 -count=1 -timeout 30m $(MORE_LAB_PACKAGES)
-	VMLOCKD_LAB=1 $(GO) test -count=1 -timeout 30m -run TestStressKills ./tests/stress
-	VMLOCKD_LAB=1 VMLOCKD_CRASH_ROUNDS=200 $(GO) test -count=1 -timeout 60m -run 'TestKilledAtRandom|TestInTheLab' ./tests/crash
+	$(LAB_BINARY)
+	$(LAB_TEST) -p 1 -timeout 60m $(MORE_LAB_PACKAGES)
+	$(LAB_TEST) -timeout 60m -run TestStressKills ./tests/stress
+	VMLOCKD_CRASH_ROUNDS=200 $(LAB_TEST) -timeout 60m -run 'TestKilledAtRandom|TestInTheLab' ./tests/crash
 
 faults: ## the guard on real nodes, in every case, and docs/faults.md made anew of what happened
-	VMLOCKD_LAB=1 VMLOCKD_FAULTS=$(CURDIR)/docs/faults.md $(GO) test -count=1 -timeout 45m ./tests/guard
+	$(LAB_BINARY)
+	VMLOCKD_FAULTS=$(CURDIR)/docs/faults.md $(LAB_TEST) -timeout 45m ./tests/guard
 
 test: ## installs what is missing, then lint, unit and lab-test
 	scripts/install-deps test

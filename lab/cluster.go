@@ -9,8 +9,12 @@ import (
 	"time"
 )
 
-// pollInterval is how often a condition in a node is looked at; a look is one command, about 50 ms of a node's time.
-const pollInterval = 200 * time.Millisecond
+// pollInterval is how often a condition in a node is looked at; a look is one command, about 50 ms of a node's time. At
+// first it is looked at sooner.
+const (
+	pollInterval = 200 * time.Millisecond
+	pollFirst    = 10 * time.Millisecond
+)
 
 // Membership is the cluster as one node sees it.
 type Membership struct {
@@ -71,12 +75,56 @@ func (l *Lab) WaitQuorate(ctx context.Context) error {
 			in, ids = append(in, n), append(ids, n.id)
 		}
 	}
+	// What one node cannot have, the others wait for in vain.
+	waiting, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
 	return l.each(func(n *Node) error {
 		if !slices.Contains(in, n) {
 			return nil
 		}
-		return n.WaitMembers(ctx, ids...)
+		err := n.WaitMembers(waiting, ids...)
+		if err != nil {
+			fail(fmt.Errorf("given up because of %s", n.Name()))
+		}
+		return err
 	})
+}
+
+// WaitRing waits until corosync on the node has exactly these nodes in its ring, whatever else runs there.
+func (n *Node) WaitRing(ctx context.Context, ids ...int) error {
+	want := slices.Sorted(slices.Values(ids))
+	var last string
+	err := WaitFor(ctx, fmt.Sprintf("corosync to have nodes %v in its ring", want), func(ctx context.Context) (bool, error) {
+		res, err := n.Exec(ctx, "corosync-quorumtool", "-s")
+		if err != nil {
+			return false, err
+		}
+		last = res.String() // the status is about quorum
+		return slices.Equal(ringOf(res.Stdout), want), nil
+	})
+	if err != nil {
+		return fmt.Errorf("%s: %w; last seen: %s", n.Name(), err, last)
+	}
+	return nil
+}
+
+// ringOf reads the nodes from what corosync-quorumtool -s prints:
+//
+//	Nodeid      Votes Name
+//	     1          1 node1 (local)
+//	     3          1 node3
+func ringOf(out string) []int {
+	_, table, _ := strings.Cut(out, " Votes ")
+	var ids []int
+	for line := range strings.Lines(table) {
+		if f := strings.Fields(line); len(f) > 0 {
+			if id, err := strconv.Atoi(f[0]); err == nil {
+				ids = append(ids, id)
+			}
+		}
+	}
+	slices.Sort(ids)
+	return ids
 }
 
 // WaitMembers waits until the node is in a quorate cluster that consists of exactly these nodes. When the context
@@ -118,7 +166,7 @@ func (n *Node) waitMembership(ctx context.Context, what string, ok func(Membersh
 
 // WaitFor looks at a condition until it holds, fails, or the context ends; the error then says what was waited for.
 func WaitFor(ctx context.Context, what string, condition func(context.Context) (bool, error)) error {
-	for {
+	for pause := pollFirst; ; pause = min(2*pause, pollInterval) {
 		ok, err := condition(ctx)
 		if err != nil {
 			return fmt.Errorf("waiting for %s: %w", what, err)
@@ -127,7 +175,7 @@ func WaitFor(ctx context.Context, what string, condition func(context.Context) (
 			return nil
 		}
 		select {
-		case <-time.After(pollInterval):
+		case <-time.After(pause):
 		case <-ctx.Done():
 			return fmt.Errorf("waiting for %s: %w", what, context.Cause(ctx))
 		}

@@ -111,7 +111,7 @@ func testPowerCut(t *testing.T, l *lab.Lab) {
 		running <- err
 	}()
 	ok(t, lab.WaitFor(ctx, "the command to run", func(ctx context.Context) (bool, error) {
-		res, err := n.Exec(ctx, "pgrep", "-x", "sleep")
+		res, err := n.Exec(ctx, "pgrep", "-f", "^sleep 1000$")
 		return res.OK(), err
 	}))
 	ok(t, n.PowerCut(ctx))
@@ -126,6 +126,7 @@ func testPowerCut(t *testing.T, l *lab.Lab) {
 	if st.State != lab.NodeOff {
 		t.Errorf("state %s", st.State)
 	}
+	ok(t, l.Node(1).WaitRing(ctx, 1, 3))
 	ok(t, l.Node(1).WaitMembers(ctx, 1, 3))
 	ok(t, n.Boot(ctx))
 	ok(t, l.WaitQuorate(ctx))

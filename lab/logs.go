@@ -39,7 +39,7 @@ func (n *Node) Dump(w io.Writer) { n.lab.dump(w, filepath.Join(n.lab.logDir, n.N
 // summary is the last lines of all logs, for an error message.
 func (l *Lab) summary() string {
 	var b bytes.Buffer
-	l.dump(&b, l.logDir, 1500)
+	l.dump(&b, l.logDir, 16<<10)
 	return b.String()
 }
 

@@ -1,12 +1,14 @@
 package lab
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // Env names the environment variable that makes tests use the lab: `make lab-test` sets it to 1.
@@ -72,6 +74,13 @@ func Need(t testing.TB, cfg Config) {
 	}
 }
 
+const (
+	// startWithin bounds the start of a lab, which takes half a minute, so that its logs are seen when it hangs.
+	startWithin = 5 * time.Minute
+	// dumpBefore is how long before the end of go test's patience a lab's logs are printed.
+	dumpBefore = 20 * time.Second
+)
+
 // ForTest starts a lab for a test, or skips or fails it like Need. When the test ends, the lab is closed; if the test has
 // failed, all logs are printed first.
 func ForTest(t testing.TB, cfg Config) *Lab {
@@ -83,11 +92,24 @@ func ForTest(t testing.TB, cfg Config) *Lab {
 			cfg.LogDir = filepath.Join(dir, strings.ReplaceAll(t.Name(), "/", "_"))
 		}
 	}
-	l, err := Start(t.Context(), cfg)
+	ctx, cancel := context.WithTimeout(t.Context(), startWithin)
+	defer cancel()
+	l, err := Start(ctx, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
+	// Go ends the program at its deadline, without cleanups.
+	over := func() bool { return true }
+	if d, ok := t.(interface{ Deadline() (time.Time, bool) }); ok {
+		if at, ok := d.Deadline(); ok {
+			over = time.AfterFunc(time.Until(at)-dumpBefore, func() {
+				fmt.Fprintf(os.Stderr, "%s: the time of go test is nearly over; the lab's logs:\n", t.Name())
+				l.dump(os.Stderr, l.logDir, 16<<10)
+			}).Stop
+		}
+	}
 	t.Cleanup(func() {
+		over()
 		if t.Failed() {
 			var b strings.Builder
 			l.dump(&b, l.logDir, 64<<10)

@@ -75,7 +75,7 @@ func (n *Node) PowerCut(ctx context.Context) error { return n.do(ctx, "power-cut
 // Boot switches the power on and returns when the node runs commands; its services are being started then. A
 // node that was cut off stays cut off. ErrState if it has power already.
 //
-// Where the others have not noticed yet that it was off (WaitMembers on them), it is in their ring again with
+// Where the others have not noticed yet that it was off (WaitRing on them), it is in their ring again with
 // a lockspace that they still have and it has not: their dlm_controld makes its corosync end.
 func (n *Node) Boot(ctx context.Context) error { return n.do(ctx, "boot") }
 

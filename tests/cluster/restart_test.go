@@ -121,7 +121,7 @@ func upgradeDuringMigration(t *testing.T, s *suite) {
 			signals := 0
 			defer func() { done <- signals }()
 			// Without a pause the nodes would do little else, and the migration takes minutes.
-			for tick := time.NewTicker(3 * time.Second); ctx.Err() == nil; {
+			for tick := time.NewTicker(8 * time.Second); ctx.Err() == nil; {
 				if s.Node(n).Service(lab.ServiceLock).Signal(ctx, syscall.SIGUSR1) == nil {
 					signals++
 				}

@@ -38,10 +38,10 @@ func start(t *testing.T, cfg lab.Config) *suite {
 	lab.Need(t, cfg)
 	cfg.Libvirt = true
 	cfg.Binaries = map[string]string{"probe": binaries.probe, "vmlockctl": binaries.vmlockctl}
-	ctx, cancel := context.WithTimeout(context.Background(), 25*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Minute)
 	t.Cleanup(cancel)
 	s := &suite{Lab: lab.ForTest(t, cfg), ctx: ctx}
-	up, cancel := context.WithTimeout(ctx, 3*time.Minute)
+	up, cancel := context.WithTimeout(ctx, 6*time.Minute)
 	defer cancel()
 	for _, n := range s.Nodes() {
 		if err := n.WaitLibvirt(up); err != nil {

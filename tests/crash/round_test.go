@@ -91,7 +91,7 @@ func (w *world) round(t *testing.T, env string, delay time.Duration, at when) (k
 	} else if completed {
 		// An owner ends, which has fail points of its own.
 		vms[2].end()
-		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		_ = lab.WaitFor(ctx, "its locks to be free", func(context.Context) (bool, error) {
 			known, err := w.acquire(vms[0], w.names[3], 0)
@@ -237,7 +237,7 @@ func (w *world) nothingIsLeft(t *testing.T, vms []*vm) {
 		v.end()
 	}
 	last := newVM(t, 8)
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for _, name := range w.names {
 		err := lab.WaitFor(ctx, name+" to be free", func(context.Context) (bool, error) {

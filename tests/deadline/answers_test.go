@@ -1,10 +1,12 @@
 package deadline_test
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -33,6 +35,15 @@ func (s *suite) asker(t *testing.T, node int, name string, args ...string) *aske
 		t.Fatal(err)
 	}
 	return &asker{p, s}
+}
+
+// serves waits until something is granted on a node that has been booted: who asks only
+// once may be told that it has not joined yet.
+func (s *suite) serves(t *testing.T, node int) {
+	t.Helper()
+	a := s.asker(t, node, "serves", "every", "500ms", "serves")
+	a.wait(t, 1, time.Time{}, "granted")
+	s.do(t, "end "+a.Name(), func(ctx context.Context) error { return a.Signal(ctx, syscall.SIGTERM) })
 }
 
 // answers are all lines so far, by the time of the question.

@@ -50,7 +50,9 @@ func (s *suite) step(t *testing.T, text string) {
 func (s *suite) do(t *testing.T, what string, f func(context.Context) error) {
 	t.Helper()
 	s.step(t, what)
-	if err := f(s.ctx); err != nil {
+	ctx, cancel := context.WithTimeout(s.ctx, 3*time.Minute)
+	defer cancel()
+	if err := f(ctx); err != nil {
 		t.Fatalf("%s: %v", what, err)
 	}
 }
@@ -104,6 +106,9 @@ func (s *suite) reboot(t *testing.T, ids ...int) {
 	}
 	for _, id := range rest { // see lab.Node.Boot
 		s.do(t, s.Node(id).Name()+" to miss them", func(ctx context.Context) error {
+			if err := s.Node(id).WaitRing(ctx, rest...); err != nil {
+				return err
+			}
 			if 2*len(rest) < len(s.Nodes()) {
 				return s.Node(id).WaitInquorate(ctx)
 			}
@@ -159,6 +164,7 @@ func (s *suite) quorum(t *testing.T) {
 	met := s.met(t, every, stopped)
 	s.reboot(t, 2, 3)
 	every.wait(t, 4, met, "granted")
+	s.serves(t, 2)
 	s.asker(t, 2, "heir", "hold", "mine")
 	s.waitFor(t, "the released lock on node 2", func() bool {
 		log, err := s.Node(2).Log(s.ctx, "heir")

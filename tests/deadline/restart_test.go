@@ -68,6 +68,7 @@ func restartWithoutQuorum(t *testing.T, s *suite, underWay bool) {
 	s.reboot(t, 2, 3)
 	s.logged(t, 1, "locks-restored")
 	other.wait(t, 4, served, "granted")
+	s.serves(t, 2)
 	s.asker(t, 2, "thief", "hold", "mine").says(t, "is locked")
 	log, err := s.Node(1).Log(s.ctx, lab.ServiceLock)
 	if err != nil {

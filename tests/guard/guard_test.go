@@ -236,6 +236,7 @@ func corosyncStandsStill(r *run) {
 // that is cut off goes on writing while another one has the lock.
 func withoutGuard(r *run) {
 	for _, n := range r.Nodes() {
+		r.await(n.Name()+" to serve with one", 2*time.Minute, func() bool { return r.status(n.ID()) != nil })
 		r.must(n.WriteFile(r.ctx, "/etc/vmlockd/vmlockd.toml", []byte("backend = \"cluster\"\nguard.mode = \"off\"\n"), 0o644))
 		r.must(n.Service(lab.ServiceLock).Stop(r.ctx))
 		r.must(n.Service(lab.ServiceLock).Start(r.ctx))

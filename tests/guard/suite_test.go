@@ -291,7 +291,8 @@ func (r *run) end(lost bool) {
 		defer cancel()
 		for _, do := range []func() error{
 			func() error { return n.PowerCut(ctx) },
-			func() error { return r.Node(1).WaitMembers(ctx, 1, 2) }, func() error { return r.Node(2).WaitMembers(ctx, 1, 2) }, // see lab.Node.Boot
+			func() error { return r.Node(1).WaitRing(ctx, 1, 2) }, func() error { return r.Node(2).WaitRing(ctx, 1, 2) }, // see lab.Node.Boot
+			func() error { return r.Node(1).WaitMembers(ctx, 1, 2) }, func() error { return r.Node(2).WaitMembers(ctx, 1, 2) },
 			func() error { return n.Heal(ctx) }, func() error { return n.Boot(ctx) },
 			func() error { return n.WaitMembers(ctx, 1, 2, 3) },
 		} {

@@ -65,12 +65,23 @@ func operations(b background, ops []Op) []porcupine.Operation {
 		mayHappen(o, false)
 	}
 	// What the end of a daemon cut off is undone when the next one starts, or stays
-	// from then on; it may also have been granted, and be undone then.
-	open := map[Outage][]uint16{}
+	// from then on; it may also have been granted, and be undone then. What had timed out
+	// before is undone by then.
+	open := map[Outage]step{}
 	ended := func(o Op) bool {
-		cut, at := b.cut(owners[o.Owner].Node, o.Call)
+		after := o.Call
+		if o.Answer == TimedOut {
+			after = o.Return // it was there to say so
+		}
+		cut, at := b.cut(owners[o.Owner].Node, after)
 		if at.Until != never && at.Until <= end {
-			open[at] = append(open[at], id+1)
+			in := open[at]
+			if o.Answer == TimedOut && o.Kind == Acquire {
+				in.undone = append(in.undone, id+1)
+			} else {
+				in.ids = append(in.ids, id+1)
+			}
+			open[at] = in
 		}
 		return cut
 	}
@@ -81,6 +92,7 @@ func operations(b background, ops []Op) []porcupine.Operation {
 			o.Kind, o.Answer, o.Call = takenBack, Done, o.Return
 			add(o, step{id: id})
 		case o.Answer == TimedOut:
+			ended(o)
 			mayHappen(o, o.Kind == Acquire)
 		case o.Answer == Unknown:
 			cut := ended(o)
@@ -96,10 +108,10 @@ func operations(b background, ops []Op) []porcupine.Operation {
 			add(o, step{})
 		}
 	}
-	for at, ids := range open {
+	for at, in := range open {
+		in.kind, in.node = settled, uint8(at.Node)
 		list = append(list, porcupine.Operation{
-			ClientId: len(owners) + at.Node, Input: step{kind: settled, node: uint8(at.Node), ids: ids}, Output: Done,
-			Call: int64(at.From), Return: int64(at.Until),
+			ClientId: len(owners) + at.Node, Input: in, Output: Done, Call: int64(at.From), Return: int64(at.Until),
 		})
 	}
 	return list

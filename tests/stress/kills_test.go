@@ -54,7 +54,7 @@ func underKills(t *testing.T, s *labSystem) error {
 	o := fromEnv(t, Options{
 		Operations: 4000, Owners: 6, Resources: 40, Disturbances: 200, Latency: 10 * time.Millisecond,
 		Ref:        func(r int) locking.Ref { return locking.Ref{Name: fmt.Sprintf("/disks/%d", r)} },
-		FreeWithin: 2 * time.Minute,
+		FreeWithin: 2 * time.Minute, ReconnectWithin: 2 * servesWithin,
 		Disturb: func(ctx context.Context, node int, rng *rand.Rand) (bool, error) {
 			daemon := s.lab.Node(node + 1).Service(lab.ServiceLock)
 			var err error

@@ -20,8 +20,9 @@ type step struct {
 	// id numbers the operations that may have happened. The step is then the
 	// moment from which on they may, and has no answer.
 	id uint16
-	// ids are those of the operations that are settled.
-	ids []uint16
+	// ids are those of the operations that are settled, and undone those that did not
+	// happen after all.
+	ids, undone []uint16
 	// back says that the daemon takes back what it grants.
 	back bool
 	// anyNode says of an answer NotLocked that it tells nothing about other owners
@@ -86,6 +87,9 @@ func (c config) apply(in step, answer Answer) []config {
 	case in.kind == takenBack:
 		return []config{c.expire(in.id)}
 	case in.kind == settled:
+		for _, id := range in.undone {
+			c = c.expire(id)
+		}
 		list := []config{c}
 		for _, id := range in.ids {
 			var next []config

@@ -64,7 +64,7 @@ func (o *owner) mayHold() []int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	var list []int
-	for r := range o.run.Resources {
+	for r := range o.run.numbers() {
 		if o.held[r] > 0 || o.maybe[r] > 0 {
 			list = append(list, r)
 		}
@@ -85,7 +85,7 @@ func (o *owner) next(rng *rand.Rand) (op Op, cut, ok bool) {
 	defer o.mu.Unlock()
 	var held, maybe []int
 	total := 0
-	for r := range o.run.Resources { // in order, for the sake of the seed
+	for r := range o.run.numbers() { // in order, for the sake of the seed
 		if n := o.held[r]; n > 0 {
 			held = append(held, r)
 			total += n

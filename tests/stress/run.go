@@ -20,6 +20,10 @@ type run struct {
 	history *History
 	left    atomic.Int64   // operations
 	queues  []atomic.Int32 // by resource: who is at it at the moment
+	pending []atomic.Int32 // by resource: how many operations on it had no outcome
+	// retired says how often a place in the curve has got another resource. Resource n has
+	// place n modulo Resources.
+	retired []atomic.Int32
 	// disturbances are those that are not over yet, and taken has an element for
 	// each operation that is taken while one of them waits for its moment.
 	disturbances atomic.Int64
@@ -29,6 +33,13 @@ type run struct {
 // maxAtOnce bounds how many choose a resource at the same time. The number of
 // orders in which the checker may have to look at them grows much faster.
 const maxAtOnce = 5
+
+// maxPending is how many operations on a resource may have no outcome, and maxRetired how often another one
+// may take its place then. What the checker has to try grows with each of them.
+const (
+	maxPending = 12
+	maxRetired = 50
+)
 
 // Run loads the daemons until Options.Operations are done, sees that everything
 // becomes free again, and returns what was done. An error is something that the
@@ -54,7 +65,9 @@ func (r *run) prepare() {
 	r.left.Store(int64(r.Operations))
 	r.disturbances.Store(int64(r.Disturbances))
 	r.taken = make(chan struct{})
-	r.queues = make([]atomic.Int32, r.Resources)
+	r.queues = make([]atomic.Int32, r.Resources*(maxRetired+1))
+	r.pending = make([]atomic.Int32, len(r.queues))
+	r.retired = make([]atomic.Int32, r.Resources)
 }
 
 // load is everything but the check at the end.
@@ -132,12 +145,31 @@ func (r *run) take() bool {
 	return true
 }
 
+// numbers is by what the numbers of all resources are exceeded.
+func (r *run) numbers() int {
+	most := int32(0)
+	for i := range r.retired {
+		most = max(most, r.retired[i].Load())
+	}
+	return r.Resources * (1 + int(most))
+}
+
+// noOutcome notes that of an operation on a resource nobody knows what came of it. If
+// that is so of many, nobody begins with it any more.
+func (r *run) noOutcome(resource int) {
+	place := &r.retired[resource%r.Resources]
+	if r.pending[resource].Add(1) == maxPending && place.Load() < maxRetired {
+		place.Add(1)
+	}
+}
+
 // someResource prefers low numbers, so that some are wanted by many at once. With a steeper
 // curve the checker meets more calls that were cut off on the first than it can order.
 func (r *run) someResource(rng *rand.Rand) int {
 	for {
 		u := rng.Float64()
 		n := int(u * math.Sqrt(u) * float64(r.Resources))
+		n += r.Resources * int(r.retired[n].Load())
 		if r.queues[n].Load() < maxAtOnce {
 			return n
 		}
@@ -214,7 +246,7 @@ func (r *run) allFree(ctx context.Context) error {
 			return err
 		}
 		if node > 0 {
-			r.Log("all %d resources were taken over %v after the death of their owner", r.Resources, time.Since(start).Round(time.Millisecond))
+			r.Log("all %d resources were taken over %v after the death of their owner", r.numbers(), time.Since(start).Round(time.Millisecond))
 		}
 	}
 	if err := heir.leave(ctx); err != nil {
@@ -227,7 +259,7 @@ func (r *run) takeAll(ctx context.Context, o *owner) error {
 	s := &speaker{run: r, owner: o}
 	defer s.close()
 	deadline := time.Now().Add(r.FreeWithin)
-	for resource := range r.Resources {
+	for resource := range r.numbers() {
 		for {
 			op, err := s.do(ctx, Op{Kind: Acquire, Resource: resource, Mode: locking.Exclusive}, callTimeout)
 			if err != nil {

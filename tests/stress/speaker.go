@@ -104,6 +104,9 @@ func (s *speaker) do(ctx context.Context, o Op, patience time.Duration) (Op, err
 		o.Text = err.Error()
 	}
 	s.run.history.add(o)
+	if o.pending() {
+		s.run.noOutcome(o.Resource)
+	}
 	if errors.Is(err, rpc.ErrBroken) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
 		s.close()
 	}

@@ -19,7 +19,7 @@ import (
 )
 
 // afterTimeout bounds the wait for the sockets that a service is started after.
-const afterTimeout = 2 * time.Minute
+const afterTimeout = 5 * time.Minute
 
 // processes are the node's services and background processes, by name.
 type processes struct {

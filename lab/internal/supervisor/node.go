@@ -103,10 +103,10 @@ func (n *node) boot(ctx context.Context) error {
 		// If its kernel has ended by itself, its processes may still be there.
 		_ = hold.Process.Kill()
 		_ = hold.Wait()
-		lost(errPowerLost)
 		n.mu.Lock()
 		n.state = wire.NodeOff
 		n.mu.Unlock()
+		lost(errPowerLost) // whoever learns it may boot the node at once
 		close(off)
 		n.sup.log.Printf("node %d is off: %v", n.cfg.ID, cmd.ProcessState)
 	}()
