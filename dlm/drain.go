@@ -3,9 +3,12 @@ package dlm
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vmlockd/vmlockd/dlm/internal/abi"
 )
@@ -95,7 +98,9 @@ func drainFile(ctx context.Context, f *os.File, value int64, running func() (boo
 	}
 	var buf [abi.ResultMax]byte
 	var results int64
-	quietSince := time.Now()
+	// How long nothing has come while this process looked. When it did not run, as on a host that stood still, there may
+	// be results, and nobody has seen whether the lockspace ran.
+	var silent time.Duration
 	for ctx.Err() == nil {
 		limit := quiet
 		switch {
@@ -105,25 +110,58 @@ func drainFile(ctx context.Context, f *os.File, value int64, running func() (boo
 			limit = min(drainDoubt, quiet)
 		}
 		if runs, err := running(); err == nil && !runs {
-			quietSince = time.Now()
+			silent = 0
 		}
-		if time.Since(quietSince) >= limit {
+		if silent >= limit {
 			return nil
 		}
-		if err := f.SetReadDeadline(time.Now().Add(drainEnough)); err != nil {
-			return fault("drain", "", "", err)
-		}
-		n, err := f.Read(buf[:])
+		begin := time.Now()
+		n, err := readSoon(f, buf[:], drainEnough)
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, syscall.EINTR), errors.Is(err, syscall.EAGAIN):
+			silent += min(time.Since(begin), drainEnough)
 			continue
 		case err != nil:
 			return fault("drain", "", "", err)
 		}
-		quietSince = time.Now()
+		silent = 0
 		if res, _, err := abi.DecodeResult(buf[:n]); err == nil && res.UserAstaddr == castAddr {
 			results++
 		}
 	}
 	return ctx.Err()
+}
+
+// readSoon reads what comes within d. The error is os.ErrDeadlineExceeded only if nothing was there after that either: a
+// read whose deadline passes before it begins does not look.
+func readSoon(f *os.File, buf []byte, d time.Duration) (n int, err error) {
+	if err := f.SetReadDeadline(time.Now().Add(d)); err != nil {
+		return 0, err
+	}
+	if n, err = f.Read(buf); !errors.Is(err, os.ErrDeadlineExceeded) {
+		return n, err
+	}
+	if err := f.SetReadDeadline(time.Time{}); err != nil {
+		return 0, err
+	}
+	c, err := f.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var failed error
+	if err := c.Read(func(fd uintptr) bool {
+		n, failed = unix.Read(int(fd), buf)
+		return true
+	}); err != nil {
+		return 0, err
+	}
+	switch {
+	case failed == unix.EAGAIN:
+		return 0, os.ErrDeadlineExceeded
+	case failed != nil:
+		return 0, failed
+	case n == 0:
+		return 0, io.EOF
+	}
+	return n, nil
 }
