@@ -67,7 +67,7 @@ func (p *puppet) wantSignal(want syscall.Signal) {
 	p.t.Helper()
 	select {
 	case <-p.ended:
-	case <-time.After(15 * time.Second):
+	case <-time.After(ioTimeout):
 		p.t.Fatalf("%s: the owner is not ended", p.d.name)
 	}
 	status := p.cmd.ProcessState.Sys().(syscall.WaitStatus)
