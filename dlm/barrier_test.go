@@ -17,8 +17,8 @@ import (
 func asked(t *testing.T, names ...string) *UnderWay {
 	t.Helper()
 	u := newUnderWay(t)
-	for _, name := range names {
-		u.begin(name)
+	for i, name := range names {
+		u.begin(uint64(i+1), name)
 	}
 	return u
 }
@@ -149,18 +149,80 @@ func TestDrainAsksAfterRecovery(t *testing.T) {
 	}
 }
 
+// The results of one lock, of which there can be two, do not stand for that of another one; nor
+// does what another process has asked for.
+func TestDrainKnowsWhoseResults(t *testing.T) {
+	device, kernel := pair(t)
+	send(t, kernel, result(1, castAddr, 0), result(1, castAddr, abi.StatusUnlock), result(99, castAddr, 0))
+	done := make(chan error, 1)
+	go func() {
+		r, err := nextRequest(kernel) // so it did not take these for all
+		if err == nil && r.Name != "b" && r.Name != "a" {
+			err = fmt.Errorf("asked for %+v", r)
+		}
+		send(t, kernel, result(2, castAddr, 0))
+		done <- err
+	}()
+	if err := DrainFile(t.Context(), device, asked(t, "a", "b"), func() (bool, error) { return true, nil }); err != nil {
+		t.Error(err)
+	}
+	kernel.Close() // or nobody has asked
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// A request in doubt may be with the kernel all the same.
+func TestDrainAsksAboutDoubtful(t *testing.T) {
+	device, kernel := pair(t)
+	u := asked(t, "a")
+	u.doubt(1)
+	const quiet = drainDoubt + 500*time.Millisecond
+	begin := time.Now()
+	if err := drainFile(t.Context(), device, u, func() (bool, error) { return true, nil }, quiet); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(begin); took < quiet {
+		t.Errorf("waited for %v only", took)
+	}
+	if r, err := nextRequest(kernel); err != nil || r.Name != "a" {
+		t.Errorf("asked for %+v, %v", r, err)
+	}
+}
+
+// While a write is held up, a recovery takes place.
+func TestDrainWriteHeldUp(t *testing.T) {
+	device, kernel := pair(t)
+	_ = kernel
+	d := newDrain(device, asked(t, "a"))
+	d.barrier = &barrier{f: device, waiting: map[uint64]struct{}{}, heldUp: true}
+	if !d.forget() || d.barrier != nil {
+		t.Error("it counts")
+	}
+	if d.ask() || d.barrier == nil || d.barrier.passed() || d.ask() {
+		t.Error("asked at once, and nobody has answered yet")
+	}
+}
+
+func TestDrainLeftLockspace(t *testing.T) {
+	device, _ := pair(t)
+	if err := DrainFile(t.Context(), device, asked(t, "a"), func() (bool, error) { return false, ErrNoLockspace }); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestUnderWayNames(t *testing.T) {
 	u := newUnderWay(t)
-	a, b := u.begin("a"), u.begin("b")
+	a, b := u.begin(1, "a"), u.begin(2, "b")
 	u.end(a)
-	if names, err := u.names(); err != nil || len(names) != 1 || names[0] != "b" {
-		t.Errorf("names %q, %v", names, err)
+	if names, cookies, err := u.requests(); err != nil || len(names) != 1 || names[0] != "b" || len(cookies) != 1 {
+		t.Errorf("names %q, cookies %v, %v", names, cookies, err)
 	}
 	var all []int32
 	for n := range places + 3 {
-		all = append(all, u.begin(fmt.Sprint(n)))
+		all = append(all, u.begin(uint64(n+3), fmt.Sprint(n)))
 	}
-	if _, err := u.names(); err == nil {
+	if _, _, err := u.requests(); err == nil {
 		t.Error("the names of more requests are known than there is room for")
 	}
 	if n, _ := u.Count(); n != places+4 {
@@ -170,12 +232,12 @@ func TestUnderWayNames(t *testing.T) {
 		u.end(place)
 	}
 	u.end(b)
-	if names, err := u.names(); err != nil || len(names) != 0 {
+	if names, _, err := u.requests(); err != nil || len(names) != 0 {
 		t.Errorf("names %q, %v", names, err)
 	}
 	copy(u.mem[placesAt:], []byte{0xff, 0xff, 0xff, 0xff})
-	u.begin("c")
-	if _, err := u.names(); err == nil {
+	u.begin(5000, "c")
+	if _, _, err := u.requests(); err == nil {
 		t.Error("a name longer than names are is taken for one")
 	}
 	if _, err := NewUnderWay(make([]byte, UnderWaySize-1)); err == nil {
@@ -206,10 +268,11 @@ func TestUnderWayOfAnother(t *testing.T) {
 		return u
 	}
 	mine, theirs := open(unix.PROT_READ|unix.PROT_WRITE), open(unix.PROT_READ)
-	mine.begin("a")
+	mine.begin(7, "a")
 	mine.doubt(1)
 	n, doubtful := theirs.Count()
-	if names, err := theirs.names(); err != nil || n != 1 || doubtful != 1 || len(names) != 1 || names[0] != "a" {
-		t.Errorf("%d under way, %d doubtful, %q, %v", n, doubtful, names, err)
+	names, cookies, err := theirs.requests()
+	if _, ok := cookies[7]; err != nil || n != 1 || doubtful != 1 || len(names) != 1 || names[0] != "a" || !ok {
+		t.Errorf("%d under way, %d doubtful, %q, %v, %v", n, doubtful, names, cookies, err)
 	}
 }

@@ -3,9 +3,12 @@ package dlm
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vmlockd/vmlockd/dlm/internal/abi"
 )
@@ -42,7 +45,7 @@ func (ls *Lockspace) doubt(n int64) {
 func (l *Lock) countLocked() {
 	open := func(r *request) bool { return r != nil && r.outcome == nil }
 	inKernel := !l.dead && (l.write != nil && l.write.place == nil && open(l.write.req) ||
-		open(l.cur) && l.cur.written || l.unlock != nil && l.unlock.written)
+		open(l.cur) && l.cur.written || l.unlock != nil && l.unlock.written || l.owed)
 	if inKernel == (l.place != 0) {
 		return
 	}
@@ -50,7 +53,7 @@ func (l *Lock) countLocked() {
 	switch {
 	case u == nil:
 	case inKernel:
-		l.place = u.begin(l.name)
+		l.place = u.begin(l.cookie, l.name)
 	default:
 		u.end(l.place)
 		l.place = 0
@@ -74,10 +77,13 @@ func (ls *Lockspace) Duplicate() (*os.File, error) {
 // running says whether the lockspace runs (State.Running); while it does not, and that may be for long, no result is
 // expected. DrainFile does not close f. The error is ctx's, or that of a read that failed.
 //
-// With nothing under way it returns at once, and with answers to all 50 ms after the last. When nothing has come for
+// With nothing under way, or ErrNoLockspace from running, it returns at once, and with answers to all 50 ms after the last. When nothing has come for
 // a second, it asks for NL locks on the resources in question and releases them: what was asked about them before is
-// answered when those are. What has no answer, a node being silent, it waits for until nothing has come for a minute in which the
+// answered when the releases are. What has no answer, a node being silent, it waits for until nothing has come for a minute in which the
 // lockspace ran.
+//
+// That a request is queued is an answer too. A conversion of a persistent lock should not be left queued (use NoQueue):
+// a grant that comes while the device is closed is as dangerous as any answer.
 func DrainFile(ctx context.Context, f *os.File, underWay *UnderWay, running func() (bool, error)) error {
 	return drainFile(ctx, f, underWay, running, drainQuiet)
 }
@@ -87,53 +93,79 @@ func drainFile(ctx context.Context, f *os.File, u *UnderWay, running func() (boo
 	if underWay <= 0 {
 		return nil
 	}
-	// What is under way now stays so: the results are for a process that has ended.
-	names, unknown := u.names()
 	var buf [abi.ResultMax]byte
-	var results int
-	var asked uint64
-	var b *barrier
-	quietSince := time.Now()
+	d := newDrain(f, u)
+	// How long nothing has come while this process looked. When it did not run, as on a host that stood still, there may
+	// be results, and nobody has seen whether the lockspace ran.
+	var silent time.Duration
 	for ctx.Err() == nil {
 		runs, err := running()
+		if errors.Is(err, ErrNoLockspace) {
+			return nil
+		}
 		runs = runs || err != nil
 		if !runs {
-			quietSince, b = time.Now(), nil
+			silent, d.barrier = 0, nil
 		}
 		limit := quiet
 		switch {
-		case results >= underWay || b != nil && b.passed():
+		case d.answered(underWay):
 			limit = drainEnough
-		case results >= underWay-doubtful:
+		case d.unknown != nil && len(d.heard) >= underWay-doubtful:
 			limit = min(drainDoubt, quiet)
 		}
-		silent := time.Since(quietSince)
 		if silent >= limit {
 			return nil
 		}
-		if b == nil && unknown == nil && runs && silent >= drainDoubt {
-			b = newBarrier(f, names, 1+asked)
-			asked += uint64(len(names))
+		if runs && silent >= drainDoubt && d.ask() {
+			silent = 0
 		}
-		if err := f.SetReadDeadline(time.Now().Add(drainEnough)); err != nil {
-			return fault("drain", "", "", err)
-		}
-		n, err := f.Read(buf[:])
+		begin := time.Now()
+		n, err := readSoon(f, buf[:], drainEnough)
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, syscall.EINTR), errors.Is(err, syscall.EAGAIN):
+			silent += min(time.Since(begin), drainEnough)
 			continue
 		case err != nil:
 			return fault("drain", "", "", err)
 		}
-		quietSince = time.Now()
-		res, _, err := abi.DecodeResult(buf[:n])
-		switch {
-		case err != nil:
-		case res.UserAstaddr == castAddr:
-			results++
-		case res.UserAstaddr == barrierAddr && b != nil:
-			b.take(&res)
+		if d.take(buf[:n]) {
+			silent = 0
 		}
 	}
 	return ctx.Err()
+}
+
+// readSoon reads what comes within d. The error is os.ErrDeadlineExceeded only if nothing was there after that either: a
+// read whose deadline passes before it begins does not look.
+func readSoon(f *os.File, buf []byte, d time.Duration) (n int, err error) {
+	if err := f.SetReadDeadline(time.Now().Add(d)); err != nil {
+		return 0, err
+	}
+	if n, err = f.Read(buf); !errors.Is(err, os.ErrDeadlineExceeded) {
+		return n, err
+	}
+	if err := f.SetReadDeadline(time.Time{}); err != nil {
+		return 0, err
+	}
+	c, err := f.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var failed error
+	if err := c.Read(func(fd uintptr) bool {
+		n, failed = unix.Read(int(fd), buf)
+		return true
+	}); err != nil {
+		return 0, err
+	}
+	switch {
+	case failed == unix.EAGAIN:
+		return 0, os.ErrDeadlineExceeded
+	case failed != nil:
+		return 0, failed
+	case n == 0:
+		return 0, io.EOF
+	}
+	return n, nil
 }

@@ -99,6 +99,25 @@ func TestDrainWaitsForAnswers(t *testing.T) {
 	}
 }
 
+// A process that did not run for a while looks again, whatever the clock says.
+func TestDrainAfterStandstill(t *testing.T) {
+	device, kernel := pair(t)
+	looks := 0
+	err := drainFile(t.Context(), device, left(t, 1, 0), func() (bool, error) {
+		if looks++; looks == 2 {
+			<-time.After(5 * drainEnough) // it stands still for longer than what may be quiet
+			send(t, kernel, result(1, castAddr, 0))
+		}
+		return true, nil
+	}, 2*drainEnough)
+	if err != nil {
+		t.Error(err)
+	}
+	if n := unread(t, device); n > 0 || looks < 3 {
+		t.Errorf("ended after %d looks, and %d results were not read", looks, n)
+	}
+}
+
 // A count that was too high does not keep it for ever.
 func TestDrainCountTooHigh(t *testing.T) {
 	device, kernel := pair(t)

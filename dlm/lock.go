@@ -34,6 +34,7 @@ type Lock struct {
 	dead      bool // the kernel has said its last word
 	adopted   bool // results about it may get lost, see lost.go
 	mute      bool // one did
+	owed      bool // ... and may come yet
 	busy      bool
 
 	persistent bool // never changed

@@ -30,7 +30,7 @@ func (l *Lock) outwaitLocked() {
 		}
 		l.retry = nil
 		if r := l.cur; r != nil && !l.dead {
-			l.cur, l.mute = nil, true
+			l.cur, l.mute, l.owed = nil, true, true
 			r.endLocked(ErrNoResult)
 		} else if r := l.unlock; r != nil && !l.dead {
 			l.dead, l.unlock = true, nil

@@ -291,6 +291,8 @@ func (l *Lock) castLocked(res *abi.LockResult, lvb []byte) {
 	r := l.cur
 	if r == nil || r.outcome != nil {
 		l.ls.stray++
+		l.owed = false
+		l.countLocked()
 		return
 	}
 	if r.written {

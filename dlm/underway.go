@@ -19,7 +19,8 @@ type UnderWay struct {
 	next int32      // from this one on none was ever taken
 }
 
-// The memory has a count, and places. A place has the length of a name, 0 when it is not taken, and the name.
+// The memory has a count, how many have no place, and places. A place has the length of a name, 0 when it is not taken,
+// the lock's cookie and the name.
 //
 // The lower half of the count is how many locks have a request that the kernel has, or is about to be given. The upper
 // half is how many of them the kernel may not have all the same, as a write has not begun, or has returned, or a
@@ -28,13 +29,15 @@ const (
 	oneUnderWay = 1
 	oneDoubtful = 1 << 32
 
-	countAt   = 0
-	placesAt  = 64
-	placeSize = 8 + MaxResourceName
-	nameAt    = 8 // in a place
+	countAt    = 0
+	namelessAt = 8
+	placesAt   = 64
+	placeSize  = nameAt + MaxResourceName
+	cookieAt   = 8 // in a place
+	nameAt     = 16
 )
 
-// UnderWaySize is how many bytes an UnderWay takes. It has room for the names of 900 requests; for more it has only
+// UnderWaySize is how many bytes an UnderWay takes. It has room for the names of 800 requests; for more it has only
 // their number, and DrainFile may wait for longer.
 const UnderWaySize = 64 << 10
 
@@ -66,11 +69,14 @@ func (u *UnderWay) doubt(n int64) { u.number(countAt).Add(n * oneDoubtful) }
 const nameless = -1
 
 // begin notes a request before the kernel sees it. It returns its place, which is not 0.
-func (u *UnderWay) begin(name string) int32 {
+func (u *UnderWay) begin(cookie uint64, name string) int32 {
 	place := u.take()
-	if place != nameless {
+	if place == nameless {
+		u.number(namelessAt).Add(1)
+	} else {
 		at := placesAt + int(place-1)*placeSize
 		copy(u.mem[at+nameAt:], name)
+		u.number(at + cookieAt).Store(int64(cookie))
 		u.number(at).Store(int64(len(name)))
 	}
 	u.number(countAt).Add(oneUnderWay)
@@ -81,6 +87,7 @@ func (u *UnderWay) begin(name string) int32 {
 func (u *UnderWay) end(place int32) {
 	u.number(countAt).Add(-oneUnderWay)
 	if place == nameless {
+		u.number(namelessAt).Add(-1)
 		return
 	}
 	u.number(placesAt + int(place-1)*placeSize).Store(0)
@@ -106,11 +113,14 @@ func (u *UnderWay) take() int32 {
 
 var errNameless = errors.New("not all resources are known")
 
-// names are the resources that the requests are about, each once, and maybe some more, of requests that have just ended.
-func (u *UnderWay) names() ([]string, error) {
+// requests are the cookies of locks with a request, and the resources these are about, each once; and maybe some more, of
+// requests that have just ended.
+func (u *UnderWay) requests() (names []string, cookies map[uint64]struct{}, err error) {
+	if u.number(namelessAt).Load() != 0 {
+		return nil, nil, errNameless
+	}
 	seen := map[string]struct{}{}
-	var list []string
-	taken := 0
+	cookies = map[uint64]struct{}{}
 	for place := range places {
 		at := placesAt + place*placeSize
 		n := u.number(at).Load()
@@ -118,18 +128,18 @@ func (u *UnderWay) names() ([]string, error) {
 			continue
 		}
 		if n < 0 || n > MaxResourceName {
-			return nil, fmt.Errorf("%w: a name of %d bytes", ErrInvalid, n)
+			return nil, nil, fmt.Errorf("%w: a name of %d bytes", ErrInvalid, n)
 		}
-		taken++
+		cookies[uint64(u.number(at+cookieAt).Load())] = struct{}{}
 		name := string(u.mem[at+nameAt : at+nameAt+int(n)])
 		if _, ok := seen[name]; !ok {
 			seen[name] = struct{}{}
-			list = append(list, name)
+			names = append(names, name)
 		}
 	}
 	// A place is taken before the request counts, and given back when it does no more.
-	if underWay, _ := u.Count(); taken < underWay {
-		return nil, errNameless
+	if underWay, _ := u.Count(); len(cookies) < underWay {
+		return nil, nil, errNameless
 	}
-	return list, nil
+	return names, cookies, nil
 }

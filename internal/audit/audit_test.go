@@ -17,6 +17,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
+
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 )
 
 func TestMain(m *testing.M) {
@@ -288,37 +290,39 @@ func TestPlaces(t *testing.T) {
 // TestHangingDisk: nobody waits longer than his context, and one goroutine at
 // most waits for the disk.
 func TestHangingDisk(t *testing.T) {
-	l := New(filepath.Join(t.TempDir(), "audit.log"))
-	release := make(chan struct{})
-	started := make(chan struct{}, 10)
-	l.fs = broken{write1: func(f *os.File, b []byte) (int, error) {
-		started <- struct{}{}
-		<-release
-		return f.Write(b)
-	}}
-	first, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- l.Record(first, sample()) }()
-	<-started
-	cancel()
-	if err := <-done; !errors.Is(err, context.Canceled) {
-		t.Errorf("the first: %v", err)
-	}
-	second, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
-	defer cancel()
-	if err := l.Record(second, sample()); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "earlier") {
-		t.Errorf("the second: %v", err)
-	}
-	if len(started) != 0 {
-		t.Error("a second write was begun")
-	}
-	close(release)
-	if err := l.Record(t.Context(), sample()); err != nil {
-		t.Error(err)
-	}
-	if list := lines(t, l.Path()); len(list) != 2 {
-		t.Errorf("%d records", len(list))
-	}
+	fakeclock.Test(t, func(t *testing.T) {
+		l := New(filepath.Join(t.TempDir(), "audit.log"))
+		release := make(chan struct{})
+		started := make(chan struct{}, 10)
+		l.fs = broken{write1: func(f *os.File, b []byte) (int, error) {
+			started <- struct{}{}
+			<-release
+			return f.Write(b)
+		}}
+		first, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- l.Record(first, sample()) }()
+		<-started
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("the first: %v", err)
+		}
+		second, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		defer cancel()
+		if err := l.Record(second, sample()); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "earlier") {
+			t.Errorf("the second: %v", err)
+		}
+		if len(started) != 0 {
+			t.Error("a second write was begun")
+		}
+		close(release)
+		if err := l.Record(t.Context(), sample()); err != nil {
+			t.Error(err)
+		}
+		if list := lines(t, l.Path()); len(list) != 2 {
+			t.Errorf("%d records", len(list))
+		}
+	})
 }
 
 func TestIncomplete(t *testing.T) {

@@ -28,7 +28,7 @@ import (
 var update = flag.Bool("update", false, "write golden files and man pages anew")
 
 // patience bounds every wait for something that is going to happen.
-const patience = 30 * time.Second
+const patience = time.Minute
 
 // programs is the directory of the built programs.
 var programs string

@@ -109,8 +109,9 @@ func (c *Closer) End(ctx context.Context) error {
 	return nil
 }
 
-// readyWithin bounds how long Dismiss waits for a closer that has just been started.
-const readyWithin = time.Second
+// readyWithin bounds how long Dismiss waits for a closer that has just been started. A
+// variable for tests.
+var readyWithin = time.Second
 
 // Dismiss tells the closer to do now what it does after the daemon's end: wait for
 // the answers, close the device and end. For that it is not waited.

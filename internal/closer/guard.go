@@ -32,8 +32,8 @@ func NewGuard(dir, lockspace string, earlier int) (*Guard, error) {
 func (g *Guard) Earlier(ctx context.Context) error { return Wait(ctx, g.dir, g.lockspace) }
 
 // endWithin is how long Keep waits for the end of the closer before. That is not the
-// last one that has the device, so it ends at once.
-const endWithin = time.Second
+// last one that has the device, so it ends at once. A variable for tests.
+var endWithin = time.Second
 
 // Keep starts a closer for the device, and ends the one before it. ended is closed
 // when the new one has ended, which is to be Keep's, Release's or Dismiss's doing.

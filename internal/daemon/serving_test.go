@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -30,15 +31,21 @@ type served struct {
 	cmd                       *exec.Cmd
 }
 
-// freeAddress is an address of loopback that nobody has, at this moment.
+// freeAddress is an address of loopback that nobody has, at this moment. Its port is
+// none that Linux gives out by itself (from 32768 on): a connection to one that nobody
+// listens on may be given that very port, and then has itself at its other end.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	var err error
+	for range 100 {
+		var l net.Listener
+		if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 20_000+rand.IntN(10_000))); err == nil {
+			defer l.Close()
+			return l.Addr().String()
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatal(err)
+	return ""
 }
 
 func build(t *testing.T) *served {

@@ -99,7 +99,7 @@ func startVirtlockd(t testing.TB, exe string) string {
 	cmd.Stdout, cmd.Stderr = &out, &out
 	ended := start(t, cmd)
 	socket := filepath.Join(run, "virtlockd-sock")
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(ioTimeout)
 	for {
 		c, err := net.Dial("unix", socket)
 		if err == nil {
@@ -166,7 +166,7 @@ func startVmlockd(t testing.TB) string {
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(context.Background(), l) }()
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), ioTimeout)
 		defer cancel()
 		if err := server.Shutdown(ctx); err != nil {
 			t.Error(err)

@@ -69,12 +69,12 @@ func eventually(t *testing.T, what string, f func() bool) {
 	t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(ioTimeout)
 	for !f() {
 		select {
 		case <-tick.C:
 		case <-deadline:
-			t.Fatalf("not true after 10 s: %s", what)
+			t.Fatalf("not true after %v: %s", ioTimeout, what)
 		}
 	}
 }

@@ -69,7 +69,8 @@ type outcome struct {
 	Closed  bool
 }
 
-const ioTimeout = 20 * time.Second
+// ioTimeout is how long anything may take that must happen.
+const ioTimeout = time.Minute
 
 // conn is a connection to one of the daemons.
 type conn struct {

@@ -302,8 +302,9 @@ func (c *Client) Status() Status {
 	return s
 }
 
-// closeTimeout bounds how long Close waits for a holder that does not answer.
-const closeTimeout = time.Second
+// closeTimeout bounds how long Close waits for a holder that does not answer. A variable
+// for tests.
+var closeTimeout = time.Second
 
 // Close ends the connection; Put calls under way fail with ErrClosed. The holder
 // keeps what it has, and this process its descriptors. What was dropped before is

@@ -224,6 +224,8 @@ func TestTakenByTheNext(t *testing.T) {
 }
 
 func TestPutAfterClose(t *testing.T) {
+	defer func(d time.Duration) { closeTimeout = d }(closeTimeout)
+	closeTimeout = time.Hour // which this test has not
 	c := start(t, socket(t))
 	begin := time.Now()
 	c.Close()

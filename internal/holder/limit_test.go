@@ -84,8 +84,14 @@ func TestNextHolderHasLessPlace(t *testing.T) {
 	if err := c.Put(limited(t), "k", temp(t)); !errors.Is(err, ErrFull) {
 		t.Errorf("the 11th: %v", err)
 	}
+	// Meanwhile the client must not start one itself.
+	unlock, err := lockFile(limited(t), path+".lock")
+	if err != nil {
+		t.Fatal(err)
+	}
 	first()
 	second := serveHere(t, path, func(s *server) { s.limit = 6 })
+	unlock()
 	defer second()
 	eventually(t, "six are held", func() bool { return c.Status() == Status{PID: os.Getpid(), Held: 6, Unkept: 4} })
 	for _, fd := range fds[:5] {

@@ -88,23 +88,36 @@ func stop(t testing.TB, pid int) {
 	})
 }
 
+// patience is how long anything may take that must happen.
+const patience = time.Minute
+
 // waitProcess waits for the end of a process, which for a holder is idleTime away.
 func waitProcess(t testing.TB, pidfd int) {
 	t.Helper()
-	for {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 20_000)
-		if err == unix.EINTR {
-			continue
+	if !endsWithin(t, pidfd, patience) {
+		t.Error("the holder does not end")
+	}
+}
+
+// endsWithin waits for the end of a process.
+func endsWithin(t testing.TB, pidfd int, d time.Duration) bool {
+	t.Helper()
+	for until := time.Now().Add(d); ; {
+		left := max(0, time.Until(until))
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, int(left/time.Millisecond)+1)
+		switch {
+		case err != nil && err != unix.EINTR: // which any signal is, such as one for a child's end
+			t.Fatalf("poll: %v", err)
+		case n == 1:
+			return true
+		case left == 0:
+			return false
 		}
-		if n != 1 {
-			t.Errorf("the holder does not end: %v", err)
-		}
-		return
 	}
 }
 
 func limited(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -130,10 +143,17 @@ func temp(t testing.TB) int {
 	return fd
 }
 
-// count is how many descriptors a process has.
-func count(t testing.TB, pid int) int {
+// count is how many descriptors a process has, without those that the Go runtime has
+// opened for itself, at whatever time: its poller, and the CPU limits of its control group.
+func count(t testing.TB, pid int) (n int) {
 	t.Helper()
-	return len(descriptors(t, pid)) - ofRuntime(t, pid)
+	for _, d := range descriptors(t, pid) {
+		to, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, d.Name()))
+		if !strings.HasPrefix(to, "/sys/fs/cgroup/") && to != "anon_inode:[eventpoll]" && to != "anon_inode:[eventfd]" {
+			n++
+		}
+	}
+	return n
 }
 
 func descriptors(t testing.TB, pid int) []os.DirEntry {
@@ -143,19 +163,6 @@ func descriptors(t testing.TB, pid int) []os.DirEntry {
 		t.Fatal(err)
 	}
 	return list
-}
-
-// ofRuntime counts the descriptors that the Go runtime has opened for itself: its
-// poller, and the CPU limits of its control group.
-func ofRuntime(t testing.TB, pid int) (n int) {
-	t.Helper()
-	for _, d := range descriptors(t, pid) {
-		to, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, d.Name()))
-		if strings.HasPrefix(to, "/sys/fs/cgroup/") || to == "anon_inode:[eventpoll]" || to == "anon_inode:[eventfd]" {
-			n++
-		}
-	}
-	return n
 }
 
 // refers counts the descriptors of a process that lead to the file of fd.
@@ -182,11 +189,10 @@ func eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	for range 20000 {
+	for end := time.Now().Add(patience); time.Now().Before(end); <-tick.C {
 		if cond() {
 			return
 		}
-		<-tick.C
 	}
-	t.Fatalf("it did not come about in 20 s that %s", what)
+	t.Fatalf("it did not come about in %v that %s", patience, what)
 }

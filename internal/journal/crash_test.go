@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vmlockd/vmlockd/internal/failpoint"
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
@@ -174,6 +176,10 @@ func (w *witness) runChild(t *testing.T, dir, run, env string, lines int) bool {
 	cmd.Env = append(os.Environ(), "JOURNAL_CHILD="+dir, "JOURNAL_RUN="+run, env)
 	cmd.Stderr = os.Stderr
 	pipe, err := cmd.StdoutPipe()
+	must(t, err)
+	// It cannot be done before it is killed: no more than this fits in between, however
+	// late this process gets its turn.
+	_, err = unix.FcntlInt(pipe.(*os.File).Fd(), unix.F_SETPIPE_SZ, os.Getpagesize())
 	must(t, err)
 	must(t, cmd.Start())
 	in := bufio.NewReader(pipe)

@@ -44,8 +44,9 @@ type Restorer interface {
 	RestoreSession(Peer, []byte) (Session, error)
 }
 
-// handoverGrace is how long calls have to be answered once they are cancelled.
-const handoverGrace = time.Second
+// handoverGrace is how long calls have to be answered once they are cancelled. A
+// variable for tests.
+var handoverGrace = time.Second
 
 // Handover stops accepting like Shutdown, but does not close connections: it
 // returns what Adopt needs to go on with them. It closes the listeners, so one

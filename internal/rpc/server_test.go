@@ -115,11 +115,13 @@ func TestPanicEndsOnlyItsConnection(t *testing.T) {
 
 func TestRefusedUser(t *testing.T) {
 	s := startServer(t, Options{Allow: func(p Peer) bool { return p.UID == 12345 }})
+	begin := time.Now()
 	for range 20 {
 		wantClosed(t, s.raw())
 	}
-	if n := strings.Count(s.log.String(), "refused"); n != 1 {
-		t.Errorf("%d lines in the log:\n%s", n, s.log)
+	n := strings.Count(s.log.String(), "refused")
+	if most := 1 + int(time.Since(begin)/logInterval); n < 1 || n > most {
+		t.Errorf("%d lines in the log, want 1 to %d:\n%s", n, most, s.log)
 	}
 	if st := s.Stats(); st.Refused != 20 || st.MaxClients != DefaultMaxClients || st.Clients != 0 {
 		t.Errorf("%+v", st)
@@ -130,7 +132,8 @@ func TestRefusedUser(t *testing.T) {
 }
 
 func TestStuckClientStallsNobody(t *testing.T) {
-	s := startServer(t, Options{WriteTimeout: 100 * time.Millisecond})
+	// Longer than this process may have to wait for a processor in the middle of a reply.
+	s := startServer(t, Options{WriteTimeout: 3 * time.Second})
 	// One is in a call, one has sent half a message, one more a large part of a
 	// large one, and one never reads.
 	blocked := s.dial()

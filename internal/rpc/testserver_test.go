@@ -156,7 +156,7 @@ func startServer(t testing.TB, o Options) *testServer {
 	s.Server = NewServer(o)
 	go func() { s.served <- s.Serve(context.Background(), s.l) }()
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		_ = s.Shutdown(ctx)
 		if err := <-s.served; !errors.Is(err, ErrServerClosed) {
@@ -169,7 +169,7 @@ func startServer(t testing.TB, o Options) *testServer {
 
 func (s *testServer) dial() *Client {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	c, err := Dial(ctx, s.path)
 	if err != nil {
@@ -180,7 +180,7 @@ func (s *testServer) dial() *Client {
 }
 
 func echo(c *Client, in string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	args, result := text(in), text("")
 	if err := c.Call(ctx, 77, 2, procEcho, &args, &result); err != nil {
@@ -200,7 +200,7 @@ func (s *testServer) raw() *net.UnixConn {
 		s.t.Fatal(err)
 	}
 	s.t.Cleanup(func() { c.Close() })
-	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(time.Minute))
 	return c
 }
 
@@ -211,7 +211,7 @@ func (s *testServer) wantEnded(want Cause) {
 		if got != want {
 			s.t.Errorf("the session ended because: %v; want: %v", got, want)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		s.t.Fatal("the session does not end")
 	}
 }

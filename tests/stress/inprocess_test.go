@@ -40,7 +40,7 @@ func TestStressSimulated(t *testing.T) {
 		s.serve(b, func(ctx context.Context) error { return b.Close(ctx, true) })
 		dlms.Node(id).SetFault(slowly(&late, rand.New(rand.NewPCG(uint64(id), 0))))
 	}
-	o := fromEnv(t, Options{Operations: 5000, Ref: func(r int) locking.Ref {
+	o := fromEnv(t, Options{Operations: 5000, FreeWithin: time.Minute, Ref: func(r int) locking.Ref {
 		return locking.Ref{Lockspace: "", Name: fmt.Sprintf("/disks/%d", r)}
 	}, Latency: 200 * time.Microsecond})
 	runAndCheck(t, s, o)
@@ -87,7 +87,7 @@ func TestStressLocal(t *testing.T) {
 	if err := c.CreateLockspace(t.Context(), dir); err != nil {
 		t.Fatal(err)
 	}
-	o := fromEnv(t, Options{Operations: 5000, Owners: 24, Ref: func(r int) locking.Ref {
+	o := fromEnv(t, Options{Operations: 5000, Owners: 24, FreeWithin: time.Minute, Ref: func(r int) locking.Ref {
 		return locking.Ref{Lockspace: dir, Name: fmt.Sprint("disk", r)}
 	}, Flags: lockprogram.FlagAutocreate, Latency: 200 * time.Microsecond})
 	runAndCheck(t, s, o)
@@ -126,7 +126,7 @@ func (s *inProcess) serve(b locking.Backend, closeBackend func(context.Context) 
 	go func() { served <- server.Serve(context.Background(), l) }()
 	s.sockets = append(s.sockets, path)
 	s.stops = append(s.stops, func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		for _, f := range []func(context.Context) error{server.Shutdown, locks.Close, closeBackend} {
 			if err := f(ctx); err != nil {

@@ -37,7 +37,7 @@ type Site struct {
 	PowerOff func(t testing.TB)
 	// Slow: every call takes long, as from one machine to another; so there are fewer of them.
 	Slow bool
-	// Patience is how long anything may take that must happen. 0 is 10 s.
+	// Patience is how long anything may take that must happen. 0 is a minute.
 	Patience time.Duration
 }
 
@@ -49,7 +49,7 @@ type env struct {
 // Run runs the suite.
 func Run(t *testing.T, site Site) {
 	if site.Patience == 0 {
-		site.Patience = 10 * time.Second
+		site.Patience = time.Minute
 	}
 	e := &env{site}
 	for _, c := range []struct {

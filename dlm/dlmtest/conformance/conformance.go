@@ -33,9 +33,9 @@ type Site struct {
 	// PowerOff takes the power from the last node and returns when the others have recovered. Nothing runs on that node
 	// afterwards; the test that does it is the last one.
 	PowerOff func(t testing.TB)
-	// Patience is how long anything may take that must happen. 0 is 10 s.
+	// Patience is how long anything may take that must happen. 0 is a minute.
 	Patience time.Duration
-	// Storm is how long the random part lasts. 0 is 3 s.
+	// Storm is how long the random part lasts, unless it needs more for everything to happen. 0 is 3 s.
 	Storm time.Duration
 	// Prefix begins the names of the lockspaces the suite makes. "" is "cf".
 	Prefix string
@@ -50,7 +50,7 @@ type env struct {
 // Run runs the suite. It leaves no lockspace behind.
 func Run(t *testing.T, site Site) {
 	if site.Patience == 0 {
-		site.Patience = 10 * time.Second
+		site.Patience = time.Minute
 	}
 	if site.Storm == 0 {
 		site.Storm = 3 * time.Second

@@ -93,9 +93,6 @@ func testLeaveAsMaster(t *testing.T, e *env) {
 	must(t, b.Leave(e.ctx(t), false))
 }
 
-// moment is long enough for a write to get stuck in the kernel, and much less than anybody's patience.
-const moment = 300 * time.Millisecond
-
 func (e *env) suspend(t testing.TB) (resume func()) {
 	t.Helper()
 	if e.Suspend == nil || e.Resume == nil {
@@ -113,10 +110,13 @@ func (e *env) suspend(t testing.TB) (resume func()) {
 	return resume
 }
 
-func short(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), moment)
-	t.Cleanup(cancel)
-	return ctx
+// stuck begins what must get stuck in the kernel as the nth request there, and gives it up when it is.
+func (p *process) stuck(t testing.TB, n int, f func(context.Context) error) {
+	t.Helper()
+	q := p.begin(t, func(ctx context.Context) (*dlm.Lock, error) { return nil, f(ctx) })
+	eventually(t, p.e, fmt.Sprintf("request %d is not stuck in the kernel", n), func() bool { return p.Stats().InFlight == n })
+	q.cancel()
+	wantError(t, q.wait(t, p.e), context.Canceled)
 }
 
 func testStopped(t *testing.T, e *env) {
@@ -127,12 +127,16 @@ func testStopped(t *testing.T, e *env) {
 	released := a.lock(t, e.name(t), dlm.EX, dlm.LockOptions{})
 	resume := e.suspend(t)
 
-	_, err := a.Lock(short(t), other, dlm.EX, persistent)
-	wantError(t, err, context.DeadlineExceeded)
-	_, err = a.Lock(short(t), other, dlm.EX, dlm.LockOptions{})
-	wantError(t, err, context.DeadlineExceeded)
-	wantError(t, held.Convert(short(t), dlm.PR, dlm.ConvertOptions{}), context.DeadlineExceeded)
-	wantError(t, released.Unlock(short(t)), context.DeadlineExceeded)
+	a.stuck(t, 1, func(ctx context.Context) error {
+		_, err := a.Lock(ctx, other, dlm.EX, persistent)
+		return err
+	})
+	a.stuck(t, 2, func(ctx context.Context) error {
+		_, err := a.Lock(ctx, other, dlm.EX, dlm.LockOptions{})
+		return err
+	})
+	a.stuck(t, 3, func(ctx context.Context) error { return held.Convert(ctx, dlm.PR, dlm.ConvertOptions{}) })
+	a.stuck(t, 4, released.Unlock)
 	x, err := a.Adopt(e.ctx(t), left, dlm.EX, persistent) // alone does not wait
 	must(t, err)
 	if s := a.Stats(); s.InFlight != 4 || s.Unsettled != 4 || s.OldestWrite <= 0 || s.OldestUnsettled <= 0 {
@@ -164,7 +168,9 @@ func testStoppedClose(t *testing.T, e *env) {
 	resume := e.suspend(t)
 	q := a.begin(t, func(ctx context.Context) (*dlm.Lock, error) { return a.Lock(ctx, name, dlm.EX, dlm.LockOptions{}) })
 	eventually(t, e, "no write is stuck", func() bool { return a.Stats().InFlight == 1 })
-	wantError(t, a.Close(short(t)), context.DeadlineExceeded)
+	short, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	wantError(t, a.Close(short), context.DeadlineExceeded)
 	wantError(t, q.wait(t, e), dlm.ErrClosed)
 	_, err := a.Lock(e.ctx(t), name, dlm.EX, dlm.LockOptions{})
 	wantError(t, err, dlm.ErrClosed)

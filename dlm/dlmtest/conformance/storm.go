@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -50,8 +51,25 @@ type worker struct {
 	names []string
 	table *table
 	pace  time.Duration // of a request that need not wait
-	// What follows counts what happened, so that a test can see that it was not always the same.
-	granted, refused, gaveUp, converted int
+	tally *tally
+}
+
+// tally counts what happened, so that a test can see that it was not always the same.
+type tally struct {
+	granted, refused, gaveUp, converted atomic.Int64
+}
+
+// never is what has not happened.
+func (c *tally) never() (list []string) {
+	for _, k := range []struct {
+		n    *atomic.Int64
+		what string
+	}{{&c.granted, "granted"}, {&c.converted, "converted"}, {&c.refused, "refused"}, {&c.gaveUp, "given up"}} {
+		if k.n.Load() == 0 {
+			list = append(list, k.what)
+		}
+	}
+	return list
 }
 
 func (w *worker) context(t testing.TB) (context.Context, context.CancelFunc) {
@@ -75,15 +93,15 @@ func (w *worker) round(t testing.TB) error {
 	})
 	switch {
 	case errors.Is(err, dlm.ErrBusy):
-		w.refused++
+		w.tally.refused.Add(1)
 		return nil
 	case errors.Is(err, context.DeadlineExceeded):
-		w.gaveUp++
+		w.tally.gaveUp.Add(1)
 		return nil
 	case err != nil:
 		return err
 	}
-	w.granted++
+	w.tally.granted.Add(1)
 	if err := w.table.set(l, mode); err != nil {
 		return err
 	}
@@ -118,11 +136,11 @@ func (w *worker) convert(t testing.TB, l *dlm.Lock) error {
 	err := l.Convert(ctx, to, opts)
 	switch {
 	case err == nil:
-		w.converted++
+		w.tally.converted.Add(1)
 	case errors.Is(err, context.DeadlineExceeded):
-		w.gaveUp++
+		w.tally.gaveUp.Add(1)
 	case errors.Is(err, dlm.ErrBusy), errors.Is(err, dlm.ErrDeadlock):
-		w.refused++
+		w.tally.refused.Add(1)
 	default:
 		return err
 	}
@@ -144,17 +162,19 @@ func testStorm(t *testing.T, e *env) {
 	e.process(t, len(e.Kernels)).free(t, e.name(t))
 	pace := max(time.Since(begin), 500*time.Microsecond)
 	var workers []*worker
+	var sum tally
 	for i := range perNode * len(e.Kernels) {
 		workers = append(workers, &worker{
-			p: e.process(t, i+1), rnd: rand.New(rand.NewPCG(seed, uint64(i))), names: names, table: table, pace: pace,
+			p: e.process(t, i+1), rnd: rand.New(rand.NewPCG(seed, uint64(i))), names: names, table: table, pace: pace, tally: &sum,
 		})
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), e.Storm)
 	defer cancel()
+	late := e.ctx(t) // a slow machine may need more until everything has happened
 	var wg sync.WaitGroup
 	for _, w := range workers {
 		wg.Go(func() {
-			for ctx.Err() == nil {
+			for ctx.Err() == nil || late.Err() == nil && len(sum.never()) > 0 {
 				if err := w.round(t); err != nil {
 					t.Errorf("%v (%v)", err, errnoOf(err))
 					return
@@ -163,7 +183,6 @@ func testStorm(t *testing.T, e *env) {
 		})
 	}
 	wg.Wait()
-	var sum worker
 	for _, w := range workers {
 		w.p.settled(t)
 		s := w.p.Stats()
@@ -173,14 +192,10 @@ func testStorm(t *testing.T, e *env) {
 		if s.Stray != 0 {
 			t.Errorf("%d results came for locks that had ended", s.Stray)
 		}
-		sum.granted, sum.refused = sum.granted+w.granted, sum.refused+w.refused
-		sum.gaveUp, sum.converted = sum.gaveUp+w.gaveUp, sum.converted+w.converted
 	}
-	t.Logf("%d granted, %d converted, %d refused, %d given up", sum.granted, sum.converted, sum.refused, sum.gaveUp)
-	for what, n := range map[string]int{"granted": sum.granted, "converted": sum.converted, "refused": sum.refused, "given up": sum.gaveUp} {
-		if n == 0 {
-			t.Errorf("nothing was %s: this was no storm", what)
-		}
+	t.Logf("%d granted, %d converted, %d refused, %d given up", sum.granted.Load(), sum.converted.Load(), sum.refused.Load(), sum.gaveUp.Load())
+	for _, what := range sum.never() {
+		t.Errorf("nothing was %s: this was no storm", what)
 	}
 	for _, name := range names {
 		workers[0].p.free(t, name)

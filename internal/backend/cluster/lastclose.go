@@ -147,9 +147,14 @@ func (b *Backend) keepNow(space *dlm.Lockspace) (ended <-chan struct{}) {
 	return nil
 }
 
-// letGo ends what keepOpen began, when nothing is under way.
+// letGo ends what keepOpen began, when nothing is under way but what nobody waits for any
+// more: a conversion of a lock that was taken back, whose result the kernel may have lost.
 func (b *Backend) letGo(ctx context.Context) error {
 	if b.last == nil {
+		return nil
+	}
+	if n, _ := b.last.UnderWay().Count(); n > 0 {
+		b.last.Dismiss()
 		return nil
 	}
 	return b.last.Release(ctx)

@@ -14,7 +14,7 @@ import (
 )
 
 // Patience is how long a record may take to arrive.
-const Patience = 20 * time.Second
+const Patience = time.Minute
 
 // maxRecord is how large a record may be here.
 const maxRecord = 1 << 16
