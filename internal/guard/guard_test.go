@@ -421,7 +421,8 @@ func TestUnreadableNotes(t *testing.T) {
 	onBench(t, none, func(b *bench) {
 		x := b.nodes[0]
 		b.fall()
-		b.settle(b.ctx, 300*time.Millisecond)
+		b.settle(b.ctx, 4*tick) // so that it has looked
+		b.is("before its guard is killed", false, false)
 		x.kill()
 		b.mu.Lock()
 		x.saved = []byte("{")
