@@ -22,7 +22,7 @@ must have stopped it.
 
 If that host is alive it goes on writing while another one uses the same disks,
 and what both write destroys them. So look first: switch its power off, or unplug
-it from the storage. The user, the time and the reason are logged.` + asked(),
+it from the storage. The user, the time and the reason are logged.` + asked(exitRefused),
 		Example: "  vmlockctl confirm-dead --reason 'power supply burned, unplugged' 3",
 		Args:    cobra.ExactArgs(1),
 		Run: a.run(func(ctx context.Context, c *control.Client, _ *cobra.Command, args []string) error {

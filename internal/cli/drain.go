@@ -30,7 +30,7 @@ virtual machine that was suspended then cannot be resumed before --undo.` + aske
 		Args:    cobra.NoArgs,
 		Run: a.run(func(ctx context.Context, c *control.Client, _ *cobra.Command, _ []string) error {
 			if q.Undo && wait {
-				return usage("--wait and --undo do not go together")
+				return usage("--wait and --undo do not go together: leave one of them out")
 			}
 			d, err := ask(ctx, func(ctx context.Context) (control.Drain, error) { return c.Drain(ctx, q) })
 			if err != nil {
@@ -76,7 +76,7 @@ func (a *app) waitDrained(ctx context.Context, c *control.Client, d control.Drai
 		next, err := ask(ctx, c.Drained)
 		switch {
 		case err == nil && !next.Draining:
-			return d, failed(exitFailed, "undone", "the drain was ended by somebody else")
+			return d, failed(exitFailed, "undone", "the drain was ended by somebody else: this host grants locks; 'vmlockctl drain' begins it again")
 		case err == nil:
 			d, gone = next, time.Time{}
 		case code(err) != control.CodeUnavailable:

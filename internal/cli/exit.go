@@ -37,7 +37,7 @@ var exits = map[int]string{
 	exitFailed:     "failed, the message says why",
 	exitUsage:      "the command line is wrong",
 	exitNoDaemon:   "vmlockd does not run or does not answer",
-	exitRefused:    "refused: the lock is held, or its owner may be alive",
+	exitRefused:    "refused: the lock is held, or its owner or host may be alive",
 	exitIncomplete: "some hosts did not answer, the rest is shown",
 	exitWarnings:   "doctor found warnings, or could not look at something",
 	exitFaults:     "doctor found a fault",

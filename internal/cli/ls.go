@@ -52,7 +52,7 @@ In the pattern of --path * stands for anything, and ? for one byte.` + asked(exi
 			if err != nil {
 				return err
 			}
-			a.show(h, func(p *page) { p.holders(h) })
+			a.show(h, func(p *page) { p.holders(h, f != (control.Filter{})) })
 			a.incomplete(h.Missing)
 			return nil
 		}),
@@ -88,7 +88,7 @@ func (a *app) lsRefused(ctx context.Context, c *control.Client, f control.Filter
 			rows = append(rows, []string{when(e.Time), e.VM, fmt.Sprint(e.PID), e.Mode, e.Lockspace, e.Resource, e.Reason})
 		}
 		if len(rows) == 0 {
-			p.line("Nobody was refused lately.")
+			p.line("%s was refused lately.", filtered("Nobody", f != (control.Filter{})))
 		} else {
 			p.table([]string{"REFUSED", "VM", "PID", "MODE", "LOCKSPACE", "RESOURCE", "REASON"}, rows)
 		}
@@ -104,13 +104,22 @@ func (a *app) lsRefused(ctx context.Context, c *control.Client, f control.Filter
 	return nil
 }
 
-func (p *page) holders(h control.Holders) {
+// filtered says that there may be more of it: who has mistyped a name must not read
+// that there is nothing.
+func filtered(nothing string, filter bool) string {
+	if filter {
+		return nothing + " like that"
+	}
+	return nothing
+}
+
+func (p *page) holders(h control.Holders, filter bool) {
 	switch {
 	case len(h.Holders) == 0 && len(h.Missing) > 0:
-		p.line("Those who answered hold nothing.")
+		p.line("Those who answered hold %s.", filtered("nothing", filter))
 		return
 	case len(h.Holders) == 0:
-		p.line("Nothing is held.")
+		p.line("%s is held.", filtered("Nothing", filter))
 		return
 	}
 	p.held(h.Holders, h.Scope == control.ScopeCluster)

@@ -135,7 +135,11 @@ func (a *app) toRelease(ctx context.Context, c *control.Client, st control.Statu
 	case len(here) == 0 && len(elsewhere) > 0:
 		return nil, failed(exitRefused, "held_elsewhere", "%s is held on %s: run 'vmlockctl release' there", path, strings.Join(elsewhere, ", "))
 	case len(here) == 0:
-		return nil, failed(exitFailed, control.CodeNotHeld, "nobody on this host holds %s", path)
+		more := ""
+		if f.onePID || f.oneSpace {
+			more = " like that"
+		}
+		return nil, failed(exitFailed, control.CodeNotHeld, "nobody on this host holds %s%s: 'vmlockctl ls' lists what is held here", path, more)
 	}
 	for _, o := range here {
 		if o.Lockspace != here[0].Lockspace || o.Resource != here[0].Resource {

@@ -77,6 +77,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"daemon":   daemonCommand,
+			"cluster":  clusterCommand,
 			"ctl":      ctlCommand,
 			"examine":  examineCommand,
 			"golden":   goldenCommand,
@@ -104,6 +105,7 @@ type host struct {
 	daemon *exec.Cmd
 	procs  map[string]*exec.Cmd
 	typing map[string]*os.File // terminals of asked, our end of them
+	leave  func()              // ends what cluster serves; nil before
 }
 
 func hostOf(ts *testscript.TestScript) *host {
@@ -230,6 +232,8 @@ func (h *host) normal(text string) string {
 		{`"pid":( ?)\d+`, `"pid":${1}PID`},
 		{`"(took|held)_seconds":( ?)[0-9.e-]+`, `"${1}_seconds":${2}SECONDS`},
 		{`pid \d+`, "pid PID"},
+		{`\d+ bytes at \d+ are no record; at \d+:`, "N bytes at N are no record; at N:"},
+		{`journal\.damaged-[0-9a-f]+-\d+`, "journal.damaged-BOOT-N"},
 		{`\d+( +(?:exclusive|shared) )`, "PID$1"},
 		{`by (root|[a-z_][a-z0-9_-]*): `, "by USER: "},
 		{`"by": "[^"]*"`, `"by": "USER"`},

@@ -42,8 +42,8 @@ func (p *page) status(st control.Status) {
 		row("quorum", "%s", p.good(c.Quorate, control.Yes))
 		fencing := map[string]string{control.Yes: "on", control.No: "off", control.Unknown: "unknown"}[c.Fencing]
 		row("fencing", "%s", p.good(fencing, "on"))
-		if g := c.Guard; g != nil {
-			p.guard(row, *g)
+		if c.Guard != nil {
+			p.guard(row, *c.Guard, c.Fencing, st.Members)
 		}
 		text := p.good(c.Lockspace.State, control.LockspaceRunning)
 		if c.Lockspace.WaitsFor != "" {
@@ -73,30 +73,6 @@ func (p *page) status(st control.Status) {
 		for _, w := range st.Warnings {
 			p.line("%s %s", p.paint(red, "warning:"), clean(w.Message))
 		}
-	}
-}
-
-// guard says what the guard does, and to whom.
-func (p *page) guard(row func(name, format string, args ...any), g control.GuardState) {
-	text := p.good(g.Mode, g.Mode)
-	switch {
-	case g.Mode == "off":
-		text = p.paint(red, "off")
-	case g.Lost != "":
-		text += ", " + p.paint(red, "the cluster is lost: "+clean(g.Lost))
-	case g.Mode == "freeze":
-		text += fmt.Sprintf(", grace %.0f s, hold-off %.0f s (%.1f s at least)", g.Grace, g.HoldOff, g.Least)
-	}
-	if g.Watchdog != "" {
-		text += ", watchdog " + clean(g.Watchdog)
-	}
-	row("guard", "%s", text)
-	for _, vm := range g.Stopped {
-		then := fmt.Sprintf("killed in %.0f s", vm.Left)
-		if vm.Stays {
-			then = "stays stopped until you end it"
-		}
-		row("stopped", "%s (pid %d), %s", clean(vm.VM), vm.PID, then)
 	}
 }
 

@@ -24,9 +24,10 @@ func answerCommand(ts *testscript.TestScript, _ bool, args []string) {
 	_, err = master.WriteString(args[1] + "\n")
 	ts.Check(err)
 	cmd := h.ctl(args[2:])
-	var errs strings.Builder
-	cmd.Stdin, cmd.Stderr = terminal, &errs
+	var out, errs strings.Builder
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = terminal, &out, &errs
 	_ = cmd.Run()
+	ts.Check(os.WriteFile(h.dir+"/out", []byte(out.String()), 0o600))
 	ts.Check(os.WriteFile(h.dir+"/err", []byte(errs.String()), 0o600))
 	if got := cmd.ProcessState.ExitCode(); got != want {
 		ts.Fatalf("status %d, want %d: %s", got, want, errs.String())

@@ -43,6 +43,18 @@ func TestHolders(t *testing.T) {
 			t.Errorf("%s: status %d, holders %v, missing %v", target, status, vms(h.Holders), h.Missing)
 		}
 	}
+	// Who mistypes a node is not told that it holds nothing.
+	for _, target := range []string{"/v1/holders?cluster=1&node=n4", "/v1/holders?cluster=1&node=4"} {
+		var e Error
+		if status := w.do("GET", target, "", &e); status != http.StatusNotFound || e.Code != CodeNoNode {
+			t.Errorf("%s: status %d, %v", target, status, e)
+		}
+	}
+	p.names = map[uint32]string{4: "n4"}
+	var h Holders
+	if status := w.do("GET", "/v1/holders?cluster=1&node=n4", "", &h); status != http.StatusOK || len(h.Holders) != 0 {
+		t.Errorf("a node that is configured: status %d, %v", status, h)
+	}
 	for _, target := range []string{
 		"/v1/holders?mode=both", "/v1/holders?cluster=perhaps", "/v1/holders?color=red", "/v1/who", "/v1/who?path=", "/v1/status?x=1",
 		"/v1/holders?path=" + strings.Repeat("a", maxPattern+1), "/v1/who?" + strings.Repeat("path=a&", maxNames+1), "/v1/events?since=-1", "/v1/holders?%zz",
@@ -96,6 +108,28 @@ func TestSilentPeers(t *testing.T) {
 		w.do("GET", "/v1/status", "", &st)
 		if took := time.Since(begin); took > time.Second || len(st.Members) != 3 || !warns(st, WarnSilent) {
 			t.Errorf("the status took %v: %+v", took, st)
+		}
+	})
+}
+
+// TestSilenceOfAnother: that one node does not answer takes nothing from the answer
+// about another one.
+func TestSilenceOfAnother(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
+		c, p := threeNodes()
+		w := newWorld(t, inCluster(c, p))
+		p.silent[3] = true
+		for node, missing := range map[string]int{"1": 0, "n2": 0, "3": 1, "n3": 1} {
+			var h Holders
+			if w.do("GET", "/v1/holders?cluster=1&node="+node, "", &h); len(h.Missing) != missing {
+				t.Errorf("node %s: %+v", node, h)
+			}
+		}
+		// What has no name may be the one.
+		p.members[2].Name = ""
+		var h Holders
+		if w.do("GET", "/v1/holders?cluster=1&node=n9", "", &h); len(h.Missing) != 1 {
+			t.Errorf("%+v", h)
 		}
 	})
 }

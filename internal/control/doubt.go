@@ -13,7 +13,7 @@ const WarnDoubt = "doubt"
 
 // Settler knows of a damaged journal, and ends the doubt that comes with it.
 type Settler interface {
-	// Doubt is nil if there is none. It returns at once, unless Settle is under way.
+	// Doubt is nil if there is none. It returns at once, also while Settle is under way.
 	Doubt() *Doubt
 	// Settle releases what nothing explains, and returns how many locks that were.
 	Settle(ctx context.Context, by Caller, why string) (released int, err error)

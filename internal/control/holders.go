@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/vmlockd/vmlockd/internal/locking"
@@ -44,11 +43,6 @@ func (f Filter) Match(h Holder) bool {
 		(f.Node == "" || isNode(f.Node, h.NodeID, h.Node)) &&
 		(f.Mode == "" || f.Mode == h.Mode) &&
 		(f.Path == "" || glob(f.Path, h.Resource))
-}
-
-// isNode says whether text means a node: by its number or its name.
-func isNode(text string, id uint32, name string) bool {
-	return text == name || id != 0 && text == strconv.FormatUint(uint64(id), 10)
 }
 
 // glob says whether text has a pattern: * stands for anything, ? for one byte.
@@ -88,6 +82,8 @@ func (s *Server) here(ctx context.Context) []Holder {
 // daemon runs, so it is asked for until it is known.
 func (s *Server) self(ctx context.Context) (uint32, string) {
 	if s.nodeID.Load() == 0 && s.o.Cluster != nil {
+		ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+		defer cancel()
 		s.nodeID.Store(s.o.Cluster.Cluster(ctx).NodeID)
 	}
 	return s.node(s.nodeID.Load())
@@ -141,8 +137,34 @@ func (s *Server) holders(w http.ResponseWriter, r *http.Request) {
 	if all && s.o.Peers != nil {
 		s.settle(ctx, &a)
 	}
+	if f.Node != "" {
+		if (all || s.o.Cluster == nil) && !s.knows(ctx, a, f.Node) {
+			fail(w, http.StatusNotFound, CodeNoNode, fmt.Sprintf("no node %q is known: 'vmlockctl status' lists the nodes", f.Node))
+			return
+		}
+		// That another node did not answer takes nothing away from the answer.
+		a.Missing = slices.DeleteFunc(a.Missing, func(m Missing) bool { return m.Node != "" && !isNode(f.Node, m.NodeID, m.Node) })
+	}
 	a.pick(f.Match)
 	answer(w, a)
+}
+
+// knows says whether there may be a node of that number or name. Who mistypes it must
+// not be told that it holds nothing.
+func (s *Server) knows(ctx context.Context, a Holders, text string) bool {
+	id, name := s.self(ctx)
+	known := isNode(text, id, name) ||
+		slices.ContainsFunc(a.Holders, func(h Holder) bool { return isNode(text, h.NodeID, h.Node) }) ||
+		slices.ContainsFunc(a.Missing, func(m Missing) bool { return m.Node == "" || isNode(text, m.NodeID, m.Node) })
+	if known || s.o.Peers == nil {
+		return known
+	}
+	for id, name := range s.o.Peers.Names() {
+		if isNode(text, id, name) {
+			return true
+		}
+	}
+	return slices.ContainsFunc(s.o.Peers.Members(), func(m PeerMember) bool { return isNode(text, m.NodeID, m.Name) })
 }
 
 // pick keeps some holders, and puts them in order.

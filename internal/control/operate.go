@@ -40,9 +40,11 @@ func (s *Server) release(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if q.Node != "" {
-		id, name := s.self(r.Context())
+		ctx, cancel := context.WithTimeout(r.Context(), answerTimeout)
+		defer cancel()
+		id, name := s.self(ctx)
 		if !isNode(q.Node, id, name) {
-			s.releaseOfNode(w, r, q)
+			s.releaseOfNode(ctx, w, q)
 			return
 		}
 		if q.Resource == "" {
@@ -119,39 +121,52 @@ func (s *Server) ours(ctx context.Context, held []locking.Holder) []Holder {
 // releaseOfNode says what has become of the locks of another node. Nothing can be
 // released here: the DLM gives up all locks of a node as soon as that is not a
 // member any more and was fenced, where fencing is on.
-func (s *Server) releaseOfNode(w http.ResponseWriter, r *http.Request, q ReleaseRequest) {
+func (s *Server) releaseOfNode(ctx context.Context, w http.ResponseWriter, q ReleaseRequest) {
 	if s.o.Cluster == nil {
-		fail(w, http.StatusConflict, CodeNoCluster, "the backend of this daemon is \"local\": it knows no other node")
+		fail(w, http.StatusConflict, CodeNoCluster, "the backend of this daemon is \"local\", so it knows no other node: run 'vmlockctl release' there")
 		return
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), answerTimeout)
-	defer cancel()
 	st := s.Status(ctx)
-	var node *Member
-	for i, m := range st.Members {
-		if isNode(q.Node, m.NodeID, m.Name) {
-			node = &st.Members[i]
-		}
-	}
+	node, bad := oneNode(st.nodes(), q.Node)
 	switch {
-	case node == nil && st.Cluster.Error != "":
+	case bad != nil && bad.Code == CodeNoNode && st.Cluster.Error != "":
 		fail(w, http.StatusServiceUnavailable, CodeNotNow, st.Cluster.Error)
-	case node == nil:
-		fail(w, http.StatusNotFound, CodeNoNode, fmt.Sprintf("no node %q is known: 'vmlockctl status' lists the nodes", q.Node))
+	case bad != nil:
+		failNode(w, bad)
 	case node.Member == Yes:
 		fail(w, http.StatusConflict, CodeNodeMember, fmt.Sprintf("node %d is a member of the cluster and may use its locks: run 'vmlockctl release' there", node.NodeID))
 	case node.Member == Unknown:
-		fail(w, http.StatusServiceUnavailable, CodeNotNow, fmt.Sprintf("it is not known whether node %d is a member of the cluster: %s", node.NodeID, st.Cluster.Error))
+		fail(w, http.StatusServiceUnavailable, CodeNotNow, fmt.Sprintf("it is not known whether node %d is a member of the cluster: %s", node.NodeID, orElse(st.Cluster.Error, "see 'dlm_tool status'")))
 	case node.NeedsFencing:
 		fail(w, http.StatusConflict, CodeNotNow, fmt.Sprintf("the DLM keeps the locks of node %d until it is fenced. "+
 			"If you have seen yourself that it is off, 'dlm_tool fence_ack %d' says so to the DLM; if it is not, that destroys disks", node.NodeID, node.NodeID))
 	case st.Cluster.Lockspace.State != LockspaceRunning:
 		fail(w, http.StatusServiceUnavailable, CodeNotNow, fmt.Sprintf("the DLM gives up the locks of node %d when its lockspace runs again, which waits: %s",
-			node.NodeID, st.Cluster.Lockspace.WaitsFor))
+			node.NodeID, orElse(st.Cluster.Lockspace.WaitsFor, "see 'dlm_tool ls'")))
 	default:
 		answer(w, Released{Released: []Holder{}, Note: fmt.Sprintf(
-			"node %d is not a member of the cluster, and the DLM has given up all its locks already: there is nothing to release", node.NodeID)})
+			"node %d is not a member of the cluster, and the DLM has given up all its locks already: there is nothing to release%s", node.NodeID, st.heldOff(node.NodeID))})
 	}
+}
+
+// heldOff is what follows if its disks are refused although a node's locks are gone.
+func (st *Status) heldOff(node uint32) string {
+	if st.Cluster.Guard == nil {
+		return ""
+	}
+	for _, v := range st.Cluster.Guard.Vanished {
+		if v.NodeID == node {
+			return fmt.Sprintf(". Its disks are refused all the same, since it may be alive and cut off, and write: once you have seen that it is off, 'vmlockctl confirm-dead %d' says so", node)
+		}
+	}
+	return ""
+}
+
+func orElse(text, otherwise string) string {
+	if text == "" {
+		return otherwise
+	}
+	return text
 }
 
 func (s *Server) drained(w http.ResponseWriter, r *http.Request) {

@@ -150,6 +150,7 @@ func TestReleaseOfNode(t *testing.T) {
 		}, CodeNotNow},
 		"nothing is known":                 {"3", func(c *fakeCluster) { c.c.Nodes, c.c.Error = nil, "no answer" }, CodeNotNow},
 		"gone":                             {"3", func(c *fakeCluster) { c.c.Nodes[2].Member = false }, ""},
+		"nobody":                           {" ", func(*fakeCluster) {}, CodeNoNode},
 		"gone by name":                     {"n3", func(c *fakeCluster) { c.c.Nodes[2].Member = false }, ""},
 		"never seen":                       {"n4", func(*fakeCluster) {}, ""},
 		"never seen, and nothing is known": {"n4", func(c *fakeCluster) { c.c.Nodes, c.c.Error = nil, "no answer" }, CodeNotNow},
@@ -175,6 +176,30 @@ func TestReleaseOfNode(t *testing.T) {
 		if len(w.locks.forced) != 0 {
 			t.Errorf("%s: something was released here", name)
 		}
+	}
+}
+
+// The locks of a node are gone, and its disks are refused all the same: an operator is
+// told why, and what ends it.
+func TestReleaseOfNodeHeldOff(t *testing.T) {
+	c, p := threeNodes()
+	c.c.Nodes[2].Member = false
+	c.c.Guard = &GuardState{Mode: "freeze", Vanished: []VanishedNode{{NodeID: 3, Left: 9}}}
+	c.c.Guard.complete()
+	w := newWorld(t, inCluster(c, p))
+	var r Released
+	if w.do("POST", "/v1/release", `{"node":"3"}`, &r); !strings.Contains(r.Note, "'vmlockctl confirm-dead 3'") {
+		t.Errorf("%+v", r)
+	}
+	c.c.Guard.Vanished[0].NodeID = 2
+	if w.do("POST", "/v1/release", `{"node":"3"}`, &r); r.Note == "" || strings.Contains(r.Note, "confirm-dead") {
+		t.Errorf("%+v", r)
+	}
+	// What it waits for is said also where nobody knows.
+	c.c.Lockspace.State = LockspaceStopped
+	var e Error
+	if w.do("POST", "/v1/release", `{"node":"3"}`, &e); e.Code != CodeNotNow || !strings.HasSuffix(e.Message, "see 'dlm_tool ls'") {
+		t.Errorf("%+v", e)
 	}
 }
 

@@ -23,6 +23,8 @@ const (
 	WarnConfiguration = "configurations" // nodes have different configurations
 	WarnGuard         = "guard"          // this host has lost the cluster, or its guard is not safe
 	WarnHoldOff       = "hold_off"       // a node has vanished, and nothing new is granted
+	WarnStopped       = "stopped"        // a virtual machine stays stopped, and must not go on
+	WarnNotStopped    = "not_stopped"    // one goes on although this host has lost the cluster
 	WarnSilent        = "silent"         // a node is there and does not answer
 	WarnNoDaemon      = "no_daemon"      // a node is there and does not run vmlockd
 	WarnRules         = "identity_rules" // nodes name disks by different rules
@@ -72,39 +74,6 @@ func (s *Server) Status(ctx context.Context) Status {
 		st.Warnings = append(st.Warnings, s.o.Warnings()...)
 	}
 	return st
-}
-
-// warnGuard is what an operator should know of the guard.
-func (st *Status) warnGuard(g GuardState) {
-	add := func(code, format string, args ...any) {
-		st.Warnings = append(st.Warnings, Warning{code, fmt.Sprintf(format, args...)})
-	}
-	if g.Unsafe != "" {
-		add(WarnGuard, "nothing new is granted: %s", g.Unsafe)
-	}
-	if g.Lost != "" {
-		add(WarnGuard, "this host has lost the cluster, and its virtual machines are stopped (%d): if it is not back in time they are killed, or stay stopped where on_loss says so: %s",
-			len(g.Stopped), g.Lost)
-	}
-	if g.Mode == "freeze" && !g.Promise {
-		add(WarnGuard, "not everything that owns a lock here would be stopped if this host lost the cluster, and the other hosts know that: see on_loss in the configuration, owners without a process, and a damaged journal")
-	}
-	for _, v := range g.Vanished {
-		what, until := "has vanished", fmt.Sprintf("for %.0f seconds more", v.Left)
-		if !v.Seen {
-			what = "was away when this host got into the cluster,"
-		}
-		if v.Forever {
-			until = "until it is back, as nothing makes sure that it stops (no promise of its guard, or quorum is no majority)"
-		}
-		add(WarnHoldOff, "node %d %s and may still use its disks: nothing new is granted %s, or until 'vmlockctl confirm-dead %d' says that it is off", v.NodeID, what, until, v.NodeID)
-	}
-	if g.Refuses != "" && g.Unsafe == "" && g.Lost == "" && len(g.Vanished) == 0 {
-		add(WarnGuard, "nothing new is granted at the moment: %s", g.Refuses)
-	}
-	if w := g.Watchdog; w != "" && w != "open" && w != "closed" {
-		add(WarnGuard, "the watchdog cannot be used: %s", w)
-	}
 }
 
 func counts(held []locking.Holder) (c Counts) {
@@ -169,7 +138,8 @@ func (st *Status) warn(peers []PeerMember) {
 		st.Warnings = append(st.Warnings, Warning{code, fmt.Sprintf(format, args...)})
 	}
 	if c := st.Cluster; c != nil {
-		if c.Fencing == No && !c.Guarded {
+		// A guard that freezes and is not safe says so itself; so does one that is about to.
+		if freezes := c.Guard != nil && (c.Guard.Mode == "freeze" || c.Guard.Mode == "auto"); c.Fencing == No && !c.Guarded && !freezes {
 			add(WarnUnprotected, "unprotected: fencing is off (enable_fencing=0) and nothing guards this host: if it is cut off from the cluster, "+
 				"other hosts get its locks while its virtual machines go on writing")
 		}

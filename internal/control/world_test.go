@@ -138,11 +138,12 @@ func (p *fakePeers) Holdings(ctx context.Context) (list []PeerHoldings) {
 	return p.answer(ctx, func(locking.Holder) bool { return true })
 }
 
-func (p *fakePeers) Identify(_ context.Context, path string) (list []PeerDisk) {
+func (p *fakePeers) Identify(ctx context.Context, path string) (list []PeerDisk) {
 	for _, m := range p.members {
 		switch {
 		case m.Self:
 		case p.silent[m.NodeID]:
+			<-ctx.Done()
 			list = append(list, PeerDisk{NodeID: m.NodeID, Name: m.Name, Err: "no answer in time"})
 		default:
 			list = append(list, PeerDisk{NodeID: m.NodeID, Name: m.Name, Disk: p.disks[m.NodeID][path]})

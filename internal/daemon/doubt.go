@@ -24,7 +24,9 @@ type doubter struct {
 	orphans bool // of what Unexplained does not list there may be more
 	log     *slog.Logger
 
-	mu     sync.Mutex // guards damage; held while Settle works
+	settling sync.Mutex // held while Settle works, which may take a minute
+
+	mu     sync.Mutex // guards damage, for a moment only
 	damage string     // empty if there is no doubt
 
 	unknown atomic.Bool // damage is not empty, for who cannot wait
@@ -40,26 +42,27 @@ func (d *doubter) suspect(damage string) {
 
 // inDoubt reports whether there may be such locks. It waits for a Settle under way.
 func (d *doubter) inDoubt() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.damage != ""
+	d.settling.Lock()
+	defer d.settling.Unlock()
+	return d.unknown.Load()
 }
 
-// Doubt is nil if there is none.
+// Doubt is nil if there is none. Of a Settle under way it shows what is left.
 func (d *doubter) Doubt() *control.Doubt {
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.damage == "" {
+	damage := d.damage
+	d.mu.Unlock()
+	if damage == "" {
 		return nil
 	}
-	return &control.Doubt{Damage: d.damage, Unexplained: d.backend.Unexplained(), Orphans: d.orphans}
+	return &control.Doubt{Damage: damage, Unexplained: d.backend.Unexplained(), Orphans: d.orphans}
 }
 
 // Settle releases what nothing explains, and then remembers that the doubt is over.
 func (d *doubter) Settle(ctx context.Context, by control.Caller, why string) (released int, err error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.damage == "" {
+	d.settling.Lock()
+	defer d.settling.Unlock()
+	if !d.unknown.Load() {
 		return 0, nil
 	}
 	if released, err = d.backend.DropOthers(ctx); err != nil {
@@ -68,14 +71,15 @@ func (d *doubter) Settle(ctx context.Context, by control.Caller, why string) (re
 	if err := d.journal.Settled(); err != nil {
 		return released, err
 	}
+	d.mu.Lock()
 	d.damage = ""
 	d.unknown.Store(false)
+	d.mu.Unlock()
 	d.log.Warn("what a damaged journal may have said was given back, as an operator says that nothing uses it",
 		"event", "doubt-settled", "released", released, "user", by.Login, "why", why)
 	return released, nil
 }
 
-// warnings are for the status.
 // warnings are those of the status that are about locks from before a start.
 func (i *instance) warnings() []control.Warning {
 	list := i.doubt.warnings()
@@ -86,7 +90,7 @@ func (i *instance) warnings() []control.Warning {
 }
 
 func (d *doubter) warnings() []control.Warning {
-	if !d.inDoubt() {
+	if !d.unknown.Load() { // a Settle under way is not waited for
 		return nil
 	}
 	return []control.Warning{{Code: control.WarnDoubt, Message: "the journal was damaged: what it may have said stays locked; 'vmlockctl settle' shows it"}}

@@ -169,12 +169,12 @@ func (g *guarding) run() {
 // state is for people. guarded: something keeps a host that is cut off from writing.
 func (g *guarding) state() (out *control.GuardState, guarded bool) {
 	if g == nil {
-		return &control.GuardState{Mode: config.GuardOff, Stopped: []control.StoppedVM{}, Vanished: []control.VanishedNode{}}, false
+		return &control.GuardState{Mode: config.GuardOff, Stopped: []control.StoppedVM{}, NotStopped: []control.LooseVM{}, Vanished: []control.VanishedNode{}}, false
 	}
 	s := g.Status()
 	out = &control.GuardState{
 		Mode: s.Mode.String(), Promise: s.Promise, Lost: s.Lost, Unsafe: s.Unsafe, Refuses: s.Refuses, Watchdog: s.Watchdog,
-		Grace: s.Timing.Grace.Seconds(), HoldOff: s.Timing.HoldOff.Seconds(), Stopped: []control.StoppedVM{}, Vanished: []control.VanishedNode{},
+		Grace: s.Timing.Grace.Seconds(), HoldOff: s.Timing.HoldOff.Seconds(), Stopped: []control.StoppedVM{}, NotStopped: []control.LooseVM{}, Vanished: []control.VanishedNode{},
 	}
 	if s.Timing.Known() {
 		out.Least = s.Timing.LeastHoldOff().Seconds()
@@ -183,10 +183,22 @@ func (g *guarding) state() (out *control.GuardState, guarded bool) {
 	for _, f := range s.Stopped {
 		out.Stopped = append(out.Stopped, control.StoppedVM{VM: f.Name, UUID: f.UUID, PID: f.PID, Left: max(f.Deadline-now, 0).Seconds(), Stays: f.Stays})
 	}
+	for _, o := range s.NotStopped {
+		out.NotStopped = append(out.NotStopped, control.LooseVM{VM: o.Name, UUID: o.UUID, PID: o.PID})
+	}
 	for _, v := range s.Vanished {
-		out.Vanished = append(out.Vanished, control.VanishedNode{NodeID: v.Node, Left: v.Left.Seconds(), Forever: v.Forever, Seen: v.Observed})
+		out.Vanished = append(out.Vanished, control.VanishedNode{NodeID: v.Node, Left: v.Left.Seconds(), Forever: v.Forever, Promised: v.Promised, Seen: v.Observed})
 	}
 	return out, s.Unsafe == "" && s.Mode != guard.Auto
+}
+
+// ConfirmDead is for operators, who are told apart why it was not done.
+func (g *guarding) ConfirmDead(node uint32) error {
+	err := g.Guard.ConfirmDead(node)
+	if errors.Is(err, guard.ErrMember) {
+		return &control.Error{Code: control.CodeNodeMember, Message: err.Error()}
+	}
+	return err
 }
 
 // settle is for the end of the daemon, after the last request: processes that are

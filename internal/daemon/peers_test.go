@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -22,11 +23,11 @@ import (
 // fakeTable is what a daemon holds.
 type fakeTable struct {
 	held   []locking.Holder
-	listed int // how often all were asked for
+	listed atomic.Int64 // how often all were asked for
 }
 
 func (f *fakeTable) holders() []locking.Holder {
-	f.listed++
+	f.listed.Add(1)
 	return f.held
 }
 
@@ -45,12 +46,13 @@ type hosts struct {
 	t      *testing.T
 	others map[int]*others
 	tables map[int]*fakeTable
+	procs  map[int]*corosynctest.Process
 }
 
 // inHosts runs f in a bubble, with that many hosts and no daemon yet.
 func inHosts(t *testing.T, n int, f func(t *testing.T, h *hosts)) {
 	fakeclock.Test(t, func(t *testing.T) {
-		h := &hosts{Cluster: corosynctest.NewCluster(n), t: t, others: map[int]*others{}, tables: map[int]*fakeTable{}}
+		h := &hosts{Cluster: corosynctest.NewCluster(n), t: t, others: map[int]*others{}, tables: map[int]*fakeTable{}, procs: map[int]*corosynctest.Process{}}
 		f(t, h)
 		for _, o := range h.others {
 			if err := o.close(context.Background()); err != nil {
@@ -73,8 +75,8 @@ func (h *hosts) start(node int, lockspace string) *others {
 	c := config.Config{Backend: config.BackendCluster}
 	c.Cluster.Lockspace = lockspace
 	self := peers.Info{Name: fmt.Sprint("said", node), Version: "1", Digest: digest(c)}
-	h.tables[node] = table
-	h.others[node] = joinOthers(h.Node(node).NewProcess(), self, table, findThere(node), slog.New(slog.DiscardHandler))
+	h.tables[node], h.procs[node] = table, h.Node(node).NewProcess()
+	h.others[node] = joinOthers(h.procs[node], self, table, findThere(node), slog.New(slog.DiscardHandler))
 	return h.others[node]
 }
 
@@ -150,7 +152,7 @@ func TestOthersAnswer(t *testing.T) {
 		if got := textOfDisks((forOperators{h.others[1]}).Identify(t.Context(), "/x")); got != "2:disk of 2 3:disk of 3" {
 			t.Errorf("the disks are %q", got)
 		}
-		h.tables[2].listed = 0
+		h.tables[2].listed.Store(0)
 		list, answered := forRefusals{h.others[1]}.Holders(t.Context(), cluster.ResourceName(ref("own2")))
 		if len(list) != 1 || list[0].Node != 2 || list[0].Owner.Name != "vm2" || list[0].Ref != ref("own2") || len(answered) != 2 {
 			t.Errorf("for a refusal: %+v, answered %v", list, answered)
@@ -158,7 +160,7 @@ func TestOthersAnswer(t *testing.T) {
 		if list, _ = (forRefusals{h.others[1]}).Holders(t.Context(), cluster.ResourceName(ref("common"))); len(list) != 2 || list[0].Node != 2 || list[1].Node != 3 {
 			t.Errorf("for a refusal of what is shared here too: %+v", list)
 		}
-		if h.tables[2].listed != 0 {
+		if h.tables[2].listed.Load() != 0 {
 			t.Error("a refusal made another host list all it holds")
 		}
 		// A long name is cut on the way, and found all the same.
@@ -172,6 +174,65 @@ func TestOthersAnswer(t *testing.T) {
 		h.tables[2].held = []locking.Holder{{Ref: long, ID: cluster.ResourceName(long)}}
 		if got := (forOperators{h.others[1]}).Holders(t.Context(), []control.Sought{{Ref: long}}); len(got) != 2 || len(got[0].Holders) != 1 || got[0].Holders[0].Ref != long {
 			t.Errorf("%d answers", len(got))
+		}
+	})
+}
+
+// While a host is frozen, whatever operators ask is answered in the time that the
+// control socket gives it, the frozen host is named, and the others' answers are there;
+// also when several ask at once, of whom only two can be served.
+func TestFrozenHost(t *testing.T) {
+	const patience = 900 * time.Millisecond
+	inHosts(t, 3, func(t *testing.T, h *hosts) {
+		for node := 1; node <= 3; node++ {
+			h.start(node, "vmlockd")
+		}
+		h.met()
+		h.procs[3].Freeze()
+		defer h.procs[3].Thaw()
+		one := forOperators{h.others[1]}
+		for name, question := range map[string]func(context.Context) string{
+			"holdings": func(ctx context.Context) string { return text(one.Holdings(ctx)) },
+			"holders": func(ctx context.Context) string {
+				return text(one.Holders(ctx, []control.Sought{{Ref: ref("common")}}))
+			},
+			"identify": func(ctx context.Context) string { return textOfDisks(one.Identify(ctx, "/x")) },
+		} {
+			for _, askers := range []int{1, 2, 5} {
+				time.Sleep(5 * time.Second) // by the bubble's clock: so that earlier questions for everything do not count
+				answers := make(chan string)
+				for range askers {
+					go func() {
+						ctx, cancel := context.WithTimeout(t.Context(), patience)
+						defer cancel()
+						begin := time.Now()
+						got := question(ctx)
+						if took := time.Since(begin); took > patience {
+							t.Errorf("%s: it took %v", name, took)
+						}
+						answers <- got
+					}()
+				}
+				whole := 0
+				for range askers {
+					got := <-answers
+					if !strings.Contains(got, "3!") {
+						t.Errorf("%s, %d at once: nobody says that host 3 is missing: %q", name, askers, got)
+					}
+					if strings.HasPrefix(got, "2:") {
+						whole++
+					}
+				}
+				if whole < min(askers, 2) {
+					t.Errorf("%s, %d at once: only %d got the answer of host 2", name, askers, whole)
+				}
+			}
+		}
+		// What needs nobody's answer takes no time.
+		begin := time.Now()
+		list := one.Members()
+		if took := time.Since(begin); took != 0 || len(list) != 3 || list[1].Silent || !list[2].Silent {
+			t.Errorf("after %v: %+v", took, list)
 		}
 	})
 }

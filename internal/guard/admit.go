@@ -1,10 +1,12 @@
 package guard
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"time"
 )
@@ -159,6 +161,7 @@ type Vanished struct {
 	Since    time.Duration // ago
 	Left     time.Duration
 	Forever  bool // no time is enough
+	Promised bool // its guard had said that it would stop everything; if not, that is why
 	Observed bool // it was seen to vanish; otherwise it was away when this host got into the cluster
 }
 
@@ -170,15 +173,17 @@ type Stopped struct {
 
 // Status is how the guard is.
 type Status struct {
-	Mode     Mode   // what it does; Auto while that is not known
-	Lost     string // why this host has lost the cluster, "" if it has not
-	Unsafe   string // why nothing new is granted whatever happens; "" if it is not so
-	Refuses  string // why nothing new is granted now; "" if it is
-	Promise  bool   // the others may count on this host
-	Stopped  []Stopped
-	Vanished []Vanished
-	Timing   Timing
-	Watchdog string // "" if none is configured; else "open", "closed", or what is wrong
+	Mode    Mode   // what it does; Auto while that is not known
+	Lost    string // why this host has lost the cluster, "" if it has not
+	Unsafe  string // why nothing new is granted whatever happens; "" if it is not so
+	Refuses string // why nothing new is granted now; "" if it is
+	Promise bool   // the others may count on this host
+	Stopped []Stopped
+	// NotStopped are owners that go on although this host has lost the cluster.
+	NotStopped []Owner
+	Vanished   []Vanished
+	Timing     Timing
+	Watchdog   string // "" if none is configured; else "open", "closed", or what is wrong
 }
 
 // Status says how the guard is, and returns at once.
@@ -202,9 +207,17 @@ func (g *Guard) Status() Status {
 	for _, f := range g.frozen {
 		s.Stopped = append(s.Stopped, Stopped{f.Frozen, f.wish == WishFreeze})
 	}
+	if g.lost != "" {
+		for _, o := range g.owners {
+			if g.frozen[ownerKey{o.PID, o.Start}] == nil {
+				s.NotStopped = append(s.NotStopped, o)
+			}
+		}
+	}
+	slices.SortFunc(s.Stopped, func(a, b Stopped) int { return cmp.Compare(a.PID, b.PID) })
 	for _, f := range g.ledger.list() {
 		s.Vanished = append(s.Vanished, Vanished{
-			Node: f.Node, Since: now - f.Since, Left: max(f.Until-now, 0), Forever: !f.Promised || !g.totem.Majority, Observed: !f.Guess,
+			Node: f.Node, Since: now - f.Since, Left: max(f.Until-now, 0), Forever: !f.Promised || !g.totem.Majority, Promised: f.Promised, Observed: !f.Guess,
 		})
 	}
 	return s

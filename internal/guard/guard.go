@@ -2,6 +2,7 @@ package guard
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -299,14 +300,18 @@ func (g *Guard) news() {
 	}
 }
 
+// ErrMember is about a node that somebody says is off.
+var ErrMember = errors.New("is a member of the cluster, so it is not off. If it is to be, shut it down or cut its power, and wait until 'vmlockctl status' says that it is no member any more")
+
 // ConfirmDead notes that an operator has seen that a node is off, and tells the
-// others. It returns an error if the node is a member of the cluster.
+// others. The error is an ErrMember if the node is a member of the cluster, or this
+// one; others say why it cannot be done now.
 func (g *Guard) ConfirmDead(node uint32) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	v := g.lockedView()
 	if v.self == node {
-		return fmt.Errorf("node %d is this host", node)
+		return fmt.Errorf("node %d is this host, and %w", node, ErrMember)
 	}
 	if g.lockedMode() == Fencing {
 		return fmt.Errorf("dlm_controld fences in this cluster, and the DLM waits until node %d was fenced: 'dlm_tool fence_ack %d' says that it is off", node, node)

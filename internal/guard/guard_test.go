@@ -266,6 +266,21 @@ func TestWishes(t *testing.T) {
 				b.change("node 1 is cut off", func() { b.parts[0] = 1 })
 				b.settle(b.ctx, b.timing.FenceBy()+5*time.Second)
 				b.is("after its time", tc.running, tc.ended)
+				// An operator sees who goes on, and who is stopped and stays so.
+				s := g.Status()
+				if s.Lost == "" || len(s.NotStopped) > 0 != tc.running || len(s.Stopped) > 0 != (tc.wish == WishFreeze) {
+					b.t.Errorf("status: %+v", s)
+				}
+				for _, f := range s.Stopped {
+					if !f.Stays || f.Deadline > g.o.Clock() {
+						b.t.Errorf("stopped: %+v", f)
+					}
+				}
+				for _, v := range b.nodes[1].guard.Status().Vanished {
+					if v.Node != 1 || v.Promised != tc.promise || v.Forever == tc.promise {
+						b.t.Errorf("vanished: %+v", v)
+					}
+				}
 				b.settle(b.ctx, b.timing.HoldOff)
 				// Who ignores has told the others, and so they never take its disks.
 				err := b.nodes[1].guard.Admit(b.ctx)
@@ -301,8 +316,10 @@ func TestRefusalNamesNodeAndSeconds(t *testing.T) {
 		if text := err.Error(); !strings.Contains(text, "node 3") || !strings.Contains(text, "seconds more") {
 			b.t.Errorf("%q", text)
 		}
-		if err := b.nodes[1].guard.ConfirmDead(1); err == nil {
-			b.t.Error("a member was confirmed dead")
+		for node, word := range map[uint32]string{1: "node 1 is a member", 2: "node 2 is this host"} {
+			if err := b.nodes[1].guard.ConfirmDead(node); !errors.Is(err, ErrMember) || !strings.HasPrefix(err.Error(), word) {
+				b.t.Errorf("a member was confirmed dead: %v", err)
+			}
 		}
 		b.settle(b.ctx, r.Left+time.Second)
 		if err := b.nodes[1].guard.Admit(b.ctx); err != nil {
@@ -404,7 +421,8 @@ func TestUnreadableNotes(t *testing.T) {
 	onBench(t, none, func(b *bench) {
 		x := b.nodes[0]
 		b.fall()
-		b.settle(b.ctx, 300*time.Millisecond)
+		b.settle(b.ctx, 4*tick) // so that it has looked
+		b.is("before its guard is killed", false, false)
 		x.kill()
 		b.mu.Lock()
 		x.saved = []byte("{")

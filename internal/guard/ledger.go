@@ -247,7 +247,7 @@ func (l *ledger) confirm(v view, node uint32) error {
 	case v.ring == nil || v.spaceErr != nil:
 		return fmt.Errorf("it is not known who is in the cluster: try again when corosync runs")
 	case v.inRing(node) || slices.Contains(v.space, node):
-		return fmt.Errorf("node %d is a member of the cluster: it is not dead", node)
+		return fmt.Errorf("node %d %w", node, ErrMember)
 	}
 	if !l.isConfirmed(node) && len(l.confirmed) < maxFacts {
 		l.confirmed[node] = struct{}{}

@@ -1,0 +1,41 @@
+package cli_test
+
+import (
+	"encoding/json"
+	"net/http"
+	"os"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/vmlockd/vmlockd/internal/control"
+)
+
+// TestDrainEndedByOthers: who waits for a drain that somebody else has ended is told,
+// and does not wait for ever.
+func TestDrainEndedByOthers(t *testing.T) {
+	left := []control.Holder{{VM: "web", PID: 701, Mode: "exclusive", Resource: "/srv/vm/web.img", Since: at}}
+	socket := serveControl(t, func(w http.ResponseWriter, r *http.Request) {
+		// Between the two questions it was ended.
+		_ = json.NewEncoder(w).Encode(control.Drain{Draining: r.Method == http.MethodPost, Left: left, Waiting: []control.Waiter{}})
+	})
+	for suffix, args := range map[string][]string{".txt": {"drain", "--wait"}, ".json": {"drain", "--wait", "--json"}} {
+		status, out, errs := ctl(socket, args...)
+		if status != 1 || (suffix == ".json") != (errs == "") {
+			t.Errorf("%q: status %d, stderr %q", args, status, errs)
+		}
+		path := "testdata/golden/drain-ended" + suffix
+		if *update {
+			if err := os.WriteFile(path, []byte(out+errs), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(string(want), out+errs); diff != "" {
+			t.Errorf("%s is not as wanted; 'go test ./internal/cli -update' writes it anew: %s", path, diff)
+		}
+	}
+}
