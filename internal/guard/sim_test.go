@@ -66,7 +66,8 @@ func (x *node) acquire(ctx context.Context, r string) *proc {
 	w := x.w
 	w.mu.Lock()
 	g := x.guard
-	if _, taken := w.locks[r]; taken || !x.on || !x.running || !x.inSpace || g == nil {
+	_, kept := x.kept[r]
+	if _, taken := w.locks[r]; taken || kept || !x.on || !x.running || !x.inSpace || g == nil {
 		w.mu.Unlock()
 		return nil
 	}
@@ -118,6 +119,7 @@ func (w *world) isOn(x *node) bool {
 func (x *node) boot() {
 	x.w.change(fmt.Sprintf("node %d boots", x.id), func() {
 		x.on, x.dropped, x.merge, x.controldGone, x.hung, x.controldHung = true, false, false, false, false, false
+		clear(x.kept)
 		x.ring = x.w.lockedRing(x.id)
 		x.ring.Members, x.ring.Quorate = []uint32{x.id}, false
 	})

@@ -38,7 +38,10 @@ type node struct {
 	controldHung bool
 	fences       bool
 	space        []uint32
-	daemonRing   uint64
+	// kept is what is held in the books of this node's DLM, and was given up by others who
+	// had dropped it: they do not answer it any more. It may go on like that while its corosync hangs.
+	kept       map[string]struct{}
+	daemonRing uint64
 
 	group *group
 	pid   uint32 // of the guard
@@ -50,7 +53,7 @@ type node struct {
 }
 
 func newNode(w *world, id uint32) *node {
-	x := &node{w: w, id: id, on: true, running: true, inSpace: true, speed: 0.976 + 0.048*w.rng.Float64()}
+	x := &node{w: w, id: id, on: true, running: true, inSpace: true, kept: map[string]struct{}{}, speed: 0.976 + 0.048*w.rng.Float64()}
 	if w.breach == slowClock && id == 1 {
 		x.speed = 0.2
 	}

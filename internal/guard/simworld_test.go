@@ -219,14 +219,23 @@ func (w *world) recover(form int, ring corosync.Ring) {
 		x := w.nodes[id-1]
 		switch {
 		case !x.inSpace || x.controldGone || x.controldHung: // that last was dropped, and its kernel does not know
-		case x.dropped && w.breach != dlmRevives:
+		case x.dropped && w.breach != dlmRevives && w.lockedDroppedBy(x, ring):
 			x.merge, x.running = true, false
 		default:
 			in = append(in, id)
 			x.dropped = false
+			clear(x.kept)
 		}
 	}
 	w.lockedDrop(in)
+}
+
+// lockedDroppedBy says whether a node meets one that has dropped it. Only then does it learn that.
+func (w *world) lockedDroppedBy(x *node, ring corosync.Ring) bool {
+	return slices.ContainsFunc(ring.Members, func(id uint32) bool {
+		y := w.nodes[id-1]
+		return y.inSpace && !slices.Contains(y.space, x.id)
+	})
 }
 
 // lockedDrop makes in the members of the lockspace, and gives up the locks of the rest.
@@ -257,6 +266,13 @@ func (w *world) lockedDrop(in []uint32) {
 		if !slices.Contains(in, holder) {
 			w.lockedSay("the DLM gives up the lock of node %d on %s", holder, r)
 			delete(w.locks, r)
+			for _, x := range w.nodes {
+				if slices.Contains(in, x.id) {
+					delete(x.kept, r)
+				} else if x.inSpace {
+					x.kept[r] = struct{}{}
+				}
+			}
 		}
 	}
 }
