@@ -66,7 +66,7 @@ func (x *node) acquire(ctx context.Context, r string) *proc {
 	w := x.w
 	w.mu.Lock()
 	g := x.guard
-	if _, taken := w.locks[r]; taken || !x.on || !x.running || !x.inSpace || g == nil {
+	if _, taken := w.locks[r]; taken || !x.on || !x.running || !x.inSpace || g == nil || w.lockedForgotten(x) {
 		w.mu.Unlock()
 		return nil
 	}

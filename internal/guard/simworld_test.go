@@ -261,6 +261,12 @@ func (w *world) lockedDrop(in []uint32) {
 	}
 }
 
+// lockedForgotten says that the DLM of a node counts on nodes that have dropped it, as it does while its corosync hangs.
+// They do not answer it, and in its own books are the locks of before.
+func (w *world) lockedForgotten(x *node) bool {
+	return x.dropped && slices.ContainsFunc(x.space, func(id uint32) bool { return !slices.Contains(w.nodes[id-1].space, x.id) })
+}
+
 // proc is a process that writes to a resource for as long as it runs.
 type proc struct {
 	w        *world
