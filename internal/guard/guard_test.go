@@ -74,6 +74,17 @@ func (b *bench) fall() {
 	b.t.Error("node 1 has quorum for ever")
 }
 
+// stops returns when the process is stopped, which it is within a second.
+func (b *bench) stops() {
+	b.t.Helper()
+	for end := b.now() + time.Second; b.now() < end; b.settle(b.ctx, 50*time.Millisecond) {
+		if running, _ := b.state(); !running {
+			break
+		}
+	}
+	b.is("a second after quorum was lost", false, false)
+}
+
 func TestStoppedWithinASecond(t *testing.T) {
 	onBench(t, none, func(b *bench) {
 		b.fall()
@@ -100,12 +111,7 @@ func TestStoppedOutlivesTheGuard(t *testing.T) {
 			onBench(t, none, func(b *bench) {
 				x := b.nodes[0]
 				b.fall()
-				for stopped := b.now() + time.Second; ; b.settle(b.ctx, 100*time.Millisecond) {
-					if running, _ := b.state(); !running || b.now() >= stopped {
-						break
-					}
-				}
-				b.is("before the guard is killed", false, false)
+				b.stops()
 				x.kill()
 				if tc.heals {
 					b.change("the network heals", b.lockedHeal)
@@ -233,7 +239,7 @@ func TestNoProofNoGo(t *testing.T) {
 	onBench(t, none, func(b *bench) {
 		x := b.nodes[0]
 		b.fall()
-		b.settle(b.ctx, 300*time.Millisecond)
+		b.stops()
 		x.guard.mu.Lock()
 		x.guard.o.Prove = func(context.Context, Owner) error { return errors.New("the kernel does not know it") }
 		x.guard.mu.Unlock()
@@ -421,8 +427,7 @@ func TestUnreadableNotes(t *testing.T) {
 	onBench(t, none, func(b *bench) {
 		x := b.nodes[0]
 		b.fall()
-		b.settle(b.ctx, 4*tick) // so that it has looked
-		b.is("before its guard is killed", false, false)
+		b.stops()
 		x.kill()
 		b.mu.Lock()
 		x.saved = []byte("{")

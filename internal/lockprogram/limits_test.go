@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -40,7 +41,18 @@ func limited(t *testing.T, clients int) (socket string) {
 	return socket
 }
 
-func me() locking.Owner { return locking.Owner{PID: int32(os.Getpid()), ID: 1, Name: "me"} }
+// vm is an owner with a process of its own. This process, whose connections come and
+// go, would be ended as an owner whose own connection has ended.
+func vm(t *testing.T) locking.Owner {
+	t.Helper()
+	cmd := exec.Command("sleep", "600")
+	must(t, cmd.Start())
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	return locking.Owner{PID: int32(cmd.Process.Pid), ID: 1, Name: "vm"}
+}
 
 func file(t *testing.T) locking.Ref {
 	t.Helper()
@@ -71,11 +83,11 @@ func TestReleaseBeyondTheLimitOfClients(t *testing.T) {
 	ctx := context.Background()
 	socket := limited(t, 2)
 	first, second := dial(t, socket), dial(t, socket)
-	ref, other := file(t), file(t)
-	must(t, first.Register(ctx, me()), first.Acquire(ctx, ref, 0), second.Register(ctx, me()))
+	ref, other, me := file(t), file(t), vm(t)
+	must(t, first.Register(ctx, me), first.Acquire(ctx, ref, 0), second.Register(ctx, me))
 
 	third := dial(t, socket)
-	must(t, third.Register(ctx, me()))
+	must(t, third.Register(ctx, me))
 	wantLimited(t, third.Acquire(ctx, other, 0), "max_clients")
 	must(t, third.Release(ctx, ref))
 	must(t, first.Acquire(ctx, ref, 0), first.Release(ctx, ref))
@@ -84,7 +96,7 @@ func TestReleaseBeyondTheLimitOfClients(t *testing.T) {
 	must(t, second.Close(), third.Close())
 	for {
 		fourth := dial(t, socket)
-		must(t, fourth.Register(ctx, me()))
+		must(t, fourth.Register(ctx, me))
 		err := fourth.Acquire(ctx, other, 0)
 		if err == nil {
 			must(t, fourth.Release(ctx, other))
@@ -109,8 +121,8 @@ func TestReleaseWithoutDescriptors(t *testing.T) {
 	ctx := context.Background()
 	socket := limited(t, 100)
 	first := dial(t, socket)
-	ref, other := file(t), file(t)
-	must(t, first.Register(ctx, me()), first.Acquire(ctx, ref, 0))
+	ref, other, me := file(t), file(t), vm(t)
+	must(t, first.Register(ctx, me), first.Acquire(ctx, ref, 0))
 
 	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	must(t, err)
@@ -138,7 +150,7 @@ func TestReleaseWithoutDescriptors(t *testing.T) {
 
 	must(t, syscall.Connect(fd, &syscall.SockaddrUnix{Name: socket}))
 	c := &Client{Client: rpc.NewClient(rawConn{pipe, late})}
-	must(t, c.Register(ctx, me()))
+	must(t, c.Register(ctx, me))
 	wantLimited(t, c.Acquire(ctx, other, 0), "no descriptors")
 	must(t, c.Release(ctx, ref))
 }
