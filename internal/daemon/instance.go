@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"path/filepath"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -105,6 +104,19 @@ func start(c config.Config, version string, log *slog.Logger, from *state) (i *i
 	if err := os.MkdirAll(c.RunDir, 0o700); err != nil {
 		return i, fmt.Errorf("make run_dir: %w", err)
 	}
+	boot, err := journal.BootID()
+	if err != nil {
+		return i, err
+	}
+	if err := noOtherLocks(c, boot); err != nil {
+		return i, err
+	}
+	// Before anything is joined: whoever is killed after that has a journal.
+	there := lockspaceIsThere(c)
+	found, err := i.openJournal(boot)
+	if err != nil {
+		return i, err
+	}
 	i.disks = newDisks(c)
 	i.others = meetOthers(c, version, i, i.disks, log)
 	i.admission.off = !guarded(c)
@@ -120,8 +132,7 @@ func start(c config.Config, version string, log *slog.Logger, from *state) (i *i
 	if from != nil {
 		from.kept = keptLocks{} // the backend has them now
 	}
-	found, err := i.openJournal()
-	if err != nil {
+	if err := i.judgeJournal(&found, there); err != nil {
 		return i, err
 	}
 	i.makeMetrics()
@@ -205,31 +216,6 @@ func (d dlmLocks) Keep(ctx context.Context, whole bool) (keptLocks, error) {
 		d.last.Close()
 	}
 	return keptLocks{cluster: h}, err
-}
-
-// openJournal opens the journal of this backend: what another one holds cannot
-// be taken back by this one.
-func (i *instance) openJournal() (journal.Recovered, error) {
-	boot, err := journal.BootID()
-	if err != nil {
-		return journal.Recovered{}, err
-	}
-	dir := filepath.Join(i.cfg.RunDir, journalDir(i.cfg))
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return journal.Recovered{}, err
-	}
-	j, found, err := journal.Open(dir, boot)
-	if err != nil {
-		return journal.Recovered{}, err
-	}
-	i.journal = j
-	if d := found.Damage; d != nil {
-		if b, ok := i.backend.(keptFiles); ok {
-			b.Distrust()
-		}
-		i.log.Error("the journal was damaged; what it may have said stays locked until 'vmlockctl settle' gives it back, or until this host is rebooted", "event", "journal-damaged", "damage", d)
-	}
-	return found, nil
 }
 
 func (i *instance) takeBack(found journal.Recovered) {

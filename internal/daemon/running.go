@@ -132,10 +132,12 @@ func writable(dir string) error {
 	return nil
 }
 
+const journalPrefix = "journal-"
+
 // journalDir is the name in run_dir of this backend's journal: what another one holds
 // cannot be taken back by this one.
 func journalDir(c config.Config) string {
-	name := "journal-" + c.Backend
+	name := journalPrefix + c.Backend
 	if c.Backend == config.BackendCluster {
 		name += "-" + c.Cluster.Lockspace
 	}

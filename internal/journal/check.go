@@ -3,6 +3,7 @@ package journal
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -26,32 +27,48 @@ func Check(dir, bootID string) (err error) {
 }
 
 func check(dir, bootID string) error {
+	_, err := look(dir, bootID)
+	return err
+}
+
+// Live returns how many entries of this boot the journal in dir has, which somebody else may have open. Without a journal
+// there are none.
+func Live(dir, bootID string) (n int, err error) {
+	for range checks {
+		if n, err = look(dir, bootID); err == nil || errors.Is(err, fs.ErrNotExist) {
+			return n, nil
+		}
+	}
+	return 0, fmt.Errorf("journal in %s: %w", dir, err)
+}
+
+func look(dir, bootID string) (live int, err error) {
 	f, err := os.OpenFile(filepath.Join(dir, journalName), os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer f.Close()
 	st, err := f.Stat()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	h, _, err := readHeader(f, st.Size())
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if h.boot != bootID {
-		return nil
+		return 0, nil
 	}
 	var d Damage
-	r := file{f: f, mark: h.mark}
-	if err := r.scan(newIndex(h.next), st.Size(), &d); err != nil {
-		return err
+	r, idx := file{f: f, mark: h.mark}, newIndex(h.next)
+	if err := r.scan(idx, st.Size(), &d); err != nil {
+		return 0, err
 	}
 	if st.Size() < h.base {
 		d.unknown(fmt.Sprintf("it is cut off: it has %d bytes and began with %d", st.Size(), h.base))
 	}
 	if d.Unknown {
-		return errors.New(d.String())
+		return 0, errors.New(d.String())
 	}
-	return nil
+	return len(idx.live), nil
 }

@@ -176,6 +176,24 @@ func (j *Journal) Settled() error {
 	return nil
 }
 
+// Suspect notes that there may be locks that no entry explains, as the user of a journal that is Fresh may find out: something
+// is held although nobody has written it down. The next Open says so too, until Settled. Errors as of Grant.
+func (j *Journal) Suspect(why string) (*Damage, error) {
+	var d Damage
+	d.unknown(why)
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if err := j.lockedReady(); err != nil {
+		return nil, err
+	}
+	j.buf = appendText(j.buf[:0], j.mark, j.end, kindDoubt, d.reason())
+	if err := j.lockedWriteNew(stepSettled, 0); err != nil {
+		return nil, err
+	}
+	j.idx.setDoubt(d.reason())
+	return &d, nil
+}
+
 // Close ends the use of the journal by this process and changes nothing in it.
 // After it the next Open, unlike after a kill, does not wait for the end of this
 // process, so what has locks that the journal knows of must be closed before.

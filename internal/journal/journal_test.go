@@ -168,6 +168,67 @@ func TestMissing(t *testing.T) {
 	}
 }
 
+// Who opens the first journal of a boot is told so, and can say that something is held
+// all the same.
+func TestFresh(t *testing.T) {
+	dir := memoryDir(t)
+	j, r := mustOpen(t, dir)
+	if !r.Fresh || r.Damage != nil {
+		t.Errorf("%+v", r)
+	}
+	if d, err := j.Suspect("it is held"); err != nil || !d.Unknown || !strings.Contains(d.String(), "it is held") {
+		t.Errorf("%v, %v", d, err)
+	}
+	must(t, j.Close())
+	j, r = mustOpen(t, dir)
+	if r.Fresh || r.Damage == nil || !r.Damage.Unknown || !strings.Contains(r.Damage.Earlier, "it is held") {
+		t.Errorf("at the next start: %+v", r)
+	}
+	must(t, j.Settled())
+	must(t, j.Close())
+	if j, r = mustOpen(t, dir); r.Fresh || r.Damage != nil {
+		t.Errorf("when it is settled: %+v", r)
+	}
+	must(t, j.Close())
+	j, r, err := Open(dir, "another boot")
+	must(t, err)
+	if !r.Fresh || r.Damage.Unknown {
+		t.Errorf("in another boot: %+v", r)
+	}
+	must(t, j.Close())
+	must(t, os.Remove(journalFile(dir)))
+	j, r, err = Open(dir, "another boot")
+	must(t, err)
+	if r.Fresh || !r.Damage.Missing {
+		t.Errorf("when it was removed: %+v", r)
+	}
+	must(t, j.Close())
+}
+
+func TestLive(t *testing.T) {
+	dir := memoryDir(t)
+	if n, err := Live(dir, boot); n != 0 || err != nil {
+		t.Errorf("without a journal: %d, %v", n, err)
+	}
+	j, _ := mustOpen(t, dir)
+	seq := mustIntend(t, j, entry(1))
+	mustIntend(t, j, entry(2))
+	if n, err := Live(dir, boot); n != 2 || err != nil {
+		t.Errorf("%d, %v", n, err)
+	}
+	must(t, j.Forget(seq))
+	if n, err := Live(dir, boot); n != 1 || err != nil {
+		t.Errorf("%d, %v", n, err)
+	}
+	if n, err := Live(dir, "another boot"); n != 0 || err != nil {
+		t.Errorf("in another boot: %d, %v", n, err)
+	}
+	must(t, os.WriteFile(journalFile(dir), []byte("none"), 0o600))
+	if _, err := Live(dir, boot); err == nil {
+		t.Error("no error for a damaged one")
+	}
+}
+
 // Of a newer version nothing is taken for granted.
 func TestNewerVersion(t *testing.T) {
 	t.Run("header", func(t *testing.T) {

@@ -29,6 +29,9 @@ type Recovered struct {
 	Entries    []locking.Entry // in order of Seq
 	Lockspaces []string        // in the order in which they were added
 	Damage     *Damage         // nil if every record could be read
+	// Fresh: there was no journal of this boot. That is right for the first process of a boot
+	// only; see Suspect.
+	Fresh bool
 }
 
 // BootID returns what the kernel calls this boot: a UUID, in text.
@@ -62,8 +65,8 @@ func Open(dir, bootID string) (_ *Journal, _ Recovered, err error) {
 	}
 	j := &Journal{dir: dir, boot: bootID, lock: lock, compactAt: compactMin}
 	var d Damage
-	err = j.load(lastBoot, &d)
-	r := Recovered{Lockspaces: nil}
+	var r Recovered
+	r.Fresh, err = j.load(lastBoot, &d)
 	if err == nil {
 		r.Lockspaces = j.idx.order[:len(j.idx.order):len(j.idx.order)]
 		r.Entries, err = j.decodeAll()
@@ -125,18 +128,18 @@ func (j *Journal) signLock(started string) error {
 	return err
 }
 
-// load makes j.file and j.idx.
-func (j *Journal) load(lastBoot string, d *Damage) error {
+// load makes j.file and j.idx. fresh: neither was there anything of this boot, nor should there have been.
+func (j *Journal) load(lastBoot string, d *Damage) (fresh bool, err error) {
 	f, err := os.OpenFile(filepath.Join(j.dir, journalName), os.O_RDWR|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		if lastBoot == j.boot {
 			d.Missing = true
 			d.unknown("there was a journal in this boot, and it is gone")
 		}
-		return j.replace(&file{}, newIndex(1), d)
+		return !d.Missing, j.replace(&file{}, newIndex(1), d)
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	old := file{f: f}
 	keep := false
@@ -147,37 +150,37 @@ func (j *Journal) load(lastBoot string, d *Damage) error {
 	}()
 	st, err := f.Stat()
 	if err != nil {
-		return err
+		return false, err
 	}
 	if !st.Mode().IsRegular() {
-		return fmt.Errorf("%s is no regular file", journalName)
+		return false, fmt.Errorf("%s is no regular file", journalName)
 	}
 	size := st.Size()
 
 	h, damagedCopy, err := readHeader(f, size)
 	if err != nil {
 		if _, ok := errors.AsType[*fs.PathError](err); ok {
-			return err // of reading
+			return false, err // of reading
 		}
 		d.unknown("no record of the journal can be read: " + err.Error())
 		d.region(0, size)
 		if err := j.setAside(&old, size, "", d); err != nil {
-			return err
+			return false, err
 		}
-		return j.replace(&old, newIndex(1), d)
+		return false, j.replace(&old, newIndex(1), d)
 	}
 	if h.boot != j.boot {
 		d.OtherBoot = h.boot
 		if err := j.setAside(&old, size, otherBootSuffix, d); err != nil {
-			return err
+			return false, err
 		}
-		return j.replace(&old, newIndex(1), d)
+		return true, j.replace(&old, newIndex(1), d)
 	}
 
 	old.mark = h.mark
 	idx := newIndex(h.next)
 	if err := old.scan(idx, size, d); err != nil {
-		return err
+		return false, err
 	}
 	if size < h.base {
 		d.unknown(fmt.Sprintf("it is cut off: it has %d bytes and began with %d", size, h.base))
@@ -191,15 +194,15 @@ func (j *Journal) load(lastBoot string, d *Damage) error {
 			d.note("one of the two headers is damaged, the other is not")
 		}
 		if err := j.setAside(&old, size, "", d); err != nil {
-			return err
+			return false, err
 		}
-		return j.replace(&old, idx, d)
+		return false, j.replace(&old, idx, d)
 	}
 	if old.end < size {
 		d.Tail = size - old.end
 		stepCut.before.Pass()
 		if err := f.Truncate(old.end); err != nil {
-			return err
+			return false, err
 		}
 		stepCut.after.Pass()
 	}
@@ -209,7 +212,7 @@ func (j *Journal) load(lastBoot string, d *Damage) error {
 	}
 	j.file, j.idx, j.reserved = old, idx, old.end
 	keep = true
-	return nil
+	return false, nil
 }
 
 // readHeader returns the first copy of the header that can be read.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/vmlockd/vmlockd/dlm"
 	"github.com/vmlockd/vmlockd/internal/locking"
@@ -100,7 +101,7 @@ func (b *Backend) finish(h *handle) <-chan error {
 		b.mu.Unlock()
 		close(ended)
 		if err != nil && b.ctx.Err() == nil {
-			b.log.Error("a lock could not be given back", "event", "lock-not-given-back", "resource", h.ref.Name, "lockspace", h.ref.Lockspace, "dlm_resource", h.name, "reason", err)
+			b.notGivenBack(h, err)
 		}
 		done <- err
 	}
@@ -110,17 +111,33 @@ func (b *Backend) finish(h *handle) <-chan error {
 	return done
 }
 
+func (b *Backend) notGivenBack(h *handle, err error) {
+	b.log.Error("a lock could not be given back", "event", "lock-not-given-back", "resource", h.ref.Name, "lockspace", h.ref.Lockspace, "dlm_resource", h.name, "reason", err)
+}
+
 func (b *Backend) finishNow(h *handle) error {
 	if h.late != nil {
 		return b.giveBackLate(b.ctx, h)
 	}
+	said := false
 	for {
 		running, changed := b.watch.runs()
+		var again <-chan time.Time
 		if running {
-			return b.unlock(b.ctx, h)
+			err := b.unlock(b.ctx, h)
+			if err == nil || b.ctx.Err() != nil || errors.Is(err, dlm.ErrBroken) || errors.Is(err, dlm.ErrClosed) {
+				return err
+			}
+			// The kernel had no memory, or the like. Nobody else knows of the lock any more.
+			if !said {
+				said = true
+				b.notGivenBack(h, err)
+			}
+			changed, again = nil, time.After(joinRetry)
 		}
 		select {
 		case <-changed:
+		case <-again:
 		case <-b.ctx.Done():
 			return b.ctx.Err()
 		}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -216,6 +217,40 @@ func TestReleaseWhileStopped(t *testing.T) {
 		}
 		if held := w.locked("a"); len(held) != 1 || w.b.Unsettled() != 0 {
 			t.Errorf("held %v, %d unsettled", held, w.b.Unsettled())
+		}
+	})
+}
+
+// TestReleaseFailsForAWhile: what goes on in the background is tried until it works; nobody
+// else knows of the lock.
+func TestReleaseFailsForAWhile(t *testing.T) {
+	bubble(t, func(w *world) {
+		h := w.open("a")
+		if err := h.Lock(w.t.Context(), locking.Exclusive); err != nil {
+			t.Fatal(err)
+		}
+		w.nodes.Suspend(space)
+		w.controld.Lose(time.Now(), true, 2, 3)
+		if err := h.Unlock(w.t.Context()); !errors.Is(err, locking.ErrUnderway) {
+			t.Errorf("unlock: %v", err)
+		}
+		w.nodes.Node(1).SetFault(func(op dlmtest.Op) (f dlmtest.Fault) {
+			if op.Op == "unlock" {
+				f.Err = syscall.ENOMEM
+			}
+			return f
+		})
+		w.nodes.Resume(space)
+		time.Sleep(time.Minute) // in the bubble: it fails all the time
+		if n := w.b.Unsettled(); n != 1 || len(w.locked("a")) != 1 {
+			t.Errorf("%d unsettled, held %v", n, w.locked("a"))
+		}
+		if n := strings.Count(w.logged(), "could not be given back"); n != 1 {
+			t.Errorf("said %d times", n)
+		}
+		w.nodes.Node(1).SetFault(nil)
+		if err := w.open("a").Lock(w.t.Context(), locking.Exclusive); err != nil {
+			t.Errorf("locked again after the release: %v", err)
 		}
 	})
 }
