@@ -2,6 +2,8 @@ package cli
 
 import (
 	"context"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -21,7 +23,9 @@ func (a *app) drainCommand() *cobra.Command {
 		Long: `Make this host grant nothing new, and show what is left. What is held stays held
 until it is released, for example because the virtual machine is migrated to
 another host. A virtual machine that comes back from a failed migration, or is
-suspended and resumed meanwhile, gets its disks again; everything else is refused.
+suspended and resumed meanwhile, gets its disks again; everything else is refused,
+also to one that was suspended before. What is suspended meanwhile is shown, and
+--wait waits for it.
 
 A drain outlives vmlockd, and ends with --undo or with a reboot. Only what was
 given back is not known any more after a restart or an upgrade of vmlockd: a
@@ -57,14 +61,22 @@ virtual machine that was suspended then cannot be resumed before --undo.` + aske
 func (a *app) waitDrained(ctx context.Context, c *control.Client, d control.Drain) (control.Drain, error) {
 	told, gone := -1, time.Time{}
 	for {
-		if n := len(d.Left) + len(d.Waiting); n != told && gone.IsZero() {
+		suspended := suspendedVMs(d.Returning)
+		if n := len(d.Left) + len(d.Waiting) + len(suspended); n != told && gone.IsZero() {
 			told = n
 			if n == 0 {
 				return d, nil
 			}
 			if !a.json {
 				p := &page{colour: a.colour}
-				p.line("Waiting for %s.", plural(n, "lock", "locks"))
+				var what []string
+				if locks := n - len(suspended); locks > 0 {
+					what = append(what, plural(locks, "lock", "locks"))
+				}
+				if len(suspended) > 0 {
+					what = append(what, "what is suspended: "+clean(strings.Join(suspended, ", ")))
+				}
+				p.line("Waiting for %s.", strings.Join(what, ", and for "))
 				_, _ = a.Err.Write([]byte(p.String()))
 			}
 		}
@@ -89,6 +101,16 @@ func (a *app) waitDrained(ctx context.Context, c *control.Client, d control.Drai
 	}
 }
 
+// suspendedVMs are the virtual machines of these, each once.
+func suspendedVMs(list []control.Returner) (out []string) {
+	for _, r := range list {
+		if text := processText(r.VM, r.PID); !slices.Contains(out, text) {
+			out = append(out, text)
+		}
+	}
+	return out
+}
+
 func (p *page) drain(d control.Drain) {
 	if d.Note != "" {
 		defer func() { p.line("%s", clean(d.Note)) }()
@@ -107,6 +129,10 @@ func (p *page) drain(d control.Drain) {
 	} else {
 		p.line("%s left:", plural(len(d.Left), "lock is", "locks are"))
 		p.held(d.Left, false)
+	}
+	if suspended := suspendedVMs(d.Returning); len(suspended) > 0 {
+		p.line("Suspended, as they live and have given disks back: %s. They take them again when they are resumed, and end with a reboot of this host.",
+			clean(strings.Join(suspended, ", ")))
 	}
 	if len(d.Waiting) > 0 {
 		p.line("%s under way.", plural(len(d.Waiting), "request is", "requests are"))

@@ -39,3 +39,20 @@ func TestDrainEndedByOthers(t *testing.T) {
 		}
 	}
 }
+
+// TestDrainWaitsForSuspended: nothing is held, but a virtual machine lives that would end
+// with the host.
+func TestDrainWaitsForSuspended(t *testing.T) {
+	asked := 0
+	socket := serveControl(t, func(w http.ResponseWriter, r *http.Request) {
+		d := control.Drain{Draining: true, Left: []control.Holder{}, Waiting: []control.Waiter{}, Returning: []control.Returner{}}
+		if asked++; asked < 3 {
+			d.Returning = []control.Returner{{VM: "paused", PID: 705, Resource: "/a"}, {VM: "paused", PID: 705, Resource: "/b"}}
+		}
+		_ = json.NewEncoder(w).Encode(d)
+	})
+	status, _, errs := ctl(socket, "drain", "--wait")
+	if want := "Waiting for what is suspended: paused (pid 705).\n"; status != 0 || errs != want || asked != 3 {
+		t.Errorf("status %d, stderr %q, want %q; asked %d times", status, errs, want, asked)
+	}
+}

@@ -21,14 +21,15 @@ import (
 // from there to the terminal is the real one. Node 3 is frozen, and node 4 has
 // vanished, unless a scene says otherwise.
 type fakeCluster struct {
-	mu      sync.Mutex // guards what follows
-	c       control.Cluster
-	held    []locking.Holder
-	waiting []locking.Waiter
-	others  map[uint32][]locking.Holder
-	silent  map[uint32]string // why a node does not answer
-	drained *control.Drained
-	doubt   *control.Doubt
+	mu        sync.Mutex // guards what follows
+	c         control.Cluster
+	held      []locking.Holder
+	waiting   []locking.Waiter
+	returning []locking.Returner
+	others    map[uint32][]locking.Holder
+	silent    map[uint32]string // why a node does not answer
+	drained   *control.Drained
+	doubt     *control.Doubt
 }
 
 // at is when everything has happened.
@@ -71,6 +72,12 @@ var scenes = map[string]func(*fakeCluster){
 	"busy": func(f *fakeCluster) {
 		h := heldBy("new", 704, locking.Exclusive, "/srv/vm/new.img")
 		f.waiting = []locking.Waiter{{Owner: h.Owner, Ref: h.Ref, Mode: h.Mode, Since: at}}
+	},
+	// It is suspended, and has given its disks back.
+	"suspended": func(f *fakeCluster) {
+		for _, disk := range []string{"/srv/vm/a.img", "/srv/vm/b.img"} {
+			f.returning = append(f.returning, locking.Returner{Owner: locking.Owner{Name: "paused", PID: 705}, Ref: locking.Ref{Name: disk}})
+		}
 	},
 	// It is not known yet whether dlm_controld fences.
 	"auto": func(f *fakeCluster) {
@@ -184,8 +191,9 @@ func (f *fakeCluster) Cluster(context.Context) control.Cluster {
 	return c
 }
 
-func (f *fakeCluster) Holders() []locking.Holder { return slices.Clone(f.held) }
-func (f *fakeCluster) Waiting() []locking.Waiter { return f.waiting }
+func (f *fakeCluster) Holders() []locking.Holder     { return slices.Clone(f.held) }
+func (f *fakeCluster) Waiting() []locking.Waiter     { return f.waiting }
+func (f *fakeCluster) Returning() []locking.Returner { return f.returning }
 
 func (f *fakeCluster) ForceRelease(_ context.Context, ref locking.Ref, _ func(locking.Holder) bool, _ bool) ([]locking.Holder, error) {
 	return nil, &locking.Error{Kind: locking.KindOwnerLives, Ref: ref, Holders: f.held[:1]}

@@ -215,7 +215,8 @@ func (s *Server) answerDrain(w http.ResponseWriter, r *http.Request, note string
 	d := s.o.Drain.Drained()
 	left := Holders{Holders: s.here(ctx)}
 	left.pick(func(Holder) bool { return true })
-	answer(w, Drain{Draining: d != nil, Drained: d, Left: left.Holders, Waiting: waitersOf(s.o.Locks.Waiting()), Note: note})
+	answer(w, Drain{Draining: d != nil, Drained: d, Left: left.Holders, Waiting: waitersOf(s.o.Locks.Waiting()),
+		Returning: returnersOf(s.o.Locks.Returning()), Note: note})
 }
 
 // audit tells what is about to be done, and answers if that may not be done

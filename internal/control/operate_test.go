@@ -207,8 +207,10 @@ func TestDrain(t *testing.T) {
 	w := newWorld(t, nil)
 	w.locks.held = []locking.Holder{holder("web", "/a", locking.Exclusive)}
 	w.locks.waiting = []locking.Waiter{{Ref: locking.Ref{Name: "/b"}}}
+	w.locks.returning = []locking.Returner{{Owner: locking.Owner{Name: "paused", PID: 7}, Ref: locking.Ref{Name: "/c"}}}
 	var d Drain
-	if w.do("POST", "/v1/drain", `{"reason":"kernel"}`, &d); !d.Draining || d.Drained == nil || d.Reason != "kernel" || len(d.Left) != 1 || len(d.Waiting) != 1 {
+	if w.do("POST", "/v1/drain", `{"reason":"kernel"}`, &d); !d.Draining || d.Drained == nil || d.Reason != "kernel" || len(d.Left) != 1 || len(d.Waiting) != 1 ||
+		len(d.Returning) != 1 || d.Returning[0].VM != "paused" || d.Returning[0].PID != 7 || d.Returning[0].Resource != "/c" {
 		t.Errorf("%+v", d)
 	}
 	// Again changes nothing, and is no action.

@@ -11,6 +11,7 @@ import (
 type Locks interface {
 	Holders() []locking.Holder
 	Waiting() []locking.Waiter
+	Returning() []locking.Returner
 	ForceRelease(ctx context.Context, ref locking.Ref, only func(locking.Holder) bool, force bool) ([]locking.Holder, error)
 }
 

@@ -118,7 +118,19 @@ type Drain struct {
 	*Drained
 	Left    []Holder `json:"left"`
 	Waiting []Waiter `json:"waiting"`
-	Note    string   `json:"note,omitempty"`
+	// Returning are suspended virtual machines, as far as the daemon can tell, which have given
+	// their disks back and take them again when they are resumed.
+	Returning []Returner `json:"returning"`
+	Note      string     `json:"note,omitempty"`
+}
+
+// Returner is a virtual machine that lives, and a disk that it gave back during a drain.
+type Returner struct {
+	VM        string `json:"vm"`
+	UUID      string `json:"uuid"`
+	PID       int32  `json:"pid"`
+	Lockspace string `json:"lockspace"`
+	Resource  string `json:"resource"`
 }
 
 // DrainRequest is the body of POST /v1/drain.
@@ -251,6 +263,14 @@ func holderOf(nodeID uint32, node string, h locking.Holder) Holder {
 		Mode: h.Mode.String(), Lockspace: h.Ref.Lockspace, Resource: h.Ref.Name, Since: h.Since.UTC(),
 		id: h.ID,
 	}
+}
+
+func returnersOf(list []locking.Returner) []Returner {
+	out := make([]Returner, len(list))
+	for i, r := range list {
+		out[i] = Returner{VM: r.Owner.Name, UUID: locking.FormatUUID(r.Owner.UUID), PID: r.Owner.PID, Lockspace: r.Ref.Lockspace, Resource: r.Ref.Name}
+	}
+	return out
 }
 
 func waitersOf(list []locking.Waiter) []Waiter {

@@ -31,14 +31,15 @@ type world struct {
 }
 
 type fakeLocks struct {
-	mu       sync.Mutex // guards what follows
-	held     []locking.Holder
-	waiting  []locking.Waiter
-	alive    bool
-	err      error // of the next ForceRelease, after it has released
-	forced   []bool
-	lookedAt int // how often Holders was called
-	onLook   func(n int, l *fakeLocks)
+	mu        sync.Mutex // guards what follows
+	held      []locking.Holder
+	waiting   []locking.Waiter
+	returning []locking.Returner
+	alive     bool
+	err       error // of the next ForceRelease, after it has released
+	forced    []bool
+	lookedAt  int // how often Holders was called
+	onLook    func(n int, l *fakeLocks)
 }
 
 func (l *fakeLocks) Holders() []locking.Holder {
@@ -51,7 +52,8 @@ func (l *fakeLocks) Holders() []locking.Holder {
 	return append([]locking.Holder{}, l.held...)
 }
 
-func (l *fakeLocks) Waiting() []locking.Waiter { return l.waiting }
+func (l *fakeLocks) Waiting() []locking.Waiter     { return l.waiting }
+func (l *fakeLocks) Returning() []locking.Returner { return l.returning }
 
 func (l *fakeLocks) ForceRelease(_ context.Context, ref locking.Ref, only func(locking.Holder) bool, force bool) ([]locking.Holder, error) {
 	l.mu.Lock()

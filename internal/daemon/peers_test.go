@@ -331,5 +331,6 @@ func TestOtherLockspace(t *testing.T) {
 
 type noLocks struct{ control.Locks }
 
-func (noLocks) Holders() []locking.Holder { return nil }
-func (noLocks) Waiting() []locking.Waiter { return nil }
+func (noLocks) Holders() []locking.Holder     { return nil }
+func (noLocks) Waiting() []locking.Waiter     { return nil }
+func (noLocks) Returning() []locking.Returner { return nil }

@@ -1,6 +1,10 @@
 package locking
 
-import "errors"
+import (
+	"cmp"
+	"errors"
+	"slices"
+)
 
 // errDraining is why nothing is granted on a host that is being drained.
 var errDraining = errors.New("this host is being drained and grants no new locks: use another host, or end it with 'vmlockctl drain --undo'")
@@ -62,4 +66,31 @@ func (m *Manager) lockedTookAgain(o *owner, ref Ref) {
 	if o.returning[ref]--; o.returning[ref] == 0 {
 		delete(o.returning, ref)
 	}
+}
+
+// Returner is an owner that lives, and what it gave back while the host is drained: a
+// virtual machine that is suspended, as far as anybody can tell, which may take it again.
+type Returner struct {
+	Owner Owner
+	Ref   Ref
+}
+
+// Returning lists them, by owner and resource. It is empty without a drain.
+func (m *Manager) Returning() []Returner {
+	m.mu.Lock()
+	list := []Returner{}
+	for o := range m.returners {
+		info := Owner{PID: o.pid}
+		if o.info != nil {
+			info = *o.info
+		}
+		for ref := range o.returning {
+			list = append(list, Returner{Owner: info, Ref: ref})
+		}
+	}
+	m.mu.Unlock()
+	slices.SortFunc(list, func(a, b Returner) int {
+		return cmp.Or(cmp.Compare(a.Owner.PID, b.Owner.PID), cmp.Compare(a.Ref.Lockspace, b.Ref.Lockspace), cmp.Compare(a.Ref.Name, b.Ref.Name))
+	})
+	return list
 }

@@ -21,12 +21,18 @@ func TestDrain(t *testing.T) {
 			t.Errorf("the refusal is %q", e)
 		}
 		w.holders(disk("a"), 1)
+		if l := w.m.Returning(); len(l) != 0 {
+			t.Errorf("returning: %v", l)
+		}
 
 		// It gives it back and takes it again, once for each time, as libvirt does
 		// when a migration fails. Nobody else can.
 		other, _ := w.vm(2)
 		for range 2 {
 			w.release(g, disk("a"))
+			if l := w.m.Returning(); len(l) != 1 || l[0].Owner.PID != 1 || l[0].Ref != disk("a") {
+				t.Errorf("returning: %v", l)
+			}
 			w.refused(other.Acquire(context.Background(), disk("a"), locking.Exclusive, false), locking.KindUnavailable)
 			w.acquire(g, disk("a"), locking.Exclusive)
 		}
@@ -36,6 +42,9 @@ func TestDrain(t *testing.T) {
 		// What was given back in one drain is forgotten in the next.
 		w.m.Drain(false)
 		w.m.Drain(true)
+		if l := w.m.Returning(); len(l) != 0 {
+			t.Errorf("returning in the next drain: %v", l)
+		}
 		w.refused(g.Acquire(context.Background(), disk("a"), locking.Exclusive, false), locking.KindUnavailable)
 		w.m.Drain(false)
 		w.acquire(other, disk("a"), locking.Exclusive)

@@ -19,7 +19,8 @@ func daemonKilled(t *testing.T, s *suite) {
 		t.Fatal(err)
 	}
 	s.step(t, "vmlockd on node 1 is killed")
-	s.createRefused(t, 2, vm("thief", lab.Disk{Path: path}), path)
+	// Nobody on node 1 answers: this is what the lock itself says.
+	s.names(t, s.createRefused(t, 2, vm("thief", lab.Disk{Path: path}), path), 1, "survivor")
 	counts(t, s, "killed.img")
 	if err := daemon.Start(s.ctx); err != nil {
 		t.Fatal(err)
