@@ -131,7 +131,15 @@ func failedMigration(t *testing.T, s *suite) {
 	s.create(t, 1, vm("stayer", lab.Disk{Path: path}))
 	s.waitBusy(t, "failed.img")
 	done := startMigration(t, s, "stayer")
+	// It takes seconds to abort it, and now and then the guest gets no processor meanwhile and
+	// changes nothing, so that the migration is done before. While nobody reads on the other side it is not.
+	s.must(t, "stop the receiving QEMU", func() (lab.Result, error) {
+		return s.Node(2).Shell(s.ctx, "kill -STOP $(cat /run/libvirt/qemu/stayer.pid)")
+	})
 	s.must(t, "abort the migration", func() (lab.Result, error) { return s.Node(1).Virsh(s.ctx, "domjobabort", "stayer") })
+	s.must(t, "let the receiving QEMU go on, if libvirt has not ended it", func() (lab.Result, error) {
+		return s.Node(2).Shell(s.ctx, "kill -CONT $(cat /run/libvirt/qemu/stayer.pid) || true")
+	})
 	s.stays(t, <-done, "stayer", path)
 }
 
