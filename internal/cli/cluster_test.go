@@ -94,19 +94,25 @@ func TestClusterOutput(t *testing.T) {
 			if more != nil && errs != "" {
 				t.Errorf("%s%s: stderr %q", tc.name, suffix, errs)
 			}
-			path := filepath.Join("testdata/golden", tc.name+suffix)
-			if *update {
-				if err := os.WriteFile(path, []byte(out+errs), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(string(want), out+errs); diff != "" {
-				t.Errorf("%s is not as wanted; 'go test ./internal/cli -update' writes it anew: %s", path, diff)
-			}
+			golden(t, tc.name+suffix, out+errs)
 		}
+	}
+}
+
+// golden compares what was printed with a file of testdata/golden, or writes that.
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata/golden", name)
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("%s is not as wanted; 'go test ./internal/cli -update' writes it anew: %s", path, diff)
 	}
 }

@@ -3,10 +3,7 @@ package cli_test
 import (
 	"encoding/json"
 	"net/http"
-	"os"
 	"testing"
-
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/vmlockd/vmlockd/internal/control"
 )
@@ -24,19 +21,7 @@ func TestDrainEndedByOthers(t *testing.T) {
 		if status != 1 || (suffix == ".json") != (errs == "") {
 			t.Errorf("%q: status %d, stderr %q", args, status, errs)
 		}
-		path := "testdata/golden/drain-ended" + suffix
-		if *update {
-			if err := os.WriteFile(path, []byte(out+errs), 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
-		want, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if diff := cmp.Diff(string(want), out+errs); diff != "" {
-			t.Errorf("%s is not as wanted; 'go test ./internal/cli -update' writes it anew: %s", path, diff)
-		}
+		golden(t, "drain-ended"+suffix, out+errs)
 	}
 }
 

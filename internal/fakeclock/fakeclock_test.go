@@ -20,7 +20,7 @@ func TestTimersOfOneBubble(t *testing.T) {
 				group.Go(func() {
 					for range rounds {
 						never, due := time.NewTimer(time.Hour), time.NewTimer(time.Microsecond)
-						time.Sleep(2 * time.Microsecond)
+						time.Sleep(2 * time.Microsecond) // by the bubble's clock: so that the goroutines look at their timers at once
 						select {
 						case <-never.C:
 							t.Error("an hour has passed within microseconds")

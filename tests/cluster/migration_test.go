@@ -137,6 +137,8 @@ func failedMigration(t *testing.T, s *suite) {
 		return s.Node(2).Shell(s.ctx, "kill -STOP $(cat /run/libvirt/qemu/stayer.pid)")
 	})
 	s.must(t, "abort the migration", func() (lab.Result, error) { return s.Node(1).Virsh(s.ctx, "domjobabort", "stayer") })
+	// Stopped, it would be ended by SIGKILL only after libvirt's patience. There is none to continue if libvirt
+	// has ended it already, at any moment; that the migration has failed is looked at below.
 	s.must(t, "let the receiving QEMU go on, if libvirt has not ended it", func() (lab.Result, error) {
 		return s.Node(2).Shell(s.ctx, "kill -CONT $(cat /run/libvirt/qemu/stayer.pid) || true")
 	})

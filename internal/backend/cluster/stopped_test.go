@@ -241,7 +241,7 @@ func TestReleaseFailsForAWhile(t *testing.T) {
 			return f
 		})
 		w.nodes.Resume(space)
-		time.Sleep(time.Minute) // in the bubble: it fails all the time
+		time.Sleep(time.Minute) // by the bubble's clock: long enough for many tries, which all fail
 		if n := w.b.Unsettled(); n != 1 || len(w.locked("a")) != 1 {
 			t.Errorf("%d unsettled, held %v", n, w.locked("a"))
 		}
