@@ -252,7 +252,9 @@ func controld(t *testing.T, s *suite) {
 		must(t, s.Node(3).Service(lab.ServiceLock).Start(s.ctx))
 	}
 	again("1i enable_fencing=0")
-	s.waitFinds(t, 3) // its guard stops what has locks instead
+	// Its guard stops what has locks instead. It waits for a whole hold-off first:
+	// those of the others rely on fencing, and say nothing of who has vanished.
+	s.waitFinds(t, 3)
 	s.sh(t, 3, "cp -a "+vmConf+" /tmp/saved; sed -i '1i guard.mode = \"off\"' "+vmConf)
 	s.restart(t, 3, lab.ServiceLock)
 	s.waitFinds(t, 3, "peer-config", "unprotected") // the others have another guard.mode

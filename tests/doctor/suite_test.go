@@ -113,7 +113,7 @@ func (s *suite) finds(t *testing.T, node int, want ...string) {
 // waitFinds waits until just these findings are there.
 func (s *suite) waitFinds(t *testing.T, node int, want ...string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(s.ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(s.ctx, 2*time.Minute)
 	defer cancel()
 	var list []finding
 	slices.Sort(want)
