@@ -27,9 +27,7 @@ const nodeSocket = "/run/libvirt/virtlockd-sock"
 func cluster(ctx context.Context, o *options, r *report, work string) (err error) {
 	cfg := lab.Config{
 		Nodes: 2, VMLockd: o.vmlockd, LogDir: o.logs,
-		// Without a guard, so that the figures can be compared with those from before there
-		// was one. It looks into a small directory of configfs before and after a grant.
-		VMLockdConfig: func(int) string { return "backend = \"cluster\"\nguard.mode = \"off\"\n" },
+		VMLockdConfig: func(int) string { return "backend = \"cluster\"\n" + o.guardLine() },
 		Binaries:      map[string]string{"bench": filepath.Join(work, "bench")},
 	}
 	if missing := lab.Missing(cfg); len(missing) > 0 {
@@ -74,7 +72,7 @@ func cluster(ctx context.Context, o *options, r *report, work string) (err error
 	}
 	ctx, cancel := context.WithTimeout(ctx, insideTimeout)
 	defer cancel()
-	res, err := l.Node(1).Run(ctx, lab.Cmd{Args: []string{"bench", "-inside", "-vmlockd", "vmlockd", "-locks", o.counts, "-rounds", fmt.Sprint(o.rounds), "-only", o.only, "-window", o.window.String()}, Env: []string{"HOME=/root"}})
+	res, err := l.Node(1).Run(ctx, lab.Cmd{Args: []string{"bench", "-inside", "-vmlockd", "vmlockd", "-locks", o.counts, "-rounds", fmt.Sprint(o.rounds), "-only", o.only, "-guard", o.guard, "-window", o.window.String()}, Env: []string{"HOME=/root"}})
 	if err != nil {
 		return err
 	}
@@ -89,6 +87,8 @@ func cluster(ctx context.Context, o *options, r *report, work string) (err error
 	r.Results = append(r.Results, list...)
 	return nil
 }
+
+func (o *options) guardLine() string { return fmt.Sprintf("guard.mode = %q\n", o.guard) }
 
 // inside measures in the node, and prints the results as JSON.
 func inside(ctx context.Context, o *options) (err error) {
@@ -110,7 +110,7 @@ func inside(ctx context.Context, o *options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, bare.close(ctx)) }()
-	d, err := newVmlockd(ctx, "vmlockd", "cluster", []string{o.vmlockd}, "")
+	d, err := newVmlockd(ctx, "vmlockd", "cluster", []string{o.vmlockd}, o.guardLine())
 	if err != nil {
 		return err
 	}

@@ -28,7 +28,8 @@ type options struct {
 	rounds  int
 	counts  string
 	window  time.Duration
-	inside  bool // in a node of the lab
+	guard   string // guard.mode in the lab
+	inside  bool   // in a node of the lab
 }
 
 // wants says whether a part is to be measured.
@@ -80,6 +81,7 @@ func main() {
 	flag.StringVar(&o.logs, "logs", "", "`directory` for the logs of the lab")
 	flag.IntVar(&o.rounds, "rounds", 5, "rounds of each measure, 1 to 100")
 	flag.StringVar(&o.counts, "locks", "100,1000,10000", "how many locks are held")
+	flag.StringVar(&o.guard, "guard", "off", "guard.mode of vmlockd in the lab: off, auto, freeze or kill")
 	flag.DurationVar(&o.window, "window", time.Second, "length of a round of pairs, at most 1m")
 	flag.BoolVar(&o.inside, "inside", false, "measure the backend cluster here, in a node")
 	flag.Parse()
