@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -126,6 +127,58 @@ func inTime(t *testing.T, answers, watched []answer, from time.Time) {
 	if n == 0 {
 		t.Error("no answers")
 	}
+}
+
+// pause is how long a program must have had no processor for it to be said, as in
+// asker.
+const pause = 25 * time.Millisecond
+
+// ownPauses notes when this program stood still, as "asker watch" does in a node,
+// until the returned function is called.
+func ownPauses() (end func() []answer) {
+	var list []answer
+	stop := make(chan struct{})
+	var noting sync.WaitGroup
+	noting.Go(func() {
+		tick := time.NewTicker(5 * time.Millisecond)
+		defer tick.Stop()
+		for last := time.Now(); ; {
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+			}
+			now := time.Now()
+			if took := now.Sub(last); took > pause {
+				list = append(list, answer{last, took, "paused"})
+			}
+			last = now
+		}
+	})
+	return func() []answer {
+		close(stop)
+		noting.Wait()
+		return list
+	}
+}
+
+// either has the pauses of both lists, and the time that is in both once.
+func either(a, b []answer) []answer {
+	var list []answer
+	all := slices.Concat(a, b)
+	slices.SortStableFunc(all, func(a, b answer) int { return a.begun.Compare(b.begun) })
+	for _, p := range all {
+		if p.text != "paused" {
+			continue
+		}
+		if n := len(list); n > 0 && !p.begun.After(list[n-1].end()) {
+			last := &list[n-1]
+			last.took = later(last.end(), p.end()).Sub(last.begun)
+			continue
+		}
+		list = append(list, p)
+	}
+	return list
 }
 
 func earlier(a, b time.Time) time.Time {

@@ -138,7 +138,8 @@ func TestCluster(t *testing.T) {
 // quorum: two of three nodes are cut off.
 func (s *suite) quorum(t *testing.T) {
 	watch := s.asker(t, 1, "watch", "watch", lockspace)
-	holder := s.asker(t, 1, "holder", "hold", "mine")
+	holder := s.asker(t, 1, "holder", "hold", "mine", "holder")
+	holder.says(t, "held")
 	every := s.asker(t, 1, "every", "every", "500ms", "disk")
 	every.wait(t, 4, time.Time{}, "granted")
 	s.do(t, "cut node 2", s.Node(2).Cut)
@@ -146,6 +147,7 @@ func (s *suite) quorum(t *testing.T) {
 	stopped := watch.wait(t, 1, time.Time{}, "stopped").begun
 	s.step(t, "the lockspace is stopped")
 	every.wait(t, 8, stopped, "the cluster has no quorum: 2 of 3 nodes are missing: 2, 3")
+	s.operatorsAreAnswered(t, watch)
 
 	s.do(t, "release", func(ctx context.Context) error { return holder.Signal(ctx, syscall.SIGTERM) })
 	release := holder.wait(t, 1, stopped, "given back as soon as possible")

@@ -1,0 +1,72 @@
+package deadline_test
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vmlockd/vmlockd/internal/locking"
+	"github.com/vmlockd/vmlockd/internal/metrics"
+)
+
+// What the lab test looks for in metrics is what a daemon without quorum shows, and
+// nothing that it shows otherwise. This needs no lab.
+func TestMetricsWithoutQuorum(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		cluster metrics.Cluster
+		told    bool
+		wrong   string
+	}{
+		{"told", metrics.Cluster{Joined: true, Cause: "quorum", Heard: true}, true, ""},
+		{"silent", metrics.Cluster{Joined: true, Cause: "quorum"}, false, ""},
+		{"quorate", metrics.Cluster{Joined: true, Cause: "quorum", Heard: true, Quorate: true}, false, "vmlockd_cluster_quorate is 1"},
+		{"fencing", metrics.Cluster{Joined: true, Cause: "fencing", Heard: true}, false, "vmlockd_lockspace_stopped{cause=quorum} is 0"},
+		{"running", metrics.Cluster{Joined: true, Cause: "quorum", Running: true, Heard: true}, false, "vmlockd_lockspace_running is 1"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := metrics.New(metrics.Options{Version: "v1", Backend: "cluster", Ports: metrics.Ports{
+				Locks:   func() locking.Counts { return locking.Counts{Exclusive: 1} },
+				Cluster: func() metrics.Cluster { return c.cluster },
+			}})
+			w := httptest.NewRecorder()
+			m.Handler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+			told, err := metricsWithoutQuorum(w.Body.Bytes())
+			switch {
+			case c.wrong == "" && err != nil:
+				t.Error(err)
+			case c.wrong != "" && (err == nil || !strings.Contains(err.Error(), c.wrong)):
+				t.Errorf("error %v, want %q", err, c.wrong)
+			case c.wrong == "" && told != c.told:
+				t.Errorf("told: %v", told)
+			}
+		})
+	}
+	for _, text := range []string{"vmlockd_lockspace_running", "# TYPE a gauge\na 1\na 1 x\n", "<html>"} {
+		if _, err := parseMetrics([]byte(text)); err == nil {
+			t.Errorf("%q was taken for metrics", text)
+		}
+	}
+}
+
+func TestEither(t *testing.T) {
+	at := func(ms int) time.Time { return time.UnixMilli(int64(ms)) }
+	pauses := func(fromTo ...int) (list []answer) {
+		for i := 0; i < len(fromTo); i += 2 {
+			list = append(list, answer{at(fromTo[i]), at(fromTo[i+1]).Sub(at(fromTo[i])), "paused"})
+		}
+		return list
+	}
+	got := either(append(pauses(10, 50, 100, 140), answer{at(0), 0, "running"}), pauses(0, 20, 40, 45, 60, 70, 140, 150))
+	want := pauses(0, 50, 60, 70, 100, 150)
+	if len(got) != len(want) {
+		t.Fatalf("%v, want %v", got, want)
+	}
+	for i := range want {
+		if got[i] != want[i] {
+			t.Errorf("%v, want %v", got[i], want[i])
+		}
+	}
+}
