@@ -5,6 +5,7 @@ package deadline_test
 
 import (
 	"context"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -222,6 +223,20 @@ func (s *suite) daemonKilled(t *testing.T) {
 	s.reboot(t, 1)
 }
 
+// thawedSays is all that a thawed node may say once its lockspace is stopped: that it
+// is alone, that the cluster changes, that it has met the others, or that it is
+// thrown out.
+var thawedSays = regexp.MustCompile(`^operation failed: Unable to acquire 'warm-\d+': (` + strings.Join([]string{
+	`the cluster has no quorum: 2 of 3 nodes are missing: 1, 2 \(see corosync-quorumtool -s\)`,
+	`the membership of the cluster is changing`,
+	`the DLM is recovering from a change of the cluster's membership`,
+	`hosts of the cluster were separated and have met again without a reboot between: the DLM goes on when all but one side of them are rebooted \(see dlm_tool status\)`,
+	`dlm_controld is not running: this host can neither get nor give back locks until it is rebooted(; locks held here: \d+: asker has 'warm-\d+' .*)?`,
+}, "|") + `)$`)
+
+// number is what is different in each answer.
+var number = regexp.MustCompile(`'warm-\d+'`)
+
 // frozen: a node stands still for longer than the cluster waits for it, and then
 // goes on as if nothing had happened.
 func (s *suite) frozen(t *testing.T) {
@@ -236,10 +251,22 @@ func (s *suite) frozen(t *testing.T) {
 	// It does not know yet. It is stopped when it meets the others, who went on
 	// without it.
 	stopped := watch.wait(t, 1, time.Time{}, "stopped").begun
-	thawed.wait(t, 8, stopped, "Unable to acquire")
+	thawed.wait(t, 8, stopped, "")
 	list := thawed.answers(t)
 	inTime(t, list, watch.answers(t), stopped)
-	t.Logf("node 3 says: %s", list[len(list)-1].text)
+	said := ""
+	for _, a := range list {
+		if !a.begun.After(stopped) {
+			continue
+		}
+		if !thawedSays.MatchString(a.text) {
+			t.Errorf("node 3 says, %v after the lockspace was stopped: %s", a.begun.Sub(stopped), a.text)
+		}
+		if text := number.ReplaceAllString(a.text, "'warm-N'"); text != said {
+			said = text
+			t.Logf("node 3 says: %s", said)
+		}
+	}
 	// All of them: if corosync on node 3 meets the others before it finds itself
 	// alone, node 3 had quorum throughout as they had, and the dlm_controld of each
 	// side ends corosync on the other (daemon_cpg.c, receive_protocol).
