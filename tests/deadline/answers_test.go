@@ -88,6 +88,28 @@ func (a *asker) wait(t *testing.T, n int, since time.Time, text string) answer {
 	return last
 }
 
+// areFree checks that nobody keeps what an asker was refused: another node takes
+// each disk that it has asked for, and gives it back. The asker ends.
+func (s *suite) areFree(t *testing.T, node int, a *asker, prefix string) {
+	t.Helper()
+	s.do(t, "end "+a.Name(), func(ctx context.Context) error { return a.Signal(ctx, syscall.SIGTERM) })
+	if _, err := a.Process.Wait(s.ctx); err != nil {
+		t.Fatal(err)
+	}
+	list := a.answers(t) // one for each disk
+	refused := 0
+	for _, got := range list {
+		if got.text != "granted" {
+			refused++
+		}
+	}
+	if refused == 0 {
+		t.Errorf("%s was refused nothing", a.Name())
+	}
+	s.step(t, fmt.Sprintf("%s has asked for %d disks, and was refused %d: node %d takes each of them", a.Name(), len(list), refused, node))
+	s.asker(t, node, "free-"+a.Name(), "free", prefix, strconv.Itoa(len(list))).says(t, "all free")
+}
+
 const (
 	// deadline is what the daemon promises for a refusal.
 	deadline = time.Second

@@ -69,6 +69,10 @@ func restartWithoutQuorum(t *testing.T, s *suite, underWay bool) {
 	s.logged(t, 1, "locks-restored")
 	other.wait(t, 4, served, "granted")
 	s.serves(t, 2)
+	s.areFree(t, 2, other, "free")
+	if underWay {
+		s.areFree(t, 2, every, "disk")
+	}
 	s.asker(t, 2, "thief", "hold", "mine").says(t, "is locked")
 	log, err := s.Node(1).Log(s.ctx, lab.ServiceLock)
 	if err != nil {

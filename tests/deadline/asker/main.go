@@ -4,6 +4,7 @@
 //
 //	asker hold NAME [VM]      take the lock, say "held", give it back on SIGTERM and say how that went
 //	asker every INTERVAL PREFIX   ask for PREFIX-0, PREFIX-1, ... and give back what is granted
+//	asker free PREFIX COUNT   take PREFIX-0 to PREFIX-(COUNT-1) and give them back, each as soon as it can be had, and say "all free"
 //	asker watch LOCKSPACE     print when the kernel stops the lockspace and when it runs
 //	asker stuck NAME FILE     own the lock, hang in the kernel over FILE, and then close the connection
 //	asker create LOCKSPACE NAME   ask for a resource to be made
@@ -22,6 +23,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"runtime"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -73,6 +75,12 @@ func run(args []string) error {
 		}
 		every(ctx, pid, interval, args[2])
 		return nil
+	case len(args) == 3 && args[0] == "free":
+		count, err := strconv.Atoi(args[2])
+		if err != nil {
+			return err
+		}
+		return free(ctx, pid, args[1], count)
 	}
 	return fmt.Errorf("usage: see the comment of this program")
 }
