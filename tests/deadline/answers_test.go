@@ -38,13 +38,25 @@ func (s *suite) asker(t *testing.T, node int, name string, args ...string) *aske
 	return &asker{p, s}
 }
 
+// end tells it to end, and waits until it has.
+func (a *asker) end(t *testing.T) {
+	t.Helper()
+	a.s.do(t, "end "+a.Name(), func(ctx context.Context) error {
+		if err := a.Signal(ctx, syscall.SIGTERM); err != nil {
+			return err
+		}
+		_, err := a.Process.Wait(ctx)
+		return err
+	})
+}
+
 // serves waits until something is granted on a node that has been booted: who asks only
 // once may be told that it has not joined yet.
-func (s *suite) serves(t *testing.T, node int) {
+func (s *suite) serves(t *testing.T, node int, name string) {
 	t.Helper()
-	a := s.asker(t, node, "serves", "every", "500ms", "serves")
+	a := s.asker(t, node, name, "every", "500ms", name)
 	a.wait(t, 1, time.Time{}, "granted")
-	s.do(t, "end "+a.Name(), func(ctx context.Context) error { return a.Signal(ctx, syscall.SIGTERM) })
+	a.end(t)
 }
 
 // answers are all lines so far, by the time of the question.
@@ -92,10 +104,7 @@ func (a *asker) wait(t *testing.T, n int, since time.Time, text string) answer {
 // each disk that it has asked for, and gives it back. The asker ends.
 func (s *suite) areFree(t *testing.T, node int, a *asker, prefix string) {
 	t.Helper()
-	s.do(t, "end "+a.Name(), func(ctx context.Context) error { return a.Signal(ctx, syscall.SIGTERM) })
-	if _, err := a.Process.Wait(s.ctx); err != nil {
-		t.Fatal(err)
-	}
+	a.end(t)
 	list := a.answers(t) // one for each disk
 	refused := 0
 	for _, got := range list {

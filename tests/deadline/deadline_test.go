@@ -6,7 +6,6 @@ package deadline_test
 import (
 	"context"
 	"regexp"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -34,7 +33,7 @@ func start(t *testing.T, cfg lab.Config) *suite {
 	cfg.VMLockd = lab.Build(t, "github.com/vmlockd/vmlockd/cmd/vmlockd")
 	cfg.VMLockdConfig = func(int) string { return config }
 	cfg.Binaries = map[string]string{"asker": lab.Build(t, "github.com/vmlockd/vmlockd/tests/deadline/asker")}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
 	t.Cleanup(cancel)
 	s := &suite{lab.ForTest(t, cfg), ctx}
 	for _, n := range s.Nodes() {
@@ -67,72 +66,22 @@ func (s *suite) waitFor(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// waitMembers waits until the node is in the lockspace with so many members.
-func (s *suite) waitMembers(t *testing.T, node, members int) {
-	t.Helper()
-	s.waitFor(t, "members of the lockspace", func() bool {
-		res, err := s.Node(node).Exec(s.ctx, "dlm_tool", "ls", lockspace)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for line := range strings.Lines(res.Stdout) {
-			if f := strings.Fields(line); len(f) > 1 && f[0] == "members" {
-				return len(f) == 1+members && !strings.Contains(res.Stdout, "new change")
-			}
-		}
-		return false
-	})
-}
-
-// logged waits until the node's lock daemon has logged a text.
-func (s *suite) logged(t *testing.T, node int, text string) {
-	t.Helper()
-	s.waitFor(t, "log "+text, func() bool {
-		log, err := s.Node(node).Log(s.ctx, lab.ServiceLock)
-		return err == nil && strings.Contains(string(log), text)
-	})
-}
-
-// reboot switches nodes off and on, and waits until they use the lockspace.
-func (s *suite) reboot(t *testing.T, ids ...int) {
-	t.Helper()
-	for _, id := range ids {
-		s.do(t, "switch off "+s.Node(id).Name(), s.Node(id).PowerCut)
-	}
-	var rest []int
-	for _, n := range s.Nodes() {
-		if !slices.Contains(ids, n.ID()) {
-			rest = append(rest, n.ID())
-		}
-	}
-	for _, id := range rest { // see lab.Node.Boot
-		s.do(t, s.Node(id).Name()+" to miss them", func(ctx context.Context) error {
-			if err := s.Node(id).WaitRing(ctx, rest...); err != nil {
-				return err
-			}
-			if 2*len(rest) < len(s.Nodes()) {
-				return s.Node(id).WaitInquorate(ctx)
-			}
-			return s.Node(id).WaitMembers(ctx, rest...)
-		})
-	}
-	for _, id := range ids {
-		s.do(t, "switch on "+s.Node(id).Name(), s.Node(id).Boot)
-	}
-	s.do(t, "wait for quorum", s.WaitQuorate)
-	for _, n := range s.Nodes() {
-		s.waitMembers(t, n.ID(), 3)
-	}
-}
-
+// TestCluster has one lab for all that goes wrong with a cluster without fencing. Each
+// case leaves three nodes that use the lockspace, and ends what it has started.
 func TestCluster(t *testing.T) {
 	s := start(t, lab.Config{})
-	t.Run("Quorum", s.quorum)
-	if !t.Failed() {
-		t.Run("DaemonKilled", s.daemonKilled)
-	}
-	if !t.Failed() {
-		t.Run("Frozen", s.frozen)
+	for _, c := range []struct {
+		name string
+		run  func(*testing.T)
+	}{
+		{"Quorum", s.quorum},
+		{"RestartWithoutQuorum", s.restartsWithoutQuorum},
+		{"DaemonKilled", s.daemonKilled},
+		{"Frozen", s.frozen},
+	} {
+		if !t.Run(c.name, c.run) {
+			return // nobody knows how the nodes are
+		}
 	}
 }
 
@@ -143,6 +92,7 @@ func (s *suite) quorum(t *testing.T) {
 	holder.says(t, "held")
 	every := s.asker(t, 1, "every", "every", "500ms", "disk")
 	every.wait(t, 4, time.Time{}, "granted")
+	before := s.logLengths(t)
 	s.do(t, "cut node 2", s.Node(2).Cut)
 	s.do(t, "cut node 3", s.Node(3).Cut)
 	stopped := watch.wait(t, 1, time.Time{}, "stopped").begun
@@ -159,57 +109,26 @@ func (s *suite) quorum(t *testing.T) {
 			t.Error("granted while the lockspace was stopped")
 		}
 	}
-	s.logged(t, 1, "the DLM lockspace is stopped")
+	s.logged(t, before, 1, "the DLM lockspace is stopped")
 
 	// All three were alone, so none is in the right; nodes that are rebooted are.
 	s.do(t, "heal node 2", s.Node(2).Heal)
 	s.do(t, "heal node 3", s.Node(3).Heal)
-	met := s.met(t, every, stopped)
+	met := s.met(t, every, stopped, before)
 	s.reboot(t, 2, 3)
 	every.wait(t, 4, met, "granted")
-	s.serves(t, 2)
-	s.asker(t, 2, "heir", "hold", "mine")
-	s.waitFor(t, "the released lock on node 2", func() bool {
-		log, err := s.Node(2).Log(s.ctx, "heir")
-		return err == nil && strings.Contains(string(log), "held")
-	})
-	s.logged(t, 1, "lockspace runs again")
-	for _, p := range []*asker{every, watch} {
-		s.do(t, "end "+p.Name(), func(ctx context.Context) error { return p.Signal(ctx, syscall.SIGTERM) })
-	}
-}
-
-// met waits until the three nodes, each of which was alone, have met again, and
-// returns when. If all three meet at once none is in the right and all wait, which
-// node 1 must say. If corosync on node 1 meets the others one after the other,
-// its dlm_controld ends corosync on each of them: of two that were alone the one
-// with the lower number is in the right (dlm_controld 4.2, daemon_cpg.c).
-func (s *suite) met(t *testing.T, every *asker, stopped time.Time) time.Time {
-	t.Helper()
-	var when time.Time
-	s.waitFor(t, "the nodes to meet again, or to be ended by node 1", func() bool {
-		for _, a := range every.answers(t) {
-			if a.begun.After(stopped) && strings.Contains(a.text, "were separated and have met again") {
-				s.step(t, "node 1 says: "+a.text)
-				when = a.begun
-				return true
-			}
-		}
-		for _, id := range []int{2, 3} {
-			log, err := s.Node(id).Log(s.ctx, lab.ServiceLock)
-			if err != nil || !strings.Contains(string(log), "this host must be rebooted") {
-				return false
-			}
-		}
-		s.step(t, "node 1 has ended corosync on nodes 2 and 3")
-		when = time.Now()
-		return true
-	})
-	return when
+	s.serves(t, 2, "serves")
+	heir := s.asker(t, 2, "heir", "hold", "mine")
+	heir.says(t, "held")
+	s.logged(t, before, 1, "lockspace runs again")
+	every.end(t)
+	watch.end(t)
+	heir.end(t)
 }
 
 // daemonKilled: dlm_controld dies while this host has a lock.
 func (s *suite) daemonKilled(t *testing.T) {
+	before := s.logLengths(t)
 	watch := s.asker(t, 1, "watch-killed", "watch", lockspace)
 	s.asker(t, 1, "keeper", "hold", "kept")
 	every := s.asker(t, 1, "every-killed", "every", "500ms", "disk")
@@ -218,8 +137,8 @@ func (s *suite) daemonKilled(t *testing.T) {
 	stopped := watch.wait(t, 1, time.Time{}, "stopped").begun
 	every.wait(t, 8, stopped, "dlm_controld is not running: this host can neither get nor give back locks until it is rebooted; locks held here: 1: asker has 'kept' (exclusive)")
 	inTime(t, every.answers(t), watch.answers(t), stopped)
-	s.logged(t, 1, "this host must be rebooted")
-	s.logged(t, 1, "resource=kept")
+	s.logged(t, before, 1, "this host must be rebooted")
+	s.logged(t, before, 1, "resource=kept")
 	s.reboot(t, 1)
 }
 
@@ -280,6 +199,7 @@ func TestFencing(t *testing.T) {
 		Fencing:     lab.ScriptFencing,
 		FenceScript: "#!/bin/sh\nexec sleep 100000\n",
 	})
+	before := s.logLengths(t)
 	watch := s.asker(t, 1, "watch", "watch", lockspace)
 	every := s.asker(t, 1, "every", "every", "500ms", "disk")
 	every.wait(t, 4, time.Time{}, "granted")
@@ -287,7 +207,7 @@ func TestFencing(t *testing.T) {
 	stopped := watch.wait(t, 1, time.Time{}, "stopped").begun
 	every.wait(t, 8, stopped, "waiting for fencing of node 3, lost at ")
 	inTime(t, every.answers(t), watch.answers(t), stopped)
-	s.logged(t, 1, "waiting for fencing of node 3")
+	s.logged(t, before, 1, "waiting for fencing of node 3")
 
 	// dlm_controld hangs. It survives that the questions of that time were given up.
 	daemon := s.Node(1).Service(lab.ServiceDLM)
