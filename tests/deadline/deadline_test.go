@@ -126,7 +126,8 @@ func (s *suite) quorum(t *testing.T) {
 	heir.end(t)
 }
 
-// daemonKilled: dlm_controld dies while this host has a lock.
+// daemonKilled: dlm_controld dies while this host has a lock. The reboot that this
+// host needs is at the end of ToldTwiceToStop.
 func (s *suite) daemonKilled(t *testing.T) {
 	before := s.logLengths(t)
 	watch := s.asker(t, 1, "watch-killed", "watch", lockspace)
@@ -139,7 +140,7 @@ func (s *suite) daemonKilled(t *testing.T) {
 	inTime(t, every.answers(t), watch.answers(t), stopped)
 	s.logged(t, before, 1, "this host must be rebooted")
 	s.logged(t, before, 1, "resource=kept")
-	s.reboot(t, 1)
+	t.Run("ToldTwiceToStop", s.toldTwiceToStop)
 }
 
 // thawedSays is all that a thawed node may say once its lockspace is stopped: that it
