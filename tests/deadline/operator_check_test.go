@@ -1,18 +1,21 @@
 package deadline_test
 
 import (
+	"encoding/json"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/vmlockd/vmlockd/internal/control"
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/metrics"
 )
 
-// What the lab test looks for in metrics is what a daemon without quorum shows, and
-// nothing that it shows otherwise. This needs no lab.
+// These need no lab: what the lab test looks for in answers is what a daemon without
+// quorum shows, and nothing that it shows otherwise.
+
 func TestMetricsWithoutQuorum(t *testing.T) {
 	for _, c := range []struct {
 		name    string
@@ -47,6 +50,66 @@ func TestMetricsWithoutQuorum(t *testing.T) {
 	for _, text := range []string{"vmlockd_lockspace_running", "# TYPE a gauge\na 1\na 1 x\n", "<html>"} {
 		if _, err := parseMetrics([]byte(text)); err == nil {
 			t.Errorf("%q was taken for metrics", text)
+		}
+	}
+}
+
+func TestStatusWithoutQuorum(t *testing.T) {
+	const waits = "the cluster has no quorum: 2 of 3 nodes are missing: 2, 3 (see corosync-quorumtool -s)"
+	for _, c := range []struct {
+		name, quorate, state, waits string
+		warnings                    []string
+		told                        bool
+		wrong                       string
+	}{
+		{"told", control.No, control.LockspaceStopped, waits, []string{control.WarnNoQuorum, control.WarnLockspace}, true, ""},
+		{"silent", control.Unknown, control.LockspaceStopped, waits, []string{control.WarnNoAnswer, control.WarnLockspace}, false, ""},
+		{"no warning", control.No, control.LockspaceStopped, waits, []string{control.WarnLockspace}, false, "warning no_quorum: false"},
+		{"no other warning", control.No, control.LockspaceStopped, waits, []string{control.WarnNoQuorum}, false, "warning lockspace: false"},
+		{"quorate", control.Yes, control.LockspaceStopped, waits, []string{control.WarnLockspace}, false, "says that there is quorum"},
+		{"running", control.No, control.LockspaceRunning, "", []string{control.WarnNoQuorum}, false, "does not say that the lockspace waits"},
+		{"other reason", control.No, control.LockspaceStopped, "the membership of the cluster is changing", nil, false, "does not say that the lockspace waits"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			st := control.Status{Cluster: &control.Cluster{Quorate: c.quorate, Lockspace: control.DLMLockspace{State: c.state, WaitsFor: c.waits}}}
+			for _, code := range c.warnings {
+				st.Warnings = append(st.Warnings, control.Warning{Code: code})
+			}
+			body, err := json.Marshal(st)
+			if err != nil {
+				t.Fatal(err)
+			}
+			told, err := statusWithoutQuorum(body)
+			switch {
+			case c.wrong == "" && (err != nil || told != c.told):
+				t.Errorf("told: %v, error %v", told, err)
+			case c.wrong != "" && (err == nil || !strings.Contains(err.Error(), c.wrong)):
+				t.Errorf("error %v, want %q", err, c.wrong)
+			}
+		})
+	}
+}
+
+func TestHoldersHere(t *testing.T) {
+	mine := control.Holder{NodeID: 1, VM: "holder", PID: 7, Mode: "exclusive", Resource: "mine"}
+	other, elsewhere := mine, mine
+	other.VM, elsewhere.NodeID = "asker", 2
+	for _, c := range []struct {
+		list []control.Holder
+		ok   bool
+	}{
+		{[]control.Holder{{Resource: "disk-3", VM: "asker"}, mine}, true},
+		{nil, false},
+		{[]control.Holder{mine, mine}, false},
+		{[]control.Holder{other}, false},
+		{[]control.Holder{elsewhere}, false},
+	} {
+		body, err := json.Marshal(control.Holders{Holders: c.list})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := holdersHere(body); (err == nil) != c.ok {
+			t.Errorf("%s: %v", body, err)
 		}
 	}
 }
