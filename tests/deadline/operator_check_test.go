@@ -94,22 +94,30 @@ func TestHoldersHere(t *testing.T) {
 	mine := control.Holder{NodeID: 1, VM: "holder", PID: 7, Mode: "exclusive", Resource: "mine"}
 	other, elsewhere := mine, mine
 	other.VM, elsewhere.NodeID = "asker", 2
+	missing := []control.Missing{{NodeID: 2}, {NodeID: 3}}
 	for _, c := range []struct {
-		list []control.Holder
-		ok   bool
+		list        []control.Holder
+		missing     []control.Missing
+		ok, cluster bool
 	}{
-		{[]control.Holder{{Resource: "disk-3", VM: "asker"}, mine}, true},
-		{nil, false},
-		{[]control.Holder{mine, mine}, false},
-		{[]control.Holder{other}, false},
-		{[]control.Holder{elsewhere}, false},
+		{[]control.Holder{{Resource: "disk-3", VM: "asker"}, mine}, missing, true, true},
+		{[]control.Holder{mine}, []control.Missing{{}}, true, true},
+		{[]control.Holder{mine}, missing[:1], true, false},
+		{[]control.Holder{mine}, nil, true, false},
+		{nil, missing, false, false},
+		{[]control.Holder{mine, mine}, missing, false, false},
+		{[]control.Holder{other}, missing, false, false},
+		{[]control.Holder{elsewhere}, missing, false, false},
 	} {
-		body, err := json.Marshal(control.Holders{Holders: c.list})
+		body, err := json.Marshal(control.Holders{Holders: c.list, Missing: c.missing})
 		if err != nil {
 			t.Fatal(err)
 		}
 		if _, err := holdersHere(body); (err == nil) != c.ok {
 			t.Errorf("%s: %v", body, err)
+		}
+		if _, err := holdersWithoutOthers(body); (err == nil) != c.cluster {
+			t.Errorf("of the cluster: %s: %v", body, err)
 		}
 	}
 }

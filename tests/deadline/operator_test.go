@@ -71,8 +71,8 @@ func (s *suite) operatorsAreAnswered(t *testing.T, watch *asker) {
 		}{
 			{"/v1/status", statusWithoutQuorum},
 			{"/v1/holders", holdersHere},
-			{"/v1/holders?cluster=true", holdersHere},
-			{"/v1/who?path=mine", holdersHere},
+			{"/v1/holders?cluster=true", holdersWithoutOthers},
+			{"/v1/who?path=mine", holdersWithoutOthers},
 			{"/metrics", metricsWithoutQuorum},
 		} {
 			begun := time.Now()
@@ -125,9 +125,28 @@ func statusWithoutQuorum(body []byte) (quorumTold bool, err error) {
 }
 
 func holdersHere(body []byte) (bool, error) {
-	var h control.Holders
+	_, err := mineIn(body)
+	return false, err
+}
+
+// holdersWithoutOthers is for answers about the cluster, which must name the nodes that
+// said nothing.
+func holdersWithoutOthers(body []byte) (bool, error) {
+	h, err := mineIn(body)
+	for _, id := range []uint32{2, 3} {
+		// 0 stands for all others.
+		missing := slices.ContainsFunc(h.Missing, func(m control.Missing) bool { return m.NodeID == id || m.NodeID == 0 })
+		if err == nil && !missing {
+			err = fmt.Errorf("does not say that node %d is missing: %s", id, body)
+		}
+	}
+	return false, err
+}
+
+// mineIn returns an error unless 'mine' is there once, held by 'holder' on node 1.
+func mineIn(body []byte) (h control.Holders, err error) {
 	if err := json.Unmarshal(body, &h); err != nil {
-		return false, err
+		return h, err
 	}
 	n := 0
 	for _, one := range h.Holders {
@@ -136,13 +155,13 @@ func holdersHere(body []byte) (bool, error) {
 		}
 		n++
 		if one.VM != "holder" || one.NodeID != 1 || one.Mode != "exclusive" || one.PID == 0 {
-			return false, fmt.Errorf("'mine' is said to be held by %+v", one)
+			return h, fmt.Errorf("'mine' is said to be held by %+v", one)
 		}
 	}
 	if n != 1 {
-		return false, fmt.Errorf("'mine' is there %d times: %s", n, body)
+		return h, fmt.Errorf("'mine' is there %d times: %s", n, body)
 	}
-	return false, nil
+	return h, nil
 }
 
 // metricsWithoutQuorum says whether dlm_controld's answer is in them.
