@@ -20,6 +20,7 @@ const fakeclock = "internal/fakeclock"
 var testLibraries = []string{
 	"github.com/anishathalye/porcupine",
 	"github.com/google/go-cmp",
+	"github.com/prometheus/common", // reads what Prometheus reads
 	"github.com/rogpeppe/go-internal",
 	"go.uber.org/goleak",
 	"pgregory.net/rapid",

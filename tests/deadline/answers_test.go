@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -37,13 +38,25 @@ func (s *suite) asker(t *testing.T, node int, name string, args ...string) *aske
 	return &asker{p, s}
 }
 
+// end tells it to end, and waits until it has.
+func (a *asker) end(t *testing.T) {
+	t.Helper()
+	a.s.do(t, "end "+a.Name(), func(ctx context.Context) error {
+		if err := a.Signal(ctx, syscall.SIGTERM); err != nil {
+			return err
+		}
+		_, err := a.Process.Wait(ctx)
+		return err
+	})
+}
+
 // serves waits until something is granted on a node that has been booted: who asks only
 // once may be told that it has not joined yet.
-func (s *suite) serves(t *testing.T, node int) {
+func (s *suite) serves(t *testing.T, node int, name string) {
 	t.Helper()
-	a := s.asker(t, node, "serves", "every", "500ms", "serves")
+	a := s.asker(t, node, name, "every", "500ms", name)
 	a.wait(t, 1, time.Time{}, "granted")
-	s.do(t, "end "+a.Name(), func(ctx context.Context) error { return a.Signal(ctx, syscall.SIGTERM) })
+	a.end(t)
 }
 
 // answers are all lines so far, by the time of the question.
@@ -87,6 +100,25 @@ func (a *asker) wait(t *testing.T, n int, since time.Time, text string) answer {
 	return last
 }
 
+// areFree checks that nobody keeps what an asker was refused: another node takes
+// each disk that it has asked for, and gives it back. The asker ends.
+func (s *suite) areFree(t *testing.T, node int, a *asker, prefix string) {
+	t.Helper()
+	a.end(t)
+	list := a.answers(t) // one for each disk
+	refused := 0
+	for _, got := range list {
+		if got.text != "granted" {
+			refused++
+		}
+	}
+	if refused == 0 {
+		t.Errorf("%s was refused nothing", a.Name())
+	}
+	s.step(t, fmt.Sprintf("%s has asked for %d disks, and was refused %d: node %d takes each of them", a.Name(), len(list), refused, node))
+	s.asker(t, node, "free-"+a.Name(), "free", prefix, strconv.Itoa(len(list))).says(t, "all free")
+}
+
 const (
 	// deadline is what the daemon promises for a refusal.
 	deadline = time.Second
@@ -126,6 +158,58 @@ func inTime(t *testing.T, answers, watched []answer, from time.Time) {
 	if n == 0 {
 		t.Error("no answers")
 	}
+}
+
+// pause is how long a program must have had no processor for it to be said, as in
+// asker.
+const pause = 25 * time.Millisecond
+
+// ownPauses notes when this program stood still, as "asker watch" does in a node,
+// until the returned function is called.
+func ownPauses() (end func() []answer) {
+	var list []answer
+	stop := make(chan struct{})
+	var noting sync.WaitGroup
+	noting.Go(func() {
+		tick := time.NewTicker(5 * time.Millisecond)
+		defer tick.Stop()
+		for last := time.Now(); ; {
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+			}
+			now := time.Now()
+			if took := now.Sub(last); took > pause {
+				list = append(list, answer{last, took, "paused"})
+			}
+			last = now
+		}
+	})
+	return func() []answer {
+		close(stop)
+		noting.Wait()
+		return list
+	}
+}
+
+// either has the pauses of both lists, and the time that is in both once.
+func either(a, b []answer) []answer {
+	var list []answer
+	all := slices.Concat(a, b)
+	slices.SortStableFunc(all, func(a, b answer) int { return a.begun.Compare(b.begun) })
+	for _, p := range all {
+		if p.text != "paused" {
+			continue
+		}
+		if n := len(list); n > 0 && !p.begun.After(list[n-1].end()) {
+			last := &list[n-1]
+			last.took = later(last.end(), p.end()).Sub(last.begun)
+			continue
+		}
+		list = append(list, p)
+	}
+	return list
 }
 
 func earlier(a, b time.Time) time.Time {

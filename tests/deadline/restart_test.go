@@ -2,51 +2,90 @@ package deadline_test
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/vmlockd/vmlockd/internal/control"
 	"github.com/vmlockd/vmlockd/lab"
 )
 
-// TestRestartWithoutQuorum: the daemon is killed and started while the lockspace is
+// restart is a restart of one node's daemon while the lockspace is stopped.
+type restart struct {
+	prefix   string // of all names of the case
+	node     int
+	others   [2]int
+	underWay bool // requests are in the kernel when the daemon ends
+	// lose takes the others away from the node, and comeBack brings them back.
+	lose     func(*testing.T)
+	comeBack func(t *testing.T, other *asker, served time.Time, before lengths)
+	// end ends the daemon.
+	end func(t *testing.T, watch *asker)
+}
+
+// restartsWithoutQuorum: the daemon is killed and started while the lockspace is
 // stopped. The kernel keeps the device of the one that was killed open until the
 // lockspace runs again, and until then nobody can know which locks this host has.
 // It serves, refuses with the cluster's reason, and has its locks when that is over.
-func TestRestartWithoutQuorum(t *testing.T) {
-	for _, underWay := range []bool{false, true} {
-		name := "NothingUnderWay"
-		if underWay {
-			name = "UnderWay"
-		}
-		t.Run(name, func(t *testing.T) { restartWithoutQuorum(t, start(t, lab.Config{}), underWay) })
+func (s *suite) restartsWithoutQuorum(t *testing.T) {
+	r := restart{
+		node: 1, others: [2]int{2, 3},
+		lose: func(t *testing.T) {
+			s.do(t, "cut node 2", s.Node(2).Cut)
+			s.do(t, "cut node 3", s.Node(3).Cut)
+		},
+		comeBack: func(t *testing.T, other *asker, served time.Time, before lengths) {
+			s.do(t, "heal node 2", s.Node(2).Heal)
+			s.do(t, "heal node 3", s.Node(3).Heal)
+			s.met(t, other, served, before)
+			s.reboot(t, 2, 3)
+		},
+		end: func(t *testing.T, _ *asker) {
+			s.do(t, "kill vmlockd on node 1", s.Node(1).Service(lab.ServiceLock).Kill)
+		},
 	}
+	r.prefix = "idle"
+	if !t.Run("NothingUnderWay", func(t *testing.T) { s.restartWithoutQuorum(t, r) }) {
+		return
+	}
+	r.prefix, r.underWay = "busy", true
+	t.Run("UnderWay", func(t *testing.T) { s.restartWithoutQuorum(t, r) })
 }
 
-func restartWithoutQuorum(t *testing.T, s *suite, underWay bool) {
-	watch := s.asker(t, 1, "watch", "watch", lockspace)
-	holder := s.asker(t, 1, "holder", "hold", "mine")
+func (s *suite) restartWithoutQuorum(t *testing.T, r restart) {
+	node, next := s.Node(r.node), r.others[0]
+	named := func(what string) string { return r.prefix + "-" + what }
+	mine, disk, free := named("mine"), named("disk"), named("free")
+	noQuorum := fmt.Sprintf("the cluster has no quorum: 2 of 3 nodes are missing: %d, %d", r.others[0], r.others[1])
+
+	s.nothingUnderWay(t, r.node)
+	before := s.logLengths(t)
+	watch := s.asker(t, r.node, named("watch"), "watch", lockspace)
+	holder := s.asker(t, r.node, named("holder"), "hold", mine)
 	holder.says(t, "held")
-	every := s.asker(t, 1, "every", "every", "500ms", "disk")
+	every := s.asker(t, r.node, named("every"), "every", "500ms", disk)
 	every.wait(t, 4, time.Time{}, "granted")
-	if !underWay {
-		s.do(t, "end the requests", func(ctx context.Context) error { return every.Signal(ctx, syscall.SIGTERM) })
+	if !r.underWay {
+		every.end(t)
+		s.nothingUnderWay(t, r.node)
 	}
-	s.do(t, "cut node 2", s.Node(2).Cut)
-	s.do(t, "cut node 3", s.Node(3).Cut)
+	r.lose(t)
 	stopped := watch.wait(t, 1, time.Time{}, "stopped").begun
-	if underWay {
+	if r.underWay {
 		every.wait(t, 2, stopped, "the cluster has no quorum")
+		s.requestsInKernel(t, r.node)
 	}
 
-	daemon := s.Node(1).Service(lab.ServiceLock)
-	s.do(t, "kill vmlockd on node 1", daemon.Kill)
-	s.do(t, "start vmlockd on node 1", daemon.Start)
+	r.end(t, watch)
+	s.do(t, "start vmlockd on "+node.Name(), node.Service(lab.ServiceLock).Start)
 	served := time.Now()
-	other := s.asker(t, 1, "other", "every", "500ms", "free")
-	other.wait(t, 4, served, "the cluster has no quorum: 2 of 3 nodes are missing: 2, 3")
-	s.logged(t, 1, "locks-not-yet")
+	other := s.asker(t, r.node, named("other"), "every", "500ms", free)
+	other.wait(t, 4, served, noQuorum)
+	s.logged(t, before, r.node, "locks-not-yet")
 	for _, got := range other.answers(t) {
 		if got.text == "granted" {
 			t.Error("granted while the lockspace is stopped")
@@ -59,27 +98,64 @@ func restartWithoutQuorum(t *testing.T, s *suite, underWay bool) {
 		}
 	}
 	inTime(t, refusals, watch.answers(t), stopped)
-	again := s.asker(t, 1, "again", "hold", "mine")
+	again := s.asker(t, r.node, named("again"), "hold", mine)
 	again.says(t, "the cluster has no quorum")
 
-	s.do(t, "heal node 2", s.Node(2).Heal)
-	s.do(t, "heal node 3", s.Node(3).Heal)
-	s.met(t, other, served)
-	s.reboot(t, 2, 3)
-	s.logged(t, 1, "locks-restored")
+	r.comeBack(t, other, served, before)
+	s.logged(t, before, r.node, "locks-restored")
 	other.wait(t, 4, served, "granted")
-	s.serves(t, 2)
-	s.asker(t, 2, "thief", "hold", "mine").says(t, "is locked")
-	log, err := s.Node(1).Log(s.ctx, lab.ServiceLock)
-	if err != nil {
-		t.Fatal(err)
+	s.serves(t, next, named("serves"))
+	s.areFree(t, next, other, free)
+	if r.underWay {
+		s.areFree(t, next, every, disk)
 	}
+	s.asker(t, next, named("thief"), "hold", mine).says(t, "is locked")
+	log := s.logSince(t, before, r.node)
 	for _, text := range []string{"lock-lost", "could not be taken back"} {
-		if strings.Contains(string(log), text) {
-			t.Errorf("the log of node 1 has %q", text)
+		if strings.Contains(log, text) {
+			t.Errorf("the log of %s has %q", node.Name(), text)
 		}
 	}
 	s.do(t, "release", func(ctx context.Context) error { return holder.Signal(ctx, syscall.SIGTERM) })
-	s.logged(t, 1, "lock-released-gone")
-	s.asker(t, 2, "heir", "hold", "mine").says(t, "held")
+	s.logged(t, before, r.node, "lock-released-gone")
+	heir := s.asker(t, next, named("heir"), "hold", mine)
+	heir.says(t, "held")
+	heir.end(t)
+	watch.end(t)
+}
+
+// nothingUnderWay waits until a node's daemon has joined and waits for no answer of the
+// kernel: what was asked for earlier is over.
+func (s *suite) nothingUnderWay(t *testing.T, node int) {
+	t.Helper()
+	s.waitFor(t, "nothing to be under way", func() bool {
+		body, err := s.get(node, "/v1/status")
+		if err != nil {
+			return false
+		}
+		var st control.Status
+		if err := json.Unmarshal(body, &st); err != nil || st.Cluster == nil {
+			t.Fatalf("%v: %s", err, body)
+		}
+		l := st.Cluster.Lockspace
+		notYet := slices.ContainsFunc(st.Warnings, func(w control.Warning) bool { return w.Code == control.WarnNotYet })
+		return l.State == control.LockspaceRunning && l.InFlight+l.Undecided == 0 && !notYet
+	})
+}
+
+// requestsInKernel waits until a node's daemon has given up requests that the kernel
+// has not answered.
+func (s *suite) requestsInKernel(t *testing.T, node int) {
+	t.Helper()
+	s.waitFor(t, "requests without an answer of the kernel", func() bool {
+		body, err := s.get(node, "/metrics")
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := parseMetrics(body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m["vmlockd_kernel_calls_unsettled"] > 0
+	})
 }

@@ -2,8 +2,9 @@
 // prints a line for each answer, so that times are measured where nothing but
 // the daemon takes time:
 //
-//	asker hold NAME           take the lock, say "held", give it back on SIGTERM and say how that went
+//	asker hold NAME [VM]      take the lock, say "held", give it back on SIGTERM and say how that went
 //	asker every INTERVAL PREFIX   ask for PREFIX-0, PREFIX-1, ... and give back what is granted
+//	asker free PREFIX COUNT   take PREFIX-0 to PREFIX-(COUNT-1) and give them back, each as soon as it can be had, and say "all free"
 //	asker watch LOCKSPACE     print when the kernel stops the lockspace and when it runs
 //	asker stuck NAME FILE     own the lock, hang in the kernel over FILE, and then close the connection
 //	asker create LOCKSPACE NAME   ask for a resource to be made
@@ -11,7 +12,8 @@
 // A line is: unix time of the question in milliseconds, milliseconds it took,
 // and "granted" or the refusal. Questions are asked each on a goroutine and a
 // connection of its own, so that one that takes long delays no other. The owner
-// of the locks is a process that does nothing else.
+// of the locks is a process that does nothing else, and a virtual machine called
+// "asker" unless VM is another name.
 package main
 
 import (
@@ -21,6 +23,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"runtime"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -62,7 +65,9 @@ func run(args []string) error {
 	pid := owner.Process.Pid
 	switch {
 	case len(args) == 2 && args[0] == "hold":
-		return hold(ctx, pid, args[1])
+		return hold(ctx, pid, args[1], vm)
+	case len(args) == 3 && args[0] == "hold":
+		return hold(ctx, pid, args[1], args[2])
 	case len(args) == 3 && args[0] == "every":
 		interval, err := time.ParseDuration(args[1])
 		if err != nil {
@@ -70,6 +75,12 @@ func run(args []string) error {
 		}
 		every(ctx, pid, interval, args[2])
 		return nil
+	case len(args) == 3 && args[0] == "free":
+		count, err := strconv.Atoi(args[2])
+		if err != nil {
+			return err
+		}
+		return free(ctx, pid, args[1], count)
 	}
 	return fmt.Errorf("usage: see the comment of this program")
 }
@@ -113,22 +124,25 @@ func watch(ctx context.Context, lockspace string) error {
 	return nil
 }
 
+// vm is the owner's name, unless there is another one.
+const vm = "asker"
+
 // dial connects and registers the owner. A connection of the owner itself would
 // end it when it closes.
-func dial(ctx context.Context, owner int) (*lockprogram.Client, error) {
+func dial(ctx context.Context, owner int, name string) (*lockprogram.Client, error) {
 	c, err := lockprogram.Dial(ctx, socket)
 	if err != nil {
 		return nil, err
 	}
-	if err := c.Register(ctx, locking.Owner{PID: int32(owner), ID: 1, Name: "asker", UUID: [16]byte{0xa5}}); err != nil {
+	if err := c.Register(ctx, locking.Owner{PID: int32(owner), ID: 1, Name: name, UUID: [16]byte{0xa5}}); err != nil {
 		c.Close()
 		return nil, err
 	}
 	return c, nil
 }
 
-func hold(ctx context.Context, owner int, name string) error {
-	c, err := dial(ctx, owner)
+func hold(ctx context.Context, owner int, name, vm string) error {
+	c, err := dial(ctx, owner, vm)
 	if err != nil {
 		return err
 	}
@@ -171,7 +185,7 @@ func every(ctx context.Context, owner int, interval time.Duration, prefix string
 // once takes a lock, and gives it back without waiting for that.
 func once(owner int, name string) error {
 	ctx := context.Background()
-	c, err := dial(ctx, owner)
+	c, err := dial(ctx, owner, vm)
 	if err != nil {
 		return err
 	}

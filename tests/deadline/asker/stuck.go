@@ -17,7 +17,7 @@ import (
 // (fsfreeze).
 func stuck(name, file string) error {
 	ctx := context.Background()
-	c, err := dial(ctx, os.Getpid())
+	c, err := dial(ctx, os.Getpid(), vm)
 	if err != nil {
 		return err
 	}
@@ -58,7 +58,7 @@ func hangs() bool {
 }
 
 func create(ctx context.Context, lockspace, name string) error {
-	c, err := dial(ctx, os.Getpid())
+	c, err := dial(ctx, os.Getpid(), vm)
 	if err != nil {
 		return err
 	}
