@@ -177,10 +177,15 @@ func (s *suite) logged(t *testing.T, node int, parts ...string) (n int) {
 	return n
 }
 
-// waitServing waits until a node's daemon answers.
+// waitServing waits until a node's daemon answers, and grants.
 func (s *suite) waitServing(t *testing.T, node int) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(s.ctx, time.Minute)
+	s.waitServingFor(t, node, time.Minute)
+}
+
+func (s *suite) waitServingFor(t *testing.T, node int, most time.Duration) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(s.ctx, most)
 	defer cancel()
 	err := lab.WaitFor(ctx, "vmlockd to answer", func(ctx context.Context) (bool, error) {
 		res, err := s.Node(node).Exec(ctx, "probe", "try", "/nobody/has/this")

@@ -51,19 +51,33 @@ func start(t *testing.T, cfg lab.Config) *suite {
 	return s
 }
 
-// config has no guard: what is seen here is what the DLM does, and the power cut shows
-// when it lets a disk go. What the guard adds to that is in tests/guard.
-const config = "backend = \"cluster\"\nguard.mode = \"off\"\n"
+// config usually has no guard: what is seen here is what the DLM does, and the power cut shows
+// when it lets a disk go. What the guard adds to that is in tests/guard. With lab.GuardEnv the
+// same goes on beside one.
+var config = fmt.Sprintf("backend = \"cluster\"\nguard.mode = %q\n", lab.GuardMode())
+
+// holdOff is how long a guard grants nothing after a host has vanished, by default.
+func holdOff() time.Duration {
+	if lab.GuardMode() == "off" {
+		return 0
+	}
+	return time.Minute
+}
 
 // startVMLockd boots a cluster with vmlockd in it.
 func startVMLockd(t *testing.T, nodes int) *suite {
 	t.Helper()
-	return start(t, lab.Config{
+	s := start(t, lab.Config{
 		Nodes:         nodes,
 		Transport:     lab.KNET, // as real clusters have it
 		VMLockd:       binaries.vmlockd,
 		VMLockdConfig: func(int) string { return config },
 	})
+	// A guard that has begun before all nodes were there may wait for one of them.
+	for _, n := range s.Nodes() {
+		s.waitServingFor(t, n.ID(), time.Minute+holdOff())
+	}
+	return s
 }
 
 // disk makes an image that all nodes see, and returns its path in the nodes.
