@@ -8,6 +8,8 @@ LAB_PACKAGES = ./lab/... ./tests/cluster ./tests/crash ./tests/deadline ./tests/
 	./dlm/dlmtest/conformance/... ./internal/difftest/...
 # Of tests/guard some cases, of which one must find an overlap where no guard is.
 GUARD_CASES = ^TestGuard$$/^(ConfirmDead|Cut|DaemonKilledWhileStopped|WithoutGuard)$$
+# Of tests/cluster, where no guard is, those that go on beside one in its default mode.
+GUARDED_CASES = ^TestLibvirt$$/^(LiveMigration|UpgradeDuringMigration|DaemonKilled)$$
 # Those for which there is no time in 'make test'.
 MORE_LAB_PACKAGES = ./tests/doctor ./tests/guard ./tests/identity ./tests/peers ./corosync/corosynctest/conformance/...
 
@@ -39,9 +41,10 @@ lab-test: ## tests on cluster nodes with stock libvirt (root; boots User-Mode Li
 	VMLOCKD_STRESS_KILLS=$${VMLOCKD_STRESS_KILLS:-60} $(LAB_TEST) -p 1 -timeout 60m $(LAB_PACKAGES)
 	$(LAB_TEST) -timeout 30m -run '$(GUARD_CASES)' ./tests/guard
 
-lab-more: ## more of these: doctor, guard, identity, peers and corosync on a cluster, 200 kills under load, and 200 cut-off random workloads
+lab-more: ## more of these: doctor, guard, identity, peers and corosync on a cluster, libvirt beside a guard, 200 kills under load, and 200 cut-off random workloads
 	$(LAB_BINARY)
 	$(LAB_TEST) -p 1 -timeout 60m $(MORE_LAB_PACKAGES)
+	VMLOCKD_LAB_GUARD=auto $(LAB_TEST) -timeout 30m -run '$(GUARDED_CASES)' ./tests/cluster
 	$(LAB_TEST) -timeout 60m -run TestStressKills ./tests/stress
 	VMLOCKD_CRASH_ROUNDS=200 $(LAB_TEST) -timeout 60m -run 'TestKilledAtRandom|TestInTheLab' ./tests/crash
 

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -18,6 +19,13 @@ const Env = "VMLOCKD_LAB"
 // LogsEnv names the environment variable with a directory for the logs of ForTest's labs, one directory per
 // test, so that they can be read after the test. Without it they are gone with the test.
 const LogsEnv = "VMLOCKD_LAB_LOGS"
+
+// GuardEnv names the environment variable with the guard.mode of the daemons in suites that are not about the guard, and
+// have none without it; "auto" is that of a default installation.
+const GuardEnv = "VMLOCKD_LAB_GUARD"
+
+// GuardMode is the guard.mode that such a suite configures.
+func GuardMode() string { return cmp.Or(os.Getenv(GuardEnv), "off") }
 
 // Missing returns what this machine lacks for a lab with that configuration, one line each with the
 // remedy; empty means that it can run.

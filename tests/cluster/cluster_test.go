@@ -42,6 +42,7 @@ func TestLibvirt(t *testing.T) {
 		{"StoppedAndStarted", stoppedAndStarted},
 		{"StoppedWithoutLocks", stoppedWithoutLocks},
 		{"UpgradeDuringMigration", upgradeDuringMigration},
+		{"NewProgramFails", newProgramFails},
 		{"PowerCut", powerCut}, // last: it leaves a node without power
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, s) })

@@ -43,13 +43,13 @@ func powerCut(t *testing.T, s *suite) {
 		t.Fatal(err)
 	}
 	s.step(t, "corosync noticed after %v", time.Since(cut).Round(time.Millisecond))
-	ctx, cancel := context.WithTimeout(s.ctx, afterDetection)
+	ctx, cancel := context.WithTimeout(s.ctx, afterDetection+holdOff())
 	defer cancel()
 	s.waitFree(t, ctx, 2, path)
 	took := time.Since(cut).Round(time.Millisecond)
 	s.step(t, "the disk was free after %v", took)
-	if most := token + consensus + afterDetection + slowness; took > most {
-		t.Errorf("the disk was free %v after the power cut, want at most %v", took, most)
+	if most := token + consensus + afterDetection + slowness + holdOff(); took > most || took < holdOff() {
+		t.Errorf("the disk was free %v after the power cut, want at most %v, and at least the hold-off of a guard (%v)", took, most, holdOff())
 	}
 	s.create(t, 2, vm("heir", lab.Disk{Path: path}))
 	s.waitFor(t, "the lost host to be missing in a list", func() bool {

@@ -2,6 +2,7 @@ package cluster_test
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -158,22 +159,33 @@ func upgradeDuringMigration(t *testing.T, s *suite) {
 // restarted is how often the log of a node's daemon says that it was restarted in place.
 func (s *suite) restarted(t *testing.T, node int) (n int) {
 	t.Helper()
+	return s.logged(t, node, "vmlockd is ready", "restarted=true")
+}
+
+// logged is how many lines of the log of a node's daemon have all these parts.
+func (s *suite) logged(t *testing.T, node int, parts ...string) (n int) {
+	t.Helper()
 	log, err := s.Node(node).Log(s.ctx, lab.ServiceLock)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for line := range strings.Lines(string(log)) {
-		if strings.Contains(line, "vmlockd is ready") && strings.Contains(line, "restarted=true") {
+		if !slices.ContainsFunc(parts, func(part string) bool { return !strings.Contains(line, part) }) {
 			n++
 		}
 	}
 	return n
 }
 
-// waitServing waits until a node's daemon answers.
+// waitServing waits until a node's daemon answers, and grants.
 func (s *suite) waitServing(t *testing.T, node int) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(s.ctx, time.Minute)
+	s.waitServingFor(t, node, time.Minute)
+}
+
+func (s *suite) waitServingFor(t *testing.T, node int, most time.Duration) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(s.ctx, most)
 	defer cancel()
 	err := lab.WaitFor(ctx, "vmlockd to answer", func(ctx context.Context) (bool, error) {
 		res, err := s.Node(node).Exec(ctx, "probe", "try", "/nobody/has/this")

@@ -30,6 +30,9 @@ func TestMain(m *testing.M) {
 type suite struct {
 	*lab.Lab
 	ctx context.Context
+	// destroyed are virtual machines, "name on node 1", that are gone by destroy: asking for it once more at
+	// the end of their test takes a second each.
+	destroyed map[string]bool
 }
 
 // start boots nodes with stock libvirt and the given lock daemon.
@@ -40,7 +43,7 @@ func start(t *testing.T, cfg lab.Config) *suite {
 	cfg.Binaries = map[string]string{"probe": binaries.probe, "vmlockctl": binaries.vmlockctl}
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Minute)
 	t.Cleanup(cancel)
-	s := &suite{Lab: lab.ForTest(t, cfg), ctx: ctx}
+	s := &suite{Lab: lab.ForTest(t, cfg), ctx: ctx, destroyed: map[string]bool{}}
 	up, cancel := context.WithTimeout(ctx, 6*time.Minute)
 	defer cancel()
 	for _, n := range s.Nodes() {
@@ -51,19 +54,33 @@ func start(t *testing.T, cfg lab.Config) *suite {
 	return s
 }
 
-// config has no guard: what is seen here is what the DLM does, and the power cut shows
-// when it lets a disk go. What the guard adds to that is in tests/guard.
-const config = "backend = \"cluster\"\nguard.mode = \"off\"\n"
+// config usually has no guard: what is seen here is what the DLM does, and the power cut shows
+// when it lets a disk go. What the guard adds to that is in tests/guard. With lab.GuardEnv the
+// same goes on beside one.
+var config = fmt.Sprintf("backend = \"cluster\"\nguard.mode = %q\n", lab.GuardMode())
+
+// holdOff is how long a guard grants nothing after a host has vanished, by default.
+func holdOff() time.Duration {
+	if lab.GuardMode() == "off" {
+		return 0
+	}
+	return time.Minute
+}
 
 // startVMLockd boots a cluster with vmlockd in it.
 func startVMLockd(t *testing.T, nodes int) *suite {
 	t.Helper()
-	return start(t, lab.Config{
+	s := start(t, lab.Config{
 		Nodes:         nodes,
 		Transport:     lab.KNET, // as real clusters have it
 		VMLockd:       binaries.vmlockd,
 		VMLockdConfig: func(int) string { return config },
 	})
+	// A guard that has begun before all nodes were there may wait for one of them.
+	for _, n := range s.Nodes() {
+		s.waitServingFor(t, n.ID(), time.Minute+holdOff())
+	}
+	return s
 }
 
 // disk makes an image that all nodes see, and returns its path in the nodes.
@@ -93,13 +110,20 @@ func (s *suite) create(t *testing.T, node int, d lab.Domain) {
 
 // endsWithTest makes sure that a virtual machine does not outlive its test.
 func (s *suite) endsWithTest(t *testing.T, node int, name string) {
+	key := on(name, node)
+	delete(s.destroyed, key)
 	t.Cleanup(func() {
+		if s.destroyed[key] {
+			return
+		}
 		// It may have ended already, moved, or lost its node.
 		if _, err := s.Node(node).Destroy(s.ctx, name); err != nil {
 			t.Logf("destroy %s on node %d: %v", name, node, err)
 		}
 	})
 }
+
+func on(name string, node int) string { return fmt.Sprintf("%s on node %d", name, node) }
 
 // must runs something that has to succeed.
 func (s *suite) must(t *testing.T, what string, f func() (lab.Result, error)) {
@@ -135,12 +159,14 @@ func (s *suite) refused(t *testing.T, what, path string, f func() (lab.Result, e
 
 func (s *suite) createRefused(t *testing.T, node int, d lab.Domain, path string) string {
 	t.Helper()
-	return s.refused(t, fmt.Sprintf("start %s on node %d", d.Name, node), path, func() (lab.Result, error) { return s.Node(node).Create(s.ctx, d) })
+	delete(s.destroyed, on(d.Name, node)) // if it does start, it must not outlive the test either
+	return s.refused(t, "start "+on(d.Name, node), path, func() (lab.Result, error) { return s.Node(node).Create(s.ctx, d) })
 }
 
 func (s *suite) destroy(t *testing.T, node int, name string) {
 	t.Helper()
 	s.must(t, fmt.Sprintf("destroy %s on node %d", name, node), func() (lab.Result, error) { return s.Node(node).Destroy(s.ctx, name) })
+	s.destroyed[on(name, node)] = true
 }
 
 // probe asks a node's daemon for a lock, and gives it back.

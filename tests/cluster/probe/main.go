@@ -1,7 +1,8 @@
 // Command probe asks the lock daemon of its host for one lock, as libvirt would:
 //
 //	probe [-shared] [-lockspace PATH] try NAME    take the lock and give it back; says "free"
-//	probe [-shared] [-lockspace PATH] hold NAME   take it, say "held", and keep it until it is ended
+//	probe [-shared] [-lockspace PATH] hold NAME   take it, say "held", and keep it until SIGTERM; then
+//	                                              give it back by the same connection, and say "given back"
 //
 // A refusal is printed and exit status 1, anything else that goes wrong 2. With
 // -until-free a refusal is no end: it tries again, each time the daemon answers.
@@ -72,11 +73,15 @@ func run(socket string, ref locking.Ref, flags uint32, hold, untilFree bool) err
 			return err
 		}
 	}
-	if hold {
-		fmt.Println("held")
-		<-ctx.Done()
-		return nil
+	if !hold {
+		fmt.Println("free")
+		return c.Release(context.Background(), ref)
 	}
-	fmt.Println("free")
-	return c.Release(context.Background(), ref)
+	fmt.Println("held")
+	<-ctx.Done()
+	if err := c.Release(context.Background(), ref); err != nil {
+		return err
+	}
+	fmt.Println("given back")
+	return nil
 }
