@@ -9,6 +9,7 @@ package history_test
 
 import (
 	"cmp"
+	"context"
 	"flag"
 	"maps"
 	"os"
@@ -59,9 +60,9 @@ var disks = []string{"a", "b", "c", "d"}
 var pids = []int32{1, 2, 3}
 
 // rare are points that are passed only when a journal is made, or damaged, where the
-// tests of the journal kill it; or when a node joins for the first time, or the answer
-// to a request is late, for which chance hardly ever has a kill ready.
-var rare = []string{"cluster.join.", "cluster.adoptlate.", "journal.open.", "journal.fresh.", "journal.settled.", "journal.lockspace."}
+// tests of the journal kill it; or when a node joins for the first time. The others have
+// tests of their own here, which bring about what chance hardly ever does: late and settling.
+var rare = slices.Concat([]string{"cluster.join.", "journal.open.", "journal.fresh.", "journal.settled.", "journal.lockspace."}, late, settling)
 
 func points() (list []string) {
 	for _, name := range failpoint.Names() {
@@ -76,7 +77,7 @@ func points() (list []string) {
 // weighted has those several times that are hardly ever passed in the step for which
 // they are armed.
 func weighted() (list []string) {
-	seldom := []string{"journal.", "cluster.lock.", "cluster.unlock.", "cluster.publish.", "cluster.leave."}
+	seldom := []string{"journal.", "cluster.lock.", "cluster.unlock.", "cluster.publish.", "cluster.leave.", "cluster.ask", "cluster.read", "cluster.prove."}
 	for _, name := range points() {
 		list = append(list, name)
 		if slices.ContainsFunc(seldom, func(p string) bool { return strings.HasPrefix(name, p) }) {
@@ -195,6 +196,7 @@ func (w *world) step() {
 		{"longer than requests take", 2, true, func() { pass(requestTimeout + time.Second) }},
 		{"kill", 3, serves, func() { n.in.die(); n.in.bury() }},
 		{"kill at a point", 16, w.quiet() && n.on, func() { w.killAt(n) }},
+		{"prove", 2, serves && w.quiet(), func() { w.prove(n) }},
 		{"stop", 2, serves, func() { n.in.stop() }},
 		{"restart in place", 4, serves, func() { n.in.replace() }},
 		{"start", 12, n.startable(), func() { n.start() }},
@@ -240,6 +242,32 @@ func (w *world) release(n *node) {
 		return
 	}
 	w.ask(w.vm(n), draw(w, disks[:3], "disk"), true, 0)
+}
+
+// refused asks for what another node has, if there is any.
+func (w *world) refused(n *node) {
+	theirs := filter(w.known, func(f *fact) bool { return f.o.n != n && f.o.alive() && f.least() > 0 })
+	if len(theirs) == 0 {
+		w.acquire(n)
+		return
+	}
+	w.ask(w.vm(n), draw(w, theirs, "fact").disk, false, locking.Exclusive)
+}
+
+// prove has the kernel prove the locks of an owner, as the guard does once the cluster
+// is back.
+func (w *world) prove(n *node) {
+	in, o := n.in, w.vm(n)
+	if mine := filter(w.known, func(f *fact) bool { return f.o.n == n && f.o.alive() && f.least() > 0 }); len(mine) > 0 {
+		o = draw(w, mine, "fact").o
+	}
+	has := slices.ContainsFunc(w.known, func(f *fact) bool { return f.o == o && f.least() > 0 })
+	go func() {
+		err := in.locks.Prove(context.Background(), o.pid, o.StartTime())
+		if has && err != nil && !in.dead.Load() {
+			w.Errorf("owner %d of node %d was told that it has something, and it cannot be proved: %v", o.pid, n.id, err)
+		}
+	}()
 }
 
 // gated keeps the next request of the node in the kernel until the gates open.
@@ -291,7 +319,11 @@ func (w *world) killAt(n *node) {
 			what = "restart in place"
 		case strings.HasPrefix(p.Name(), "cluster.close."), strings.HasPrefix(p.Name(), "cluster.leave."):
 			what = "stop"
-		case strings.HasPrefix(p.Name(), "cluster.lock."), strings.HasPrefix(p.Name(), "journal.intend."), strings.HasPrefix(p.Name(), "journal.grant."):
+		case strings.HasPrefix(p.Name(), "cluster.prove."):
+			what = "prove"
+		case strings.HasPrefix(p.Name(), "cluster.read"):
+			what = "refused"
+		case strings.HasPrefix(p.Name(), "cluster.lock."), strings.HasPrefix(p.Name(), "cluster.ask"), strings.HasPrefix(p.Name(), "journal.intend."), strings.HasPrefix(p.Name(), "journal.grant."):
 			what = "acquire"
 		case published(p):
 			what = draw(w, []string{"acquire", "restart"}, "what is published")
@@ -312,6 +344,10 @@ func (w *world) killAt(n *node) {
 		n.start()
 	case "acquire":
 		w.acquire(n)
+	case "prove":
+		w.prove(n)
+	case "refused":
+		w.refused(n)
 	case "release":
 		w.release(n)
 	case "owner ends":
