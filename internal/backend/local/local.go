@@ -62,6 +62,11 @@ var (
 	putAfter     = failpoint.New("local.put.after")
 	unlockBefore = failpoint.New("local.unlock.before")
 	unlockAfter  = failpoint.New("local.unlock.after")
+	// The file of a lock that is taken with AUTOCREATE is made, and removed.
+	createBefore = failpoint.New("local.create.before")
+	createAfter  = failpoint.New("local.create.after")
+	unlinkBefore = failpoint.New("local.unlink.before")
+	unlinkAfter  = failpoint.New("local.unlink.after")
 
 	// When locks are taken back: with a descriptor of the earlier process, anew, and
 	// given back as nobody's.
@@ -262,7 +267,13 @@ func (b *Backend) Open(ctx context.Context, ref locking.Ref, autocreate bool) (l
 	}
 	h := &handle{b: b, path: path, autocreate: autocreate, fd: -1}
 	err = b.call(ctx, path, func() error {
+		if autocreate {
+			createBefore.Pass()
+		}
 		fd, err := b.sys.open(path, autocreate)
+		if autocreate {
+			createAfter.Pass()
+		}
 		if err != nil {
 			return fmt.Errorf("open: %w", err)
 		}
