@@ -68,7 +68,7 @@ var rare = []string{
 
 // onceIsEnough are points whose step does not depend on the backend, and which were passed
 // outside.
-var onceIsEnough = []string{"journal.open.", "journal.fresh.", "journal.settled.", "journal.lockspace.", "daemon.drain.", "audit."}
+var onceIsEnough = []string{"journal.open.", "journal.fresh.", "journal.settled.", "journal.lockspace.", "daemon.drain.", "daemon.undrain.", "audit."}
 
 func begins(name string, prefixes []string) bool {
 	return slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(name, p) })
@@ -85,7 +85,7 @@ func TestFailPoints(t *testing.T) {
 		switch {
 		case inside():
 			passes = passes[:1] // each start takes seconds there
-		case whenPassed(name) == byOperator, begins(name, []string{"journal.lockspace.", "journal.open.truncate."}):
+		case whenPassed(name) == byOperator, begins(name, []string{"journal.lockspace.", "journal.open.truncate.", "local.mkdir.", "local.delete."}):
 			passes = passes[:1] // it happens once
 		case whenPassed(name) == later:
 			passes = []int{1, 3} // as many are held exclusively in the end
@@ -96,7 +96,7 @@ func TestFailPoints(t *testing.T) {
 				switch {
 				case strings.HasPrefix(name, "holder.spawn."), at == withoutHolder, at == byOperator:
 					w = newWorld(t, w.program) // in the other one there may be a holder, or a journal, already
-				case begins(name, []string{"local.create.", "local.unlink.", "journal.lockspace."}):
+				case begins(name, []string{"local.create.", "local.unlink.", "local.mkdir.", "local.delete.", "journal.lockspace."}):
 					w = newLeaseWorld(t, w.program)
 				}
 				killed := false
@@ -129,7 +129,7 @@ func whenPassed(name string) when {
 		return withoutHolder
 	case strings.HasPrefix(name, "journal.open.truncate."):
 		return atRestart
-	case begins(name, []string{"local.restore.drop.", "journal.open.aside.", "journal.fresh.", "journal.settled.", "daemon.drain.", "audit."}):
+	case begins(name, []string{"local.restore.drop.", "journal.open.aside.", "journal.fresh.", "journal.settled.", "daemon.drain.", "daemon.undrain.", "audit."}):
 		return byOperator
 	case strings.Contains(name, ".adopt."), strings.Contains(name, ".adoptone."), strings.Contains(name, ".restore."), strings.HasPrefix(name, "closer."):
 		return atRestart

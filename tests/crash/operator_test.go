@@ -43,6 +43,9 @@ func (w *world) operatorRound(t *testing.T, env, name string) (killed bool) {
 	if !d.ended() {
 		draining = w.drain(t, d, true)
 	}
+	if undo := strings.HasPrefix(name, "daemon.undrain."); undo && !d.ended() && w.drain(t, d, false) {
+		t.Error("the daemon was to be killed at the end of the drain")
+	}
 	if !d.ended() {
 		vms[2].end() // nothing uses the disk any more
 		settled = w.settle(t, d)
@@ -69,10 +72,10 @@ func (w *world) operatorRound(t *testing.T, env, name string) (killed bool) {
 	switch {
 	case err != nil:
 		t.Fatal(err)
-	case draining && !drained.Draining, name == "daemon.drain.rename.after" && !drained.Draining:
+	case draining && !drained.Draining && name != "daemon.undrain.remove.after", name == "daemon.drain.rename.after" && !drained.Draining:
 		t.Error("the host was to be drained, and the next daemon does not know that")
-	case name == "daemon.drain.rename.before" && drained.Draining:
-		t.Error("the host is drained, and what says so was not written")
+	case (name == "daemon.drain.rename.before" || name == "daemon.undrain.remove.after") && drained.Draining:
+		t.Error("the host is drained, and what says so was not written, or removed")
 	}
 	doubt, err := client.Doubt(t.Context())
 	switch {

@@ -81,6 +81,9 @@ func (w *world) round(t *testing.T, env string, delay time.Duration, at when) (k
 		timer := time.AfterFunc(delay, func() { d.cmd.Process.Signal(syscall.SIGKILL) })
 		defer timer.Stop()
 	}
+	if w.space != "" {
+		w.makeAndDelete(vms[0])
+	}
 	completed := w.work(vms, state, d)
 	if completed && at == later {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)

@@ -42,6 +42,17 @@ func newLeaseWorld(t *testing.T, program string) *world {
 
 func (w *world) ref(name string) locking.Ref { return locking.Ref{Lockspace: w.space, Name: name} }
 
+// makeAndDelete is what virtlockd's clients may do, and libvirt does not. The daemon may
+// end meanwhile.
+func (w *world) makeAndDelete(v *vm) {
+	_, _ = w.call(v.owner, func(ctx context.Context, c *lockprogram.Client) error {
+		if err := c.CreateResource(ctx, w.ref("spare")); err != nil {
+			return err
+		}
+		return c.DeleteResource(ctx, w.ref("spare"))
+	})
+}
+
 // path is the file that is locked for a name.
 func (w *world) path(name string) string {
 	if w.space == "" {
