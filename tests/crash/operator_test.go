@@ -36,6 +36,7 @@ func (w *world) operatorRound(t *testing.T, env, name string) (killed bool) {
 	w.damage(t, w.names[3])
 
 	d = w.start(t, env)
+	w.awaitControl(t, d)
 	if !d.ended() {
 		w.refused(t, d, w.names[3])
 	}
@@ -66,6 +67,7 @@ func (w *world) operatorRound(t *testing.T, env, name string) (killed bool) {
 			t.Logf("the daemon that was to end:\n%s\nthe daemon after it:\n%s", d.out.String(), again.out.String())
 		}
 	}()
+	w.awaitControl(t, again)
 	client := w.control()
 	defer client.Close()
 	drained, err := client.Drained(t.Context())
@@ -125,6 +127,23 @@ func (w *world) damage(t *testing.T, name string) {
 
 func (w *world) control() *control.Client {
 	return control.NewClient(filepath.Join(w.dir, "run", "control.sock"))
+}
+
+// awaitControl waits for the control socket, which is served a little later than locks
+// are, or for the daemon's end.
+func (w *world) awaitControl(t *testing.T, d *daemon) {
+	t.Helper()
+	c := w.control()
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	err := lab.WaitFor(ctx, "the control socket to answer", func(ctx context.Context) (bool, error) {
+		_, err := c.Status(ctx)
+		return err == nil || d.ended(), nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // drain begins or ends a drain, and reports whether the daemon said that it did.
