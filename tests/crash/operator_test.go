@@ -104,6 +104,19 @@ func (w *world) operatorRound(t *testing.T, env, name string) (killed bool) {
 	}
 	w.check(t, vms, state)
 	w.nothingIsLeft(t, vms)
+	// All of that is over for the next one too.
+	again.stop(t)
+	again = w.start(t, "")
+	w.awaitControl(t, again)
+	if doubt, err := client.Doubt(t.Context()); err != nil || doubt.Doubtful {
+		t.Errorf("the doubt was settled, and the next daemon says %+v, %v", doubt, err)
+	}
+	if drained, err := client.Drained(t.Context()); err != nil || drained.Draining {
+		t.Errorf("the drain was ended, and the next daemon says %+v, %v", drained, err)
+	}
+	if !w.audited(t) {
+		t.Error("the audit log does not say who settled the doubt")
+	}
 	return killed
 }
 
