@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"github.com/vmlockd/vmlockd/internal/failpoint"
 )
 
 // files is what a test replaces.
@@ -24,6 +26,12 @@ func (system) sync(f *os.File) error                   { return f.Sync() }
 // between its opening and the lock on it.
 const maxOpens = 8
 
+// The points at which a crash test kills the daemon.
+var (
+	appendBefore = failpoint.New("audit.append.before")
+	appendAfter  = failpoint.New("audit.append.after")
+)
+
 // write appends text, which ends with a line feed.
 func (l *Log) write(text []byte) error {
 	f, err := l.open()
@@ -38,6 +46,8 @@ func (l *Log) write(text []byte) error {
 	if torn {
 		text = append([]byte{'\n'}, text...)
 	}
+	appendBefore.Pass()
+	defer appendAfter.Pass()
 	// With O_APPEND and the lock on the file nobody writes in between.
 	if n, err := l.fs.write(f, text); err != nil {
 		return err

@@ -185,7 +185,10 @@ func (d *drainer) Drain(want *control.Drained) error {
 	defer d.mu.Unlock()
 	switch {
 	case want == nil:
-		if err := os.Remove(d.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		undrainBefore.Pass()
+		err := os.Remove(d.path)
+		undrainAfter.Pass()
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("the drain goes on: %w", err)
 		}
 		d.now = nil

@@ -17,10 +17,12 @@ const startsFile = "starts.json"
 
 // The points at which a crash test kills the daemon.
 var (
-	startsBefore = failpoint.New("daemon.starts.rename.before")
-	startsAfter  = failpoint.New("daemon.starts.rename.after")
-	drainBefore  = failpoint.New("daemon.drain.rename.before")
-	drainAfter   = failpoint.New("daemon.drain.rename.after")
+	startsBefore  = failpoint.New("daemon.starts.rename.before")
+	startsAfter   = failpoint.New("daemon.starts.rename.after")
+	drainBefore   = failpoint.New("daemon.drain.rename.before")
+	drainAfter    = failpoint.New("daemon.drain.rename.after")
+	undrainBefore = failpoint.New("daemon.undrain.remove.before")
+	undrainAfter  = failpoint.New("daemon.undrain.remove.after")
 )
 
 // maxStarts bounds what is read of it.

@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/vmlockd/vmlockd/internal/failpoint"
 )
 
 // Frozen is a process that was stopped, as it is noted.
@@ -72,6 +74,13 @@ func (f File) Load() (*Saved, error) {
 	return &s, nil
 }
 
+// The points at which a test kills the process: what replaces the file is written, and
+// has its name.
+var (
+	saveBefore = failpoint.New("guard.save.before")
+	saveAfter  = failpoint.New("guard.save.after")
+)
+
 // Save replaces the file as a whole: whoever is killed meanwhile leaves the old
 // one or the new one.
 func (f File) Save(s Saved) error {
@@ -84,6 +93,8 @@ func (f File) Save(s Saved) error {
 	if err := os.WriteFile(fresh, b, 0o600); err != nil {
 		return err
 	}
+	saveBefore.Pass()
+	defer saveAfter.Pass()
 	return os.Rename(fresh, f.Path)
 }
 

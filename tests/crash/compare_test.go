@@ -1,6 +1,8 @@
 package crash_test
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -26,16 +28,58 @@ func (d *daemon) kill(t *testing.T) {
 // clients were told. It is for the backend "local".
 func (w *world) compare(t *testing.T, state map[string]*told) {
 	t.Helper()
+	w.compareEntries(t, filepath.Join(w.dir, "run", "journal-local"), state)
+	for name, st := range state {
+		if st.doubt {
+			continue
+		}
+		if got := kernelMode(t, w.path(name)); got != wantedMode(st) {
+			t.Errorf("%s: clients were told that it is %s, and the kernel says %s", name, wantedMode(st), got)
+		}
+	}
+}
+
+// compareJournal holds the journal of a daemon that runs, and is asked for nothing,
+// against what clients were told. What the kernel has of it is seen by who asks for it.
+func (w *world) compareJournal(t *testing.T, state map[string]*told) {
+	t.Helper()
+	b, err := os.ReadFile(w.journal(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir() // the daemon has locked the other one
+	if err := os.WriteFile(filepath.Join(dir, "journal"), b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.compareEntries(t, dir, state)
+}
+
+// journal is the file of the one journal that there is.
+func (w *world) journal(t *testing.T) string {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(w.dir, "run", "journal-*", "journal"))
+	if err != nil || len(found) != 1 {
+		t.Fatalf("journals: %v, %v", found, err)
+	}
+	return found[0]
+}
+
+// compareEntries does that with the journal in dir, which nobody has open.
+func (w *world) compareEntries(t *testing.T, dir string, state map[string]*told) {
+	t.Helper()
 	boot, err := journal.BootID()
 	if err != nil {
 		t.Fatal(err)
 	}
-	j, found, err := journal.Open(filepath.Join(w.dir, "run", "journal-local"), boot)
+	j, found, err := journal.Open(dir, boot)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := j.Close(); err != nil {
 		t.Error(err)
+	}
+	if found.Fresh {
+		t.Error("there was no journal of this boot")
 	}
 	if found.Damage != nil && found.Damage.Unknown {
 		t.Errorf("the journal is damaged: %v", found.Damage)
@@ -71,9 +115,6 @@ func (w *world) compare(t *testing.T, state map[string]*told) {
 		if all != uses {
 			t.Errorf("%s: clients were told of %d uses, and the journal has %d", name, uses, all)
 		}
-		if got := kernelMode(t, name); got != wantedMode(st) {
-			t.Errorf("%s: clients were told that it is %s, and the kernel says %s", name, wantedMode(st), got)
-		}
 	}
 }
 
@@ -97,6 +138,9 @@ func wantedMode(st *told) string {
 func kernelMode(t *testing.T, path string) string {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return free // it was removed with its lock
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

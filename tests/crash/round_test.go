@@ -46,6 +46,8 @@ const (
 	inPlace
 	later
 	atEnd
+	withoutHolder
+	byOperator
 )
 
 // round runs the daemon with an environment that kills it, or kills it after a
@@ -55,7 +57,8 @@ const (
 // place after the workload, and kills it after that if the environment does not.
 // With atEnd the environment is that of the last one, which stops when nothing is held
 // any more. With later it gets the time to come to what it does about locks that are held
-// for a while.
+// for a while. withoutHolder is atRestart after the process that keeps files locked was
+// killed too. For byOperator see operatorRound.
 func (w *world) round(t *testing.T, env string, delay time.Duration, at when) (killed bool) {
 	vms := []*vm{newVM(t, 0), newVM(t, 1), newVM(t, 2)}
 	state := map[string]*told{}
@@ -63,13 +66,23 @@ func (w *world) round(t *testing.T, env string, delay time.Duration, at when) (k
 		state[name] = &told{owners: map[*vm]int{}}
 	}
 	first := env
-	if at == atRestart || at == atEnd {
-		first = ""
+	switch at {
+	case atRestart, atEnd, withoutHolder:
+		first = w.first
 	}
 	d := w.start(t, first)
+	var holders []int
+	if at == withoutHolder {
+		if holders = childrenOf(t, d.cmd.Process.Pid); len(holders) != 1 {
+			t.Fatalf("the daemon has the children %v, and should have one, which keeps files locked", holders)
+		}
+	}
 	if delay > 0 {
 		timer := time.AfterFunc(delay, func() { d.cmd.Process.Signal(syscall.SIGKILL) })
 		defer timer.Stop()
+	}
+	if w.space != "" {
+		w.makeAndDelete(vms[0])
 	}
 	completed := w.work(vms, state, d)
 	if completed && at == later {
@@ -86,7 +99,7 @@ func (w *world) round(t *testing.T, env string, delay time.Duration, at when) (k
 		}
 		completed = !d.ended()
 	}
-	if delay > 0 || at == atRestart || at == inPlace && env == "" {
+	if delay > 0 || at == atRestart || at == withoutHolder || at == inPlace && env == "" {
 		d.cmd.Process.Signal(syscall.SIGKILL)
 	} else if completed {
 		// An owner ends, which has fail points of its own.
@@ -115,7 +128,10 @@ func (w *world) round(t *testing.T, env string, delay time.Duration, at when) (k
 		t.Fatalf("the daemon ended by itself: %v\n%s", d.err, d.out.String())
 	}
 
-	if at == atRestart {
+	for _, pid := range holders {
+		endProcess(t, pid)
+	}
+	if at == atRestart || at == withoutHolder {
 		next := w.start(t, env)
 		if !next.ended() {
 			next.stop(t)
@@ -136,6 +152,9 @@ func (w *world) round(t *testing.T, env string, delay time.Duration, at when) (k
 			t.Logf("the daemon that was to end:\n%s\nthe daemon after it:\n%s", d.out.String(), again.out.String())
 		}
 	}()
+	if inside() {
+		w.compareJournal(t, state)
+	}
 	w.check(t, vms, state)
 	w.nothingIsLeft(t, vms)
 	if at == atEnd {

@@ -23,14 +23,49 @@ func asExit(err error, e **exec.ExitError) bool { return errors.As(err, e) }
 type world struct {
 	program, dir, socket, config string
 	names                        []string
+	space                        string // the lockspace of the names; "" is the default one
+	flags                        uint32 // of each acquire
 	steps                        []step // what owners do in a round
+	first                        string // environment of the first daemon, where a round is about the next one
+}
+
+// newLeaseWorld is a world in which locks are on empty files in a directory of their own,
+// which are made and removed with the locks.
+func newLeaseWorld(t *testing.T, program string) *world {
+	w := newWorld(t, program)
+	w.space, w.flags = filepath.Join(w.dir, "leases"), lockprogram.FlagAutocreate
+	for i := range w.names {
+		w.names[i] = fmt.Sprintf("lease%d", i)
+	}
+	return w
+}
+
+func (w *world) ref(name string) locking.Ref { return locking.Ref{Lockspace: w.space, Name: name} }
+
+// makeAndDelete is what virtlockd's clients may do, and libvirt does not. The daemon may
+// end meanwhile.
+func (w *world) makeAndDelete(v *vm) {
+	_, _ = w.call(v.owner, func(ctx context.Context, c *lockprogram.Client) error {
+		if err := c.CreateResource(ctx, w.ref("spare")); err != nil {
+			return err
+		}
+		return c.DeleteResource(ctx, w.ref("spare"))
+	})
+}
+
+// path is the file that is locked for a name.
+func (w *world) path(name string) string {
+	if w.space == "" {
+		return name
+	}
+	return filepath.Join(w.space, name)
 }
 
 func newWorld(t *testing.T, program string) *world {
 	t.Helper()
 	dir := t.TempDir()
 	w := &world{steps: workload, program: program, dir: dir, socket: filepath.Join(dir, "sock"), config: filepath.Join(dir, "vmlockd.toml")}
-	text := fmt.Sprintf("socket = %q\nrun_dir = %q\n", w.socket, filepath.Join(dir, "run"))
+	text := fmt.Sprintf("socket = %q\nrun_dir = %q\naudit_log = %q\n", w.socket, filepath.Join(dir, "run"), filepath.Join(dir, "audit.log"))
 	if inside() {
 		// Without a guard: after each kill it would prove first that its host is in the
 		// cluster, which takes longer than all else of a round. tests/guard kills one with it.
@@ -95,7 +130,7 @@ func (w *world) start(t *testing.T, env string) *daemon {
 			return false, nil
 		}
 		defer c.Close()
-		return c.CreateLockspace(ctx, "") == nil, nil
+		return c.CreateLockspace(ctx, w.space) == nil, nil
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -164,12 +199,12 @@ func (w *world) call(o locking.Owner, f func(context.Context, *lockprogram.Clien
 
 func (w *world) acquire(v *vm, name string, flags uint32) (known bool, err error) {
 	return w.call(v.owner, func(ctx context.Context, c *lockprogram.Client) error {
-		return c.Acquire(ctx, locking.Ref{Name: name}, flags)
+		return c.Acquire(ctx, w.ref(name), flags|w.flags)
 	})
 }
 
 func (w *world) release(v *vm, name string) (known bool, err error) {
 	return w.call(v.owner, func(ctx context.Context, c *lockprogram.Client) error {
-		return c.Release(ctx, locking.Ref{Name: name})
+		return c.Release(ctx, w.ref(name))
 	})
 }

@@ -59,9 +59,9 @@ var disks = []string{"a", "b", "c", "d"}
 var pids = []int32{1, 2, 3}
 
 // rare are points that are passed only when a journal is made, or damaged, where the
-// tests of the journal kill it; or when a node joins for the first time, or the answer
-// to a request is late, for which chance hardly ever has a kill ready.
-var rare = []string{"cluster.join.", "cluster.adoptlate.", "journal.open.", "journal.fresh.", "journal.settled.", "journal.lockspace."}
+// tests of the journal kill it; or when a node joins for the first time. The others have
+// tests of their own here, which bring about what chance hardly ever does: late and settling.
+var rare = slices.Concat([]string{"cluster.join.", "journal.open.", "journal.fresh.", "journal.settled.", "journal.lockspace."}, late, settling)
 
 func points() (list []string) {
 	for _, name := range failpoint.Names() {
@@ -76,7 +76,7 @@ func points() (list []string) {
 // weighted has those several times that are hardly ever passed in the step for which
 // they are armed.
 func weighted() (list []string) {
-	seldom := []string{"journal.", "cluster.lock.", "cluster.unlock.", "cluster.publish.", "cluster.leave."}
+	seldom := []string{"journal.", "cluster.lock.", "cluster.unlock.", "cluster.publish.", "cluster.leave.", "cluster.ask", "cluster.read", "cluster.prove."}
 	for _, name := range points() {
 		list = append(list, name)
 		if slices.ContainsFunc(seldom, func(p string) bool { return strings.HasPrefix(name, p) }) {
@@ -195,6 +195,7 @@ func (w *world) step() {
 		{"longer than requests take", 2, true, func() { pass(requestTimeout + time.Second) }},
 		{"kill", 3, serves, func() { n.in.die(); n.in.bury() }},
 		{"kill at a point", 16, w.quiet() && n.on, func() { w.killAt(n) }},
+		{"prove", 2, serves && w.quiet(), func() { w.prove(n) }},
 		{"stop", 2, serves, func() { n.in.stop() }},
 		{"restart in place", 4, serves, func() { n.in.replace() }},
 		{"start", 12, n.startable(), func() { n.start() }},
@@ -291,7 +292,11 @@ func (w *world) killAt(n *node) {
 			what = "restart in place"
 		case strings.HasPrefix(p.Name(), "cluster.close."), strings.HasPrefix(p.Name(), "cluster.leave."):
 			what = "stop"
-		case strings.HasPrefix(p.Name(), "cluster.lock."), strings.HasPrefix(p.Name(), "journal.intend."), strings.HasPrefix(p.Name(), "journal.grant."):
+		case strings.HasPrefix(p.Name(), "cluster.prove."):
+			what = "prove"
+		case strings.HasPrefix(p.Name(), "cluster.read"):
+			what = "refused"
+		case strings.HasPrefix(p.Name(), "cluster.lock."), strings.HasPrefix(p.Name(), "cluster.ask"), strings.HasPrefix(p.Name(), "journal.intend."), strings.HasPrefix(p.Name(), "journal.grant."):
 			what = "acquire"
 		case published(p):
 			what = draw(w, []string{"acquire", "restart"}, "what is published")
@@ -312,6 +317,10 @@ func (w *world) killAt(n *node) {
 		n.start()
 	case "acquire":
 		w.acquire(n)
+	case "prove":
+		w.prove(n)
+	case "refused":
+		w.refused(n)
 	case "release":
 		w.release(n)
 	case "owner ends":
@@ -328,23 +337,6 @@ func (w *world) killAt(n *node) {
 	if in := n.in; in != nil && in.dead.Load() {
 		in.bury()
 	}
-}
-
-// publishedLater is how long it takes at most until a lock is published.
-const publishedLater = 2 * time.Second
-
-// published says that a point is passed only by locks that are held for a while.
-func published(p *failpoint.Point) bool { return strings.HasPrefix(p.Name(), "cluster.publish.") }
-
-// publish lets time pass until locks that the node has are published, and now and
-// then gives one back in that moment.
-func (w *world) publish(n *node, nth int) {
-	if rapid.Bool().Draw(w.t, "released meanwhile") && n.in != nil && !n.in.dead.Load() {
-		pass(70 * time.Millisecond)
-		w.release(n)
-		pass(time.Duration(nth) * 10 * time.Millisecond)
-	}
-	pass(publishedLater)
 }
 
 // finish brings everything to its end; then nothing is left.

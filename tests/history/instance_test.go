@@ -67,12 +67,18 @@ func (n *node) startIn(p *process, earlier *dlm.Handover) bool {
 
 func (in *instance) run(earlier *dlm.Handover) error {
 	n := in.n
-	b, err := cluster.New(cluster.Options{Lockspace: lockspace, Kernel: in.process, Earlier: earlier})
+	b, err := cluster.New(cluster.Options{Lockspace: lockspace, Kernel: in.process, Earlier: earlier, Identify: identify})
 	if err != nil {
 		return err
 	}
 	in.backend = b
 	dir := fmt.Sprintf("%s/%d", n.w.dir, n.id)
+	if n.journalLost {
+		n.journalLost = false
+		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}

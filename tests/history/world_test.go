@@ -1,6 +1,7 @@
 package history_test
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -46,6 +47,8 @@ type node struct {
 	owners    map[int32]*owner // by pid
 	in        *instance        // nil while none runs
 	late      *instance        // the last one that died
+	// journalLost makes the next start find no journal.
+	journalLost bool
 }
 
 // GoString is how rapid prints a choice.
@@ -247,14 +250,36 @@ func filter[T any](list []T, keep func(T) bool) []T {
 	return kept
 }
 
+// identified is the disk that has an identity: each time somebody wants it, it is asked
+// first whether a daemon that knew paths only has it.
+const identified = "c"
+
 func ref(disk string) locking.Ref {
-	return locking.Ref{Lockspace: "/" + disk, Name: filepath.Join("/disks", disk)}
+	name := filepath.Join("/disks", disk)
+	if disk == identified {
+		return locking.Ref{Name: name}
+	}
+	return locking.Ref{Lockspace: "/" + disk, Name: name}
+}
+
+func identify(_ context.Context, path string) (cluster.Disk, error) {
+	return cluster.Disk{Name: "identity of " + path}, nil
+}
+
+// resource is the name of a disk in the DLM.
+func resource(disk string) string {
+	r := ref(disk)
+	if disk == identified {
+		d, _ := identify(context.Background(), r.Name)
+		r.Name = d.Name
+	}
+	return cluster.ResourceName(r)
 }
 
 // inKernel is who has the lock of a disk in the kernel, and in which mode.
 func (w *world) inKernel(disk string) map[int][]dlm.Mode {
 	list := map[int][]dlm.Mode{}
-	for _, l := range w.c.Locks(lockspace, cluster.ResourceName(ref(disk))) {
+	for _, l := range w.c.Locks(lockspace, resource(disk)) {
 		if l.State == "granted" {
 			list[l.Node] = append(list[l.Node], l.Mode)
 		}

@@ -91,6 +91,8 @@ func (h *handle) Prove(ctx context.Context) error {
 	if err := r.waitRunning(); err != nil {
 		return err
 	}
+	beforeProve.Pass()
+	defer afterProve.Pass()
 	return h.lock.Convert(r.ctx, modeOf(h.mode), dlm.ConvertOptions{NoQueue: true})
 }
 

@@ -267,12 +267,16 @@ func (h *handle) askEarlier(ctx context.Context, space *dlm.Lockspace, mode lock
 	if mode == locking.Shared {
 		ask = dlm.CR // not together with EX
 	}
+	beforeAsk.Pass()
 	l, err := space.Lock(ctx, name, ask, dlm.LockOptions{NoQueue: true})
+	afterAsk.Pass()
 	if errors.Is(err, dlm.ErrBusy) {
 		return &elsewhere{b: h.b, name: name, mode: mode}
 	}
 	if err != nil {
 		return err
 	}
+	beforeAskEnd.Pass()
+	defer afterAskEnd.Pass()
 	return l.Unlock(ctx)
 }

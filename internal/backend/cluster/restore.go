@@ -214,9 +214,19 @@ func (b *Backend) adoptLate(ctx context.Context, space *dlm.Lockspace, adoptions
 		}
 		again, places = append(again, adoptions[i]), append(places, i)
 	}
-	for i, a := range space.AdoptAll(ctx, again) {
+	if len(again) == 0 {
+		return
+	}
+	for i, a := range adoptDue(ctx, space, again) {
 		adopted[places[i]] = a
 	}
+}
+
+// adoptDue adopts what may have been granted by now.
+func adoptDue(ctx context.Context, space *dlm.Lockspace, list []dlm.Adoption) []dlm.Adopted {
+	beforeAdoptDue.Pass()
+	defer afterAdoptDue.Pass()
+	return space.AdoptAll(ctx, list)
 }
 
 // giveBackLate gives back what an unanswered request of the earlier process got,
@@ -246,7 +256,7 @@ func (b *Backend) tryGiveBackLate(ctx context.Context, h *handle) error {
 		if err := b.awaitAnswers(ctx, space, h.name); err != nil {
 			return err
 		}
-		switch a := space.AdoptAll(ctx, []dlm.Adoption{*h.late})[0]; {
+		switch a := adoptDue(ctx, space, []dlm.Adoption{*h.late})[0]; {
 		case errors.Is(a.Err, dlm.ErrNoOrphan), errors.Is(a.Err, dlm.ErrOtherMode):
 			return nil // it was refused
 		case a.Err != nil:
@@ -272,11 +282,13 @@ func (b *Backend) awaitAnswers(ctx context.Context, space *dlm.Lockspace, name s
 		}
 	}
 	beforeAdoptLate.Pass()
-	defer afterAdoptLate.Pass()
 	l, err := space.Lock(ctx, name, dlm.NL, dlm.LockOptions{NoQueue: true})
+	afterAdoptLate.Pass()
 	if err != nil {
 		return err
 	}
+	beforeLateEnd.Pass()
+	defer afterLateEnd.Pass()
 	return l.Unlock(ctx)
 }
 

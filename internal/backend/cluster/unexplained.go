@@ -51,7 +51,10 @@ func (b *Backend) DropOthers(ctx context.Context) (int, error) {
 	n := 0
 	var errs []error
 	for _, l := range others {
-		if err := l.Unlock(ctx); err != nil {
+		beforeDrop.Pass()
+		err := l.Unlock(ctx)
+		afterDrop.Pass()
+		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", l.Name(), err))
 			b.mu.Lock()
 			b.handedMore = append(b.handedMore, l)
@@ -63,5 +66,7 @@ func (b *Backend) DropOthers(ctx context.Context) (int, error) {
 	if err := errors.Join(errs...); err != nil {
 		return n, err
 	}
+	beforePurge.Pass()
+	defer afterPurge.Pass()
 	return n, space.Purge(ctx, 0)
 }

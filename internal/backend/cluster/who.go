@@ -114,13 +114,19 @@ func (b *Backend) published(ctx context.Context, name string) *locking.RemoteHol
 		return nil // to ask now would keep a thread in the kernel
 	}
 	// A NL lock conflicts with nothing, so it disturbs nobody.
+	beforeRead.Pass()
 	l, err := space.Lock(r.ctx, name, dlm.NL, dlm.LockOptions{LVB: true})
+	afterRead.Pass()
 	if err != nil {
 		return nil
 	}
 	lvb, valid := l.LVB()
 	// The answer does not wait for the end of it.
-	b.work.start(func() { _ = l.Unlock(b.ctx) })
+	b.work.start(func() {
+		beforeReadEnd.Pass()
+		_ = l.Unlock(b.ctx)
+		afterReadEnd.Pass()
+	})
 	if !valid {
 		return nil
 	}

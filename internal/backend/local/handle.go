@@ -151,7 +151,9 @@ func (h *handle) removeCreated() {
 	st, err := h.b.sys.stat(h.path)
 	if err == nil && idOf(st) == h.id && st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size == 0 {
 		// A file that stays is harmless: the next acquire uses it.
+		unlinkBefore.Pass()
 		_ = h.b.sys.unlink(h.path)
+		unlinkAfter.Pass()
 	}
 }
 

@@ -62,6 +62,16 @@ var (
 	putAfter     = failpoint.New("local.put.after")
 	unlockBefore = failpoint.New("local.unlock.before")
 	unlockAfter  = failpoint.New("local.unlock.after")
+	// The file of a lock that is taken with AUTOCREATE is made, and removed.
+	// mkdir and delete are what clients ask for by themselves.
+	mkdirBefore  = failpoint.New("local.mkdir.before")
+	mkdirAfter   = failpoint.New("local.mkdir.after")
+	deleteBefore = failpoint.New("local.delete.before")
+	deleteAfter  = failpoint.New("local.delete.after")
+	createBefore = failpoint.New("local.create.before")
+	createAfter  = failpoint.New("local.create.after")
+	unlinkBefore = failpoint.New("local.unlink.before")
+	unlinkAfter  = failpoint.New("local.unlink.after")
 
 	// When locks are taken back: with a descriptor of the earlier process, anew, and
 	// given back as nobody's.
@@ -215,7 +225,9 @@ func (b *Backend) call(ctx context.Context, path string, f func() error, late fu
 // 0700.
 func (b *Backend) CreateLockspace(ctx context.Context, path string) error {
 	return b.call(ctx, path, func() error {
+		mkdirBefore.Pass()
 		err := b.sys.mkdir(path)
+		mkdirAfter.Pass()
 		if st, statErr := b.sys.stat(path); statErr == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
 			return &locking.Error{Kind: locking.KindInvalid, Ref: locking.Ref{Lockspace: path},
 				//lint:ignore ST1005 the words are virtlockd's
@@ -232,7 +244,9 @@ func (b *Backend) CreateResource(ctx context.Context, ref locking.Ref) error {
 		return err
 	}
 	return b.call(ctx, path, func() error {
+		createBefore.Pass()
 		fd, err := b.sys.open(path, true)
+		createAfter.Pass()
 		if err == nil {
 			b.sys.close(fd)
 		}
@@ -247,6 +261,8 @@ func (b *Backend) DeleteResource(ctx context.Context, ref locking.Ref) error {
 		return err
 	}
 	return b.call(ctx, path, func() error {
+		deleteBefore.Pass()
+		defer deleteAfter.Pass()
 		if err := b.sys.unlink(path); !errors.Is(err, unix.ENOENT) {
 			return err
 		}
@@ -262,7 +278,13 @@ func (b *Backend) Open(ctx context.Context, ref locking.Ref, autocreate bool) (l
 	}
 	h := &handle{b: b, path: path, autocreate: autocreate, fd: -1}
 	err = b.call(ctx, path, func() error {
+		if autocreate {
+			createBefore.Pass()
+		}
 		fd, err := b.sys.open(path, autocreate)
+		if autocreate {
+			createAfter.Pass()
+		}
 		if err != nil {
 			return fmt.Errorf("open: %w", err)
 		}
