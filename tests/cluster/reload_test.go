@@ -156,7 +156,7 @@ func (s *suite) restartFails(t *testing.T, next badProgram) {
 // is called, which requires that it never got it.
 func (s *suite) keepTrying(t *testing.T, node int, path string) (neverFree func()) {
 	t.Helper()
-	p, err := s.Node(node).Start(s.ctx, "keep-trying", "sh", "-c", `until probe try "$1"; do :; done`, "sh", path)
+	p, err := s.Node(node).Start(s.ctx, "keep-trying", "sh", "-c", `until probe try "$1"; do sleep 0.5; done`, "sh", path)
 	if err != nil {
 		t.Fatal(err)
 	}
