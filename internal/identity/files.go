@@ -144,19 +144,6 @@ func nfsFSID(text string) (uint64, error) {
 	return min(a^b, bits.ReverseBytes64(a^b)), nil
 }
 
-// ceph: ceph_statfs in fs/ceph/super.c makes the number of the cluster's fsid.
-func (r *Resolver) ceph(_ *mount, n node) (string, string, error) {
-	fsid, err := r.host.fsid(n.path)
-	if err != nil {
-		return "", "", err
-	}
-	fsid &= 1<<32 - 1 // newer kernels have the number of the mount's own in the other half
-	if fsid == 0 {
-		return "", "statfs(2) has no fsid", nil
-	}
-	return fmt.Sprintf("ceph:%08x:%d", fsid, n.ino), "the Ceph cluster has given the file this inode number", nil
-}
-
 // ocfs2: ocfs2_statfs in fs/ocfs2/super.c makes the number of the volume's UUID.
 func (r *Resolver) ocfs2(_ *mount, n node) (string, string, error) {
 	fsid, err := r.host.fsid(n.path)

@@ -130,6 +130,9 @@ type kernel interface {
 	mounts(again bool) (*mountTable, error)
 	// fsid asks the file system that has path (statfs(2)).
 	fsid(path string) (uint64, error)
+	// xattr is an extended attribute of path (getxattr(2)); "" if its file system or
+	// this kernel has none of that name.
+	xattr(path, name string) (string, error)
 	// tree is where /sys, /proc and /dev are: "" on a real host.
 	tree() string
 }
