@@ -208,7 +208,7 @@ func (r Rule) apply(id *Identity, n node, place int, rest string) error {
 		id.step("%s: it is %s there", said, id.Local)
 		return nil
 	}
-	found := id.Scope == Cluster && !id.ByPath
+	found := id.Scope == Cluster && (!id.ByPath || inShare(id.Name))
 	id.Scope, id.Doubt = Cluster, false
 	switch {
 	case t.Name != "":
