@@ -82,7 +82,11 @@ func (p *page) identified(d control.Identified, all bool) {
 		row(name, "%s", clean(s))
 	}
 	if here.Doubt {
-		row("doubt", "%s", p.paint(yellow, "where other hosts have it under another path it is another disk to them: see [[identity.rule]] in docs/identity.md"))
+		where := "under another path"
+		if !filepath.IsAbs(here.Name) {
+			where = "under another name"
+		}
+		row("doubt", "%s", p.paint(yellow, "where other hosts have it "+where+" it is another disk to them: see [[identity.rule]] in docs/identity.md"))
 	}
 	if !all {
 		return

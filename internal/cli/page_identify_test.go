@@ -41,4 +41,11 @@ NODE  HOST  SCOPE    TYPE  NOTE       PATH      NAME
 	if got := p.String(); !strings.Contains(got, "host: no other host can use it") {
 		t.Error(got)
 	}
+	for name, want := range map[string]string{"/a": "under another path it", "nbd:server:10809/a": "under another name it"} {
+		p = page{}
+		p.identified(control.Identified{Disks: []control.Disk{{Path: "/a", Scope: "cluster", Name: name, Doubt: true}}}, false)
+		if got := p.String(); !strings.Contains(got, want) {
+			t.Errorf("%s: %s", name, got)
+		}
+	}
 }

@@ -201,7 +201,7 @@ func (st *Status) warn(peers []PeerMember) {
 		add(WarnConfiguration, "the configuration of vmlockd on these nodes is not that of this host: %s", strings.Join(different, ", "))
 	}
 	if len(rules) > 0 {
-		add(WarnRules, "these nodes name disks by other rules than this host ([[identity.rule]] in vmlockd.toml), so that one disk can have two names and be used twice: %s", strings.Join(rules, ", "))
+		add(WarnRules, "these nodes name disks by other rules than this host ([[identity.rule]] in vmlockd.toml, or those of another version of vmlockd), so that one disk can have two names and be used twice: %s", strings.Join(rules, ", "))
 	}
 	if len(older) > 0 {
 		add(WarnRules, "these nodes run a vmlockd that knows disks by their paths only, so that a disk can be used there and here: upgrade them before virtual machines are started or migrated: %s", strings.Join(older, ", "))

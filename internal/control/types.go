@@ -51,7 +51,7 @@ type Disk struct {
 	Name     string   `json:"name"`     // what the lock is for
 	Resource string   `json:"resource"` // of the DLM; "" without one
 	ByPath   bool     `json:"by_path"`  // the name is made of the path
-	Doubt    bool     `json:"doubt"`    // because nothing better is known, and no rule says what is meant
+	Doubt    bool     `json:"doubt"`    // another host may name it otherwise, and no rule says what is meant
 	Steps    []string `json:"steps"`    // why
 	Error    string   `json:"error,omitempty"`
 	// Differs says that the node asked takes it for another disk than this one.

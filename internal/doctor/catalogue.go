@@ -148,7 +148,7 @@ var catalogue = []Kind{
 	{idShareCache, Warning, "a shareable disk is cached by each host"},
 	{idSharePartial, Warning, "a disk is shareable in one definition and not in another"},
 	{idNoIdentity, Fault, "it cannot be told which disk it is, and no lock is granted"},
-	{idByPath, Warning, "whether other hosts can use a disk is not known, and its path is its name"},
+	{idByPath, Warning, "a disk is named by its path, or by what else may differ on other hosts"},
 	{idUnstable, Warning, "a disk has a name that may mean another one on another host"},
 	{idUnchecked, Unchecked, "something could not be looked at"},
 }

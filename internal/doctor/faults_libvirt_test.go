@@ -66,6 +66,9 @@ var libvirtFaults = []fault{
 	{"a file system that nobody knows", false, func(w *world) {
 		w.disks = map[string]Identity{web: {Type: "virtiofs", ByPath: true, Doubt: true}}
 	}, []string{idByPath}, "web, disk vda", "virtiofs", "[[identity.rule]]"},
+	{"a disk that hosts may name otherwise", false, func(w *world) {
+		w.disks = map[string]Identity{web: {Type: "cifs", Name: "cifs:vm:/web.img", ByPath: true, Doubt: true}}
+	}, []string{idByPath}, "web, disk vda", "cifs:vm:/web.img", "serverino"},
 	{"a disk that cannot be told", false, func(w *world) {
 		w.disks = map[string]Identity{web: {Error: "its server does not answer"}}
 	}, []string{idNoIdentity}, "web, disk vda", "its server does not answer", "vmlockctl identify"},

@@ -5,14 +5,16 @@ import (
 	"fmt"
 	"path"
 	"slices"
+	"strings"
 	"time"
 )
 
 // Identity is which disk vmlockd takes a path for.
 type Identity struct {
 	Type   string // kind of device, or file system; "" if nothing was found there
+	Name   string // what is locked; it begins with / if it is a path
 	ByPath bool   // its name is made of the path
-	Doubt  bool   // because nothing better is known
+	Doubt  bool   // another host may name it otherwise, and no rule says what is meant
 	Error  string // why it is not known
 }
 
@@ -25,7 +27,8 @@ const (
 )
 
 // identities asks vmlockd about the disks, and looks for those that it can name by
-// nothing but their path, and for those that it cannot tell.
+// nothing but their path or what this host calls them, and for those that it cannot
+// tell.
 func (x *exam) identities(running, defined []domain) {
 	if x.Identify == nil || x.silent != nil {
 		return
@@ -51,12 +54,31 @@ func (x *exam) identities(running, defined []domain) {
 			switch {
 			case id.Error != "":
 				x.find(idNoIdentity, where, "vmlockctl identify "+k.path, "which disk %s is cannot be told, and no lock is granted: %s", k.path, id.Error)
+			case id.Doubt && id.Name != "" && !path.IsAbs(id.Name):
+				x.find(idByPath, where, otherNameRemedy(k.path, id.Type), "%s is on %s and locked as %s, in which hosts may differ: where another has another name for it, it can be used twice", k.path, id.Type, id.Name)
 			case id.Doubt && id.Type != "":
-				x.find(idByPath, where, fmt.Sprintf("in vmlockd.toml of all hosts: [[identity.rule]] path = %q, scope = \"cluster\" (or \"host\"); see docs/identity.md", path.Dir(k.path)+"/**"),
+				x.find(idByPath, where, fmt.Sprintf("in vmlockd.toml of all hosts: [[identity.rule]] %s, scope = \"cluster\" (or \"host\"); see docs/identity.md", ruleFor(k.path, id.Type)),
 					"%s is on %s, of which it is not known whether other hosts can use it: it is locked by its path in the whole cluster, so under another path there it can be used twice, and equal paths are refused for different disks", k.path, id.Type)
 			}
 		}
 	}
+}
+
+// ruleFor begins a rule for a disk and those that are like it.
+func ruleFor(p, typ string) string {
+	if strings.HasPrefix(p, "/dev/") {
+		return fmt.Sprintf("type = %q", typ)
+	}
+	return fmt.Sprintf("path = %q", path.Dir(p)+"/**")
+}
+
+// otherNameRemedy is what to do about a name in which hosts may differ.
+func otherNameRemedy(p, typ string) string {
+	compare := "compare what all hosts call it: vmlockctl identify --cluster " + p
+	if typ == "cifs" || typ == "smb3" {
+		compare = "mount the share with serverino on all hosts; where none can, " + compare
+	}
+	return fmt.Sprintf("%s; if it is the same, say so in vmlockd.toml of all hosts: [[identity.rule]] %s, scope = \"cluster\"; if not, give it a name there; see docs/identity.md", compare, ruleFor(p, typ))
 }
 
 // namedOtherwise says that vmlockd does not lock a disk by this path.

@@ -27,6 +27,18 @@ func TestIdentities(t *testing.T) {
 			}
 			return Identity{Type: "nfs4"}, nil
 		}, []string{idByPath}, "virtiofs"},
+		{"by what its client calls it", nil, func(path string) (Identity, error) {
+			if path == web {
+				return Identity{Type: "nbd", Name: "nbd:server:10809/web", Doubt: true}, nil
+			}
+			return Identity{Type: "nfs4"}, nil
+		}, []string{idByPath}, "nbd:server:10809/web"},
+		{"by a path in a share", nil, func(path string) (Identity, error) {
+			if path == web {
+				return Identity{Type: "cifs", Name: "cifs:vm:/web.img", ByPath: true, Doubt: true}, nil
+			}
+			return Identity{Type: "nfs4"}, nil
+		}, []string{idByPath}, "cifs:vm:/web.img"},
 		{"not to be told", nil, func(path string) (Identity, error) {
 			if path == web {
 				return Identity{Error: "its server does not answer"}, nil
@@ -74,4 +86,17 @@ func TestIdentities(t *testing.T) {
 func unstable(w *world) {
 	w.replace(dbXML, wwnDisk, "/dev/sdb1")
 	w.daemon.Holders[2].Resource = "/dev/sdb1"
+}
+
+func TestRemediesForOtherNames(t *testing.T) {
+	for _, tc := range []struct{ path, typ, want, not string }{
+		{"/dev/nbd0", "nbd", `type = "nbd", scope = "cluster"`, "serverino"},
+		{"/mnt/share/web.img", "cifs", "serverino on all hosts", "type ="},
+		{"/mnt/share/web.img", "smb3", `path = "/mnt/share/**", scope = "cluster"`, "type ="},
+	} {
+		got := otherNameRemedy(tc.path, tc.typ)
+		if !strings.Contains(got, tc.want) || strings.Contains(got, tc.not) || !strings.Contains(got, "vmlockctl identify --cluster "+tc.path) {
+			t.Errorf("%s: %s", tc.path, got)
+		}
+	}
 }

@@ -113,7 +113,7 @@ func (r *Resolver) partition(id Identity, dir, part string, depth int) (Identity
 		return disk, err
 	}
 	disk.step("%s is partition %s of it", id.Path, part)
-	if disk.ByPath {
+	if disk.ByPath && !inShare(disk.Name) {
 		disk.Name = id.Path
 	} else {
 		disk.Name += "-part" + part
@@ -246,19 +246,24 @@ func (r *Resolver) rbd(id *Identity, kernelName string) {
 }
 
 // nbd: only the client's program knows the export; the kernel has what it told
-// (NBD_ATTR_BACKEND_IDENTIFIER of <linux/nbd-netlink.h>).
+// (NBD_ATTR_BACKEND_IDENTIFIER of <linux/nbd-netlink.h>). Either is what somebody has
+// written on this host: a server has several names and addresses, so it is doubtful.
+// rbd-nbd tells a random UUID unless it has --cookie, which names nothing.
 func (r *Resolver) nbd(id *Identity, dir string) {
 	id.Type = TypeNBD
-	if backend := r.read(dir, "backend"); backend != "" {
-		id.Name = "nbd:" + backend
-		id.step("%s is the export that its client calls %s", id.Path, backend)
+	const otherwise = "to a host where it is called otherwise it is another disk"
+	if backend := r.read(dir, "backend"); backend != "" && !plainUUID.MatchString(backend) {
+		id.Name, id.Doubt = "nbd:"+backend, true
+		id.step("%s is the export that its client calls %s; %s", id.Path, backend, otherwise)
 		return
 	}
 	if name := nbdExport(r.readBytes("/proc", r.read(dir, "pid"), "cmdline")); name != "" {
-		id.Name = "nbd:" + name
-		id.step("%s is %s, says the command line of its client", id.Path, name)
+		id.Name, id.Doubt = "nbd:"+name, true
+		id.step("%s is %s, says the command line of its client; %s", id.Path, name, otherwise)
 	}
 }
+
+var plainUUID = regexp.MustCompile(`^[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}$`)
 
 // loop is what its file is. The part of the file that it shows does not count: two
 // parts may overlap.

@@ -11,7 +11,7 @@
 //     has a name that is rather that of several disks than one of several for a disk.
 //     What contradicts itself is an error.
 //   - No program is run, no device is opened and no block is read: what counts is in
-//     sysfs, mountinfo, statx(2), and for two file systems statfs(2).
+//     sysfs, mountinfo, statx(2), and for two file systems statfs(2) or getxattr(2).
 //   - A file system that hangs delays those who ask for its files, and nobody else:
 //     see Resolver.
 //

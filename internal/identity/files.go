@@ -62,6 +62,8 @@ func (r *Resolver) file(id *Identity, n node, depth int) error {
 		id.byPath("this file system is shared, and does not tell which one it is: " + why)
 	default:
 		id.Scope, id.Name = Cluster, name
+		id.ByPath = inShare(name)
+		id.Doubt = id.ByPath // another host may have mounted it with serverino
 		id.step("%s", why)
 	}
 	return nil
@@ -144,19 +146,6 @@ func nfsFSID(text string) (uint64, error) {
 	return min(a^b, bits.ReverseBytes64(a^b)), nil
 }
 
-// ceph: ceph_statfs in fs/ceph/super.c makes the number of the cluster's fsid.
-func (r *Resolver) ceph(_ *mount, n node) (string, string, error) {
-	fsid, err := r.host.fsid(n.path)
-	if err != nil {
-		return "", "", err
-	}
-	fsid &= 1<<32 - 1 // newer kernels have the number of the mount's own in the other half
-	if fsid == 0 {
-		return "", "statfs(2) has no fsid", nil
-	}
-	return fmt.Sprintf("ceph:%08x:%d", fsid, n.ino), "the Ceph cluster has given the file this inode number", nil
-}
-
 // ocfs2: ocfs2_statfs in fs/ocfs2/super.c makes the number of the volume's UUID.
 func (r *Resolver) ocfs2(_ *mount, n node) (string, string, error) {
 	fsid, err := r.host.fsid(n.path)
@@ -200,7 +189,9 @@ func (r *Resolver) lustre(m *mount, n node) (string, string, error) {
 }
 
 // cifs: without serverino the client makes up inode numbers, and the path in the
-// share is what is left. Upper and lower case are the same there.
+// share is what is left. Upper and lower case are the same there. The client also
+// stops using the server's numbers by itself where they do not work, and mountinfo
+// has no serverino then (cifs_autodisable_serverino in fs/smb/client/misc.c).
 func (r *Resolver) cifs(m *mount, n node) (string, string, error) {
 	parts := strings.FieldsFunc(m.source, func(c rune) bool { return c == '/' || c == '\\' })
 	if len(parts) < 2 {
@@ -218,5 +209,13 @@ func (r *Resolver) cifs(m *mount, n node) (string, string, error) {
 	if top := "/" + strings.Join(parts[2:], "/"); !below(top, in) {
 		in = path.Join(top, in)
 	}
-	return "cifs:" + share + ":" + strings.ToLower(in), "the server's numbers for files are not used (noserverino), so it is the path in the share", nil
+	return "cifs:" + share + ":" + strings.ToLower(in), "the server's numbers for files are not used (noserverino), so it is the path in the share; to a host that uses them it is another disk", nil
+}
+
+// inShare says that a name is a path in a share of CIFS: made of a path, but of one
+// that is the same wherever the share is mounted.
+func inShare(name string) bool {
+	share, ok := strings.CutPrefix(name, "cifs:")
+	_, in, _ := strings.Cut(share, ":")
+	return ok && strings.HasPrefix(in, "/")
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -74,6 +75,21 @@ func (*thisHost) fsid(path string) (uint64, error) {
 		return 0, fmt.Errorf("statfs: %w", err)
 	}
 	return uint64(uint32(st.Fsid.Val[0])) | uint64(uint32(st.Fsid.Val[1]))<<32, nil
+}
+
+// maxXattr bounds an attribute's value, in bytes. The one that is asked for is a UUID.
+const maxXattr = 64
+
+func (*thisHost) xattr(path, name string) (string, error) {
+	var value [maxXattr]byte
+	n, err := unix.Getxattr(path, name, value[:])
+	switch {
+	case err == unix.ENODATA, err == unix.EOPNOTSUPP:
+		return "", nil
+	case err != nil:
+		return "", fmt.Errorf("getxattr %s: %w", name, err)
+	}
+	return strings.Trim(string(value[:n]), " \t\n\x00"), nil
 }
 
 // maxMountinfo bounds, in bytes, what is read of mountinfo.

@@ -42,10 +42,11 @@ type Identity struct {
 	// Local is equal for two paths if and only if they lead to the same file or device
 	// of this host at this moment; "" if that is not known.
 	Local string
-	// ByPath says that Name is made of the path: the same disk has another name under
-	// another path, here (until Local is compared) and on other hosts.
+	// ByPath says that Name is made of the path, or of that in a share: the same disk has
+	// another name under another path, here (until Local is compared) and on other hosts.
 	ByPath bool
-	// Doubt says that it is ByPath because nothing better is known, and no rule says
+	// Doubt says that another host may have another name for the same disk, because
+	// nothing better is known than its path or what this host calls it, and no rule says
 	// what is meant.
 	Doubt bool
 	// Steps says how that was found out, for people, in order.
@@ -130,6 +131,9 @@ type kernel interface {
 	mounts(again bool) (*mountTable, error)
 	// fsid asks the file system that has path (statfs(2)).
 	fsid(path string) (uint64, error)
+	// xattr is an extended attribute of path (getxattr(2)); "" if its file system or
+	// this kernel has none of that name.
+	xattr(path, name string) (string, error)
 	// tree is where /sys, /proc and /dev are: "" on a real host.
 	tree() string
 }

@@ -208,7 +208,7 @@ func (r Rule) apply(id *Identity, n node, place int, rest string) error {
 		id.step("%s: it is %s there", said, id.Local)
 		return nil
 	}
-	found := id.Scope == Cluster && !id.ByPath
+	found := id.Scope == Cluster && (!id.ByPath || inShare(id.Name))
 	id.Scope, id.Doubt = Cluster, false
 	switch {
 	case t.Name != "":
@@ -242,7 +242,7 @@ func (t RuleText) subject() string {
 
 // scheme is changed when the same disk would get another name by other means than
 // rules.
-const scheme = "identity 1"
+const scheme = "identity 2"
 
 // Digest is equal for hosts on which the same rules, and the same version of what
 // comes before rules, make the names of disks; 16 hexadecimal digits.

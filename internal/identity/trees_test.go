@@ -21,11 +21,12 @@ import (
 //
 // The file "look" has a line for each path: PATH, or PATH -> RESOLVED, then "block
 // MAJOR:MINOR" or "file DEV INODE MOUNT". "links" are symbolic links in the tree,
-// "fsid" is what statfs(2) says. All others but "want" and "rules" are the tree.
+// "fsid" is what statfs(2) says, "xattr" a path and the one attribute of it. All others but "want" and "rules" are the tree.
 type world struct {
 	dir   string
 	nodes map[string]node
 	ids   map[string]uint64
+	attrs map[string]string
 	table *mountTable
 	want  []string
 	rules []Rule
@@ -49,6 +50,13 @@ func (w *world) fsid(path string) (uint64, error) {
 	return 0, errors.New("stale file handle")
 }
 
+func (w *world) xattr(path, name string) (string, error) {
+	if name != "ceph.cluster_fsid" {
+		return "", fmt.Errorf("nobody is to ask for %s", name)
+	}
+	return w.attrs[path], nil
+}
+
 func loadWorld(t testing.TB, file string) *world {
 	t.Helper()
 	text, err := os.ReadFile(file)
@@ -60,7 +68,7 @@ func loadWorld(t testing.TB, file string) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{dir: dir, nodes: map[string]node{}, ids: map[string]uint64{}, table: &mountTable{byID: map[uint64]*mount{}}}
+	w := &world{dir: dir, nodes: map[string]node{}, ids: map[string]uint64{}, attrs: map[string]string{}, table: &mountTable{byID: map[uint64]*mount{}}}
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -87,6 +95,11 @@ func loadWorld(t testing.TB, file string) *world {
 				n, err := strconv.ParseUint(id, 16, 64)
 				must(err)
 				w.ids[path] = n
+			}
+		case "xattr":
+			for _, l := range lines {
+				path, value, _ := strings.Cut(l, " ")
+				w.attrs[path] = value
 			}
 		case "mountinfo":
 			w.table, err = parseMounts(f.Data)
