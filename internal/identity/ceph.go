@@ -51,7 +51,7 @@ func foldUUID(text string) (uint32, error) {
 }
 
 // What ceph_statfs in fs/ceph/super.c has in the upper half of f_fsid, since "ceph:
-// properly handle statfs on multifs setups" (Linux 5.16, 5.15.6, 5.10.83): the number
+// properly handle statfs on multifs setups" (Linux 5.16, and later ones of 5.10 and 5.15): the number
 // of the file system if the mount has its name, and CEPH_FS_CLUSTER_ID_NONE if not. A
 // cluster counts the file systems that are made in it, from 1.
 const (
