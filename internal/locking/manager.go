@@ -73,6 +73,7 @@ type Manager struct {
 	uncertain  []uint64      // journal entries of requests that were given up
 	unsettled  func() int    // Restorer.Unsettled; nil until Restore
 	later      *laterRestore // nil unless something is to be taken back yet
+	restored   bool          // Restore is over, and all that it left for later
 
 	counts counts // written with mu held, read without
 }

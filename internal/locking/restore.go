@@ -84,6 +84,9 @@ func (m *Manager) Restore(ctx context.Context, b Restorer, entries []Entry, lock
 		open, why = m.settle(ctx, b, open, doubt)
 	}
 	if why == nil {
+		m.mu.Lock()
+		m.restored = true
+		m.mu.Unlock()
 		return 0
 	}
 	return m.restoreLater(&laterRestore{b: b, doubt: doubt, claims: claims, open: open}, why)
