@@ -92,6 +92,8 @@ type Backend struct {
 	// same says that this process has locked the earlier descriptors itself, and has
 	// had them since: there is nothing to find out about them.
 	same bool
+	// distrusted says that records of locks may be missing.
+	distrusted bool
 	// unsettled counts what goes on after an Unlock that was given up, and after a Close.
 	unsettled atomic.Int64
 
