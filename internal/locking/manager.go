@@ -237,8 +237,8 @@ func (m *Manager) CreateResource(ctx context.Context, ref Ref) error {
 	return m.failed(op, ref, m.backend.CreateResource(ctx, ref))
 }
 
-// DeleteResource removes it again. A resource that somebody on this host holds,
-// under whatever name, is not removed: its lock would keep nobody out any more.
+// DeleteResource removes it again. A resource that somebody holds, on this host under
+// whatever name, or on another, is not removed: its lock would keep nobody out any more.
 func (m *Manager) DeleteResource(ctx context.Context, ref Ref) error {
 	const op = "delete resource"
 	ctx, cancel := m.deadline(ctx)
