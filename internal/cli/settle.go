@@ -28,8 +28,11 @@ With backend = "cluster" the locks in doubt are orphans in the kernel, which can
 listed; --force purges them. If vmlockd was killed in this boot while a request was
 on its way to another host, that can crash kernels up to 6.1 at least.
 
+Locks that there are records of are not among what is given back. While one of them
+could not be taken back after a restart, --force is refused and says what to do.
+
 --force asks before it does anything, unless --yes is given. The user, the time
-and the reason are logged.` + asked(),
+and the reason are logged.` + asked(exitRefused),
 		Example: "  vmlockctl settle\n  vmlockctl settle --force --reason 'no virtual machine runs here'",
 		Args:    cobra.NoArgs,
 	}

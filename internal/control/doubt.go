@@ -2,10 +2,13 @@ package control
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
 	"time"
+
+	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
 // WarnDoubt is the code of a Warning: the journal was damaged, and not settled.
@@ -15,7 +18,8 @@ const WarnDoubt = "doubt"
 type Settler interface {
 	// Doubt is nil if there is none. It returns at once, also while Settle is under way.
 	Doubt() *Doubt
-	// Settle releases what nothing explains, and returns how many locks that were.
+	// Settle releases what nothing explains, and returns how many locks that were. An
+	// error of locking.KindUnavailable says what to wait for: nothing was released.
 	Settle(ctx context.Context, by Caller, why string) (released int, err error)
 }
 
@@ -79,6 +83,10 @@ func (s *Server) settleDoubt(w http.ResponseWriter, r *http.Request) {
 		a.Outcome = err.Error()
 	}
 	s.audited(a)
+	if e, ok := errors.AsType[*locking.Error](err); ok && e.Kind == locking.KindUnavailable {
+		fail(w, http.StatusServiceUnavailable, CodeNotNow, fmt.Sprintf("nothing was released, and the doubt is not over: %v", err))
+		return
+	}
 	if err != nil {
 		fail(w, http.StatusInternalServerError, CodeFailed, fmt.Sprintf("%d locks were released, and the doubt is not over: %v", n, err))
 		return

@@ -16,10 +16,17 @@ type unexplained interface {
 	DropOthers(ctx context.Context) (int, error)
 }
 
+// explainer knows whether there are locks that a record explains and that the backend
+// has not been told of yet. *locking.Manager is one.
+type explainer interface {
+	AllTakenBack() error
+}
+
 // doubter knows whether the journal was damaged, so that there may be locks that
 // nothing explains, and ends that when an operator says so.
 type doubter struct {
 	backend unexplained
+	locks   explainer
 	journal *journal.Journal
 	orphans bool // of what Unexplained does not list there may be more
 	log     *slog.Logger
@@ -59,11 +66,17 @@ func (d *doubter) Doubt() *control.Doubt {
 }
 
 // Settle releases what nothing explains, and then remembers that the doubt is over.
+// As long as a lock that a record explains is not taken back it releases nothing: the
+// backend would take that for one of them.
 func (d *doubter) Settle(ctx context.Context, by control.Caller, why string) (released int, err error) {
 	d.settling.Lock()
 	defer d.settling.Unlock()
 	if !d.unknown.Load() {
 		return 0, nil
+	}
+	// Nil once is nil for good, so it need not be held while the backend works.
+	if err := d.locks.AllTakenBack(); err != nil {
+		return 0, err
 	}
 	if released, err = d.backend.DropOthers(ctx); err != nil {
 		return released, err

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"testing"
 
@@ -20,6 +21,57 @@ func (s slowBackend) DropOthers(context.Context) (int, error) {
 	return 1, nil
 }
 
+// takenBack is a lock table of which that is why not all is taken back.
+type takenBack struct{ why error }
+
+func (t takenBack) AllTakenBack() error { return t.why }
+
+// purging is a backend that must not be asked to give anything back.
+type purging struct{ t *testing.T }
+
+func (purging) Unexplained() []string { return []string{} }
+
+func (p purging) DropOthers(context.Context) (int, error) {
+	p.t.Error("what records explain was released too")
+	return 1, nil
+}
+
+// Nothing is given back, and the doubt stays, also for the next daemon, while something
+// that a record explains is not taken back.
+func TestSettledTooEarly(t *testing.T) {
+	dir := t.TempDir()
+	j, _, err := journal.Open(dir, "boot")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer j.Close()
+	if _, err := j.Suspect("torn"); err != nil {
+		t.Fatal(err)
+	}
+	why := errors.New("the lockspace is stopped")
+	d := &doubter{backend: purging{t}, locks: takenBack{why}, journal: j, log: slog.New(slog.DiscardHandler)}
+	d.suspect("torn")
+	if n, err := d.Settle(t.Context(), control.Caller{}, "x"); n != 0 || err != why {
+		t.Errorf("settled: %d, %v", n, err)
+	}
+	if d.Doubt() == nil || !d.inDoubt() {
+		t.Error("the doubt is over")
+	}
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	j, found, err := journal.Open(dir, "boot")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := j.Close(); err != nil {
+		t.Error(err)
+	}
+	if found.Damage == nil || !found.Damage.Unknown {
+		t.Errorf("the next daemon is told of %+v", found.Damage)
+	}
+}
+
 // What is in doubt is shown, also by the status, while the kernel takes its time over
 // giving it back; who ends the daemon waits for that.
 func TestDoubtWhileItIsSettled(t *testing.T) {
@@ -29,7 +81,7 @@ func TestDoubtWhileItIsSettled(t *testing.T) {
 	}
 	defer j.Close()
 	slow := slowBackend{make(chan struct{}), make(chan struct{})}
-	d := &doubter{backend: slow, journal: j, log: slog.New(slog.DiscardHandler)}
+	d := &doubter{backend: slow, locks: takenBack{nil}, journal: j, log: slog.New(slog.DiscardHandler)}
 	d.suspect("torn")
 	settled := make(chan error, 1)
 	go func() {

@@ -224,7 +224,7 @@ func (i *instance) takeBack(found journal.Recovered) {
 	defer cancel()
 	doubt := found.Damage != nil && found.Damage.Unknown
 	_, orphans := i.backend.(dlmLocks)
-	i.doubt = &doubter{backend: i.backend, journal: i.journal, orphans: orphans, log: i.log}
+	i.doubt = &doubter{backend: i.backend, locks: i.locks, journal: i.journal, orphans: orphans, log: i.log}
 	if doubt {
 		i.doubt.suspect(found.Damage.String())
 	}

@@ -73,6 +73,7 @@ type Manager struct {
 	uncertain  []uint64      // journal entries of requests that were given up
 	unsettled  func() int    // Restorer.Unsettled; nil until Restore
 	later      *laterRestore // nil unless something is to be taken back yet
+	restored   bool          // Restore is over, and all that it left for later
 
 	counts counts // written with mu held, read without
 }
@@ -236,8 +237,8 @@ func (m *Manager) CreateResource(ctx context.Context, ref Ref) error {
 	return m.failed(op, ref, m.backend.CreateResource(ctx, ref))
 }
 
-// DeleteResource removes it again. A resource that somebody on this host holds,
-// under whatever name, is not removed: its lock would keep nobody out any more.
+// DeleteResource removes it again. A resource that somebody holds, on this host under
+// whatever name, or on another, is not removed: its lock would keep nobody out any more.
 func (m *Manager) DeleteResource(ctx context.Context, ref Ref) error {
 	const op = "delete resource"
 	ctx, cancel := m.deadline(ctx)

@@ -82,7 +82,7 @@ func (m *Manager) askAgain(l *laterRestore, n int) {
 		}
 		m.mu.Lock()
 		if l.why = why; why == nil {
-			m.later = nil
+			m.later, m.restored = nil, true
 		}
 		m.mu.Unlock()
 		if why == nil {

@@ -26,6 +26,10 @@ type Held struct {
 type Restored struct {
 	Handle Handle
 	Err    error
+	// Either says that the backend cannot tell in which mode the lock was held: it may be
+	// that of any record of its ID. The Handle holds it in Mode, the strongest it can have been.
+	Either bool
+	Mode   Mode // with Either only
 }
 
 // Restorer is a Backend whose locks outlive the process that took them.
@@ -84,6 +88,9 @@ func (m *Manager) Restore(ctx context.Context, b Restorer, entries []Entry, lock
 		open, why = m.settle(ctx, b, open, doubt)
 	}
 	if why == nil {
+		m.mu.Lock()
+		m.restored = true
+		m.mu.Unlock()
 		return 0
 	}
 	return m.restoreLater(&laterRestore{b: b, doubt: doubt, claims: claims, open: open}, why)
@@ -98,8 +105,8 @@ type claim struct {
 	one     [1]*Entry // room for entries in the usual case
 }
 
-// claims sorts entries by resource. Only with doubt can there be two modes of
-// one, and then at most one of them is still held.
+// claims sorts entries by resource. Only with doubt, or after one, can there be two
+// modes of one, and then at most one of them is still held.
 //
 // A restart waits for this with perhaps ten thousand entries, and most of its time
 // is for memory that was never touched before: so nothing is copied.
@@ -144,7 +151,8 @@ func allHeld(list []claim) []Held {
 
 // resolve gives the resource what came of it. If nothing was taken back it is
 // lost; if one mode was, the entries of the other are of locks that ended: they are
-// returned, and are not among those of the claim any more.
+// returned, and are not among those of the claim any more. If the backend cannot tell
+// the modes apart each entry may be the one, and all stay.
 func (c *claim) resolve(b Restorer) (ended []*Entry) {
 	r := c.r
 	var maybe []Held
@@ -152,6 +160,10 @@ func (c *claim) resolve(b Restorer) (ended []*Entry) {
 		switch {
 		case res.Err == nil:
 			r.mode, r.handle, r.lost = c.held[i].Mode, res.Handle, nil
+			if res.Either {
+				r.mode = res.Mode
+				return nil
+			}
 			if len(c.held) > 1 {
 				other := func(e *Entry) bool { return e.Mode != r.mode }
 				ended = slices.DeleteFunc(slices.Clone(c.entries), func(e *Entry) bool { return !other(e) })
@@ -287,10 +299,18 @@ func (m *Manager) lockedRestoreOwner(owners map[ownerKey]*owner, e *Entry) (_ *o
 //
 // With doubt the entries are kept, and one lock of each resource was taken back
 // for them already. What is left can only be a second shared one, which keeps
-// nobody out whom the first lets in.
+// nobody out whom the first lets in. Of what is lost none was taken back: that is left alone.
 //
 // If why is not nil it is ErrNotYet, wrapped, and nothing was done about left.
 func (m *Manager) settle(ctx context.Context, b Restorer, entries []Entry, doubt bool) (left []Entry, why error) {
+	if doubt {
+		m.mu.Lock()
+		entries = slices.DeleteFunc(slices.Clone(entries), func(e Entry) bool {
+			r := m.resources.get(e.ID)
+			return r != nil && r.lost != nil
+		})
+		m.mu.Unlock()
+	}
 	held := make([]Held, len(entries))
 	for i, e := range entries {
 		held[i] = Held{ID: e.ID, Ref: e.Ref, Mode: e.Mode, Autocreate: e.Autocreate}

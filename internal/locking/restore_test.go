@@ -330,3 +330,102 @@ func TestHeldSinceTheGrant(t *testing.T) {
 		w.empty()
 	})
 }
+
+// blind is a backend that cannot tell modes apart, and has one lock of each ID.
+type blind struct {
+	*locktest.Backend
+	mode locking.Mode // of all
+}
+
+func (b blind) Restore(ctx context.Context, held []locking.Held) []locking.Restored {
+	list := make([]locking.Restored, len(held))
+	for i, h := range held {
+		if i > 0 && held[i-1].ID == h.ID {
+			list[i].Err = locking.ErrNotHeld
+			continue
+		}
+		h.Mode = b.mode
+		list[i] = keeper{b.Backend}.Restore(ctx, []locking.Held{h})[0]
+		list[i].Either, list[i].Mode = true, b.mode
+	}
+	return list
+}
+
+func (blind) Unsettled() int { return 0 }
+
+// A lock that may be that of either record is held for both until both are gone.
+func TestRestoreEitherMode(t *testing.T) {
+	for _, first := range []locking.Mode{ex, sh} {
+		for _, mode := range []locking.Mode{ex, sh} {
+			inWorld(t, func(t *testing.T, w *world) {
+				p1, p2 := w.ps.Start(1), w.ps.Start(2)
+				entries := []locking.Entry{entry(1, p1.StartTime(), "a", first, locking.EntryGranted), entry(2, p2.StartTime(), "a", ex+sh-first, locking.EntryGranted)}
+				for i := range entries {
+					e := &entries[i]
+					e.Seq, e.ID, e.Since = uint64(i+1), "id-a", time.Now()
+				}
+				w.j.Load(entries)
+				w.m.Restore(context.Background(), blind{w.b, mode}, entries, nil, true)
+				settle()
+				w.toldIs(locking.TakenBack, locking.TakenBack)
+				w.holders(disk("a"), 1, 2)
+				w.journalled(locking.EntryGranted, locking.EntryGranted)
+				w.b.CheckQuiet(map[string]locking.Mode{"id-a": mode})
+				g, p3 := w.vm(3)
+				w.refused(g.Acquire(context.Background(), disk("a"), ex, false), locking.KindBusy)
+				p1.Kill()
+				settle()
+				w.holders(disk("a"), 2)
+				w.b.CheckQuiet(map[string]locking.Mode{"id-a": mode})
+				p2.Kill()
+				settle()
+				w.acquire(g, disk("a"), ex)
+				p3.Kill()
+				g.Close()
+				settle()
+				w.told()
+				w.empty()
+			})
+		}
+	}
+}
+
+// What could not be taken back in doubt, and then could, is not given back as a second
+// lock of its resource: it is the only one.
+func TestRestoreLostInDoubt(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		p := w.ps.Start(1)
+		o := &orphanage{left: []orphan{{"id-a", ex}}}
+		e := entry(1, p.StartTime(), "a", ex, locking.EntryReleasing)
+		e.Seq, e.ID, e.Since = 1, "id-a", time.Now()
+		w.j.Load([]locking.Entry{e})
+		o.Backend = w.b
+		w.m.Restore(context.Background(), &failsOnce{orphanage: o}, []locking.Entry{e}, nil, true)
+		settle()
+		w.toldIs(locking.Lost)
+		if len(o.left) != 1 {
+			t.Error("the lock was given back while its owner lives")
+		}
+		p.Kill()
+		settle()
+		if len(o.left) != 0 {
+			t.Error("the lock was not given back when its owner was gone")
+		}
+		w.told()
+		w.empty()
+	})
+}
+
+// failsOnce does not get an answer the first time.
+type failsOnce struct {
+	*orphanage
+	asked bool
+}
+
+func (f *failsOnce) Restore(ctx context.Context, held []locking.Held) []locking.Restored {
+	if !f.asked {
+		f.asked = true
+		return []locking.Restored{{Err: errIO}}
+	}
+	return f.orphanage.Restore(ctx, held)
+}

@@ -87,7 +87,8 @@ type Backend interface {
 	CreateLockspace(ctx context.Context, path string) error
 	// CreateResource makes what Open without autocreate needs to find.
 	CreateResource(ctx context.Context, ref Ref) error
-	// DeleteResource is the opposite; that there is nothing to delete is no error.
+	// DeleteResource is the opposite; that there is nothing to delete is no error. What
+	// somebody outside this Manager holds is not deleted: ErrBusy, wrapped or not.
 	DeleteResource(ctx context.Context, ref Ref) error
 	// Open finds out what ref stands for at this moment, and locks nothing.
 	// With autocreate a missing resource is made, and the handle's Unlock

@@ -29,7 +29,9 @@ func (b *Backend) Unexplained() []string {
 // DropOthers releases every lock of this host that no Backend of this process has
 // taken: what Unexplained lists, and all orphans. It returns how many of the former it
 // has released. Nobody but an operator may decide that: without the records of a
-// damaged journal these may be locks of running machines. And a purge of orphans can
+// damaged journal these may be locks of running machines. Before all locks that there are
+// records of have been taken back it must not be called: the kernel has them as
+// orphans until then, and a purge spares none. And a purge of orphans can
 // crash kernels up to 6.1 at least, when a daemon was killed with a request under way
 // (see package dlm).
 func (b *Backend) DropOthers(ctx context.Context) (int, error) {

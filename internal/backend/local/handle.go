@@ -75,7 +75,7 @@ func (h *handle) Lock(ctx context.Context, mode locking.Mode) error {
 // then this lock keeps nobody out.
 func (h *handle) stillThere() error {
 	st, err := h.b.sys.stat(h.path)
-	if errors.Is(err, unix.ENOENT) || err == nil && idOf(st) != h.id {
+	if errors.Is(err, unix.ENOENT) || err == nil && !h.isFile(st) {
 		return locking.ErrStale
 	}
 	if err != nil {
@@ -83,6 +83,12 @@ func (h *handle) stillThere() error {
 	}
 	return nil
 }
+
+// isFile says whether st, of the name, is the file. A client of NFS may answer from what
+// it knew of the directory, and lead to a file that another host has removed; that no name
+// is left it hears from the server, as it does not trust what it knew of a file from
+// before it was locked (do_setlk in fs/nfs/file.c).
+func (h *handle) isFile(st unix.Stat_t) bool { return idOf(st) == h.id && st.Nlink > 0 }
 
 // keep gives the keeper a duplicate of fd, so that the lock outlives the process.
 func (h *handle) keep(ctx context.Context) error {
@@ -149,7 +155,7 @@ func (h *handle) removeCreated() {
 		return
 	}
 	st, err := h.b.sys.stat(h.path)
-	if err == nil && idOf(st) == h.id && st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size == 0 {
+	if err == nil && h.isFile(st) && st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size == 0 {
 		// A file that stays is harmless: the next acquire uses it.
 		unlinkBefore.Pass()
 		_ = h.b.sys.unlink(h.path)

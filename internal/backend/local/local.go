@@ -92,6 +92,8 @@ type Backend struct {
 	// same says that this process has locked the earlier descriptors itself, and has
 	// had them since: there is nothing to find out about them.
 	same bool
+	// distrusted says that records of locks may be missing.
+	distrusted bool
 	// unsettled counts what goes on after an Unlock that was given up, and after a Close.
 	unsettled atomic.Int64
 
@@ -254,7 +256,12 @@ func (b *Backend) CreateResource(ctx context.Context, ref locking.Ref) error {
 	}, func() {})
 }
 
-// DeleteResource removes the file.
+// maxReplaced bounds how often DeleteResource begins again because the file was
+// replaced meanwhile.
+const maxReplaced = 16
+
+// DeleteResource removes the file, with its lock: one that somebody has locked, here or on
+// another host, must keep its name, as without it the next one would lock a new file.
 func (b *Backend) DeleteResource(ctx context.Context, ref locking.Ref) error {
 	path, err := pathOf("delete resource", ref)
 	if err != nil {
@@ -263,11 +270,42 @@ func (b *Backend) DeleteResource(ctx context.Context, ref locking.Ref) error {
 	return b.call(ctx, path, func() error {
 		deleteBefore.Pass()
 		defer deleteAfter.Pass()
-		if err := b.sys.unlink(path); !errors.Is(err, unix.ENOENT) {
-			return err
+		err := locking.ErrStale
+		for try := 0; try < maxReplaced && err == locking.ErrStale; try++ {
+			err = b.deleteFile(path)
 		}
-		return nil
+		return err
 	}, func() {})
+}
+
+// deleteFile returns ErrStale, as it is, if the file was replaced before it was locked.
+func (b *Backend) deleteFile(path string) error {
+	fd, err := b.sys.open(path, false)
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open: %w", err)
+	}
+	defer b.sys.close(fd) // which ends the lock
+	st, err := b.sys.fstat(fd)
+	if err != nil {
+		return fmt.Errorf("fstat: %w", err)
+	}
+	h := &handle{b: b, path: path, id: idOf(st), fd: fd}
+	if err := b.sys.lock(fd, false); err != nil {
+		if isBusy(err) {
+			return h.busy(locking.Exclusive)
+		}
+		return fmt.Errorf("lock: %w", err)
+	}
+	if err := h.stillThere(); err != nil {
+		return err
+	}
+	if err := b.sys.unlink(path); !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	return nil
 }
 
 // Open opens the file and looks what it is.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,9 +25,9 @@ const (
 	moreRestorers = 5 * time.Millisecond
 )
 
-// Distrust makes Restore look at each descriptor also after NewSame: what the journal
-// says of them may be wrong.
-func (b *Backend) Distrust() { b.same = false }
+// Distrust makes Restore look at each descriptor also after NewSame, and how it is locked:
+// what the journal says of them may be wrong.
+func (b *Backend) Distrust() { b.same, b.distrusted = false, true }
 
 // Restore takes back locks with the descriptors that the keeper had. Each is locked
 // once more, which shows that it is still locked, or locks what its last process
@@ -36,25 +37,37 @@ func (b *Backend) Distrust() { b.same = false }
 // granted or after it was released, or the keeper ended with that process. In case of the
 // last, the file is opened and locked anew if nobody else has done so. If that is
 // not possible the error wraps locking.ErrNotHeld.
+//
+// After Distrust, and of what is in held in both modes, one after the other, a descriptor
+// that is locked in one mode is not taken for one of the other, which would change its
+// lock: it stays, for DropOthers. Where the kernel does not say how it is locked, it is taken
+// for what held has of its ID, in the strongest mode that it can have (Restored.Either).
 func (b *Backend) Restore(ctx context.Context, held []locking.Held) []locking.Restored {
 	results := make([]locking.Restored, len(held))
 	var rest []int
-	for i := range held {
-		if h := b.goOn(held[i]); h != nil {
-			results[i].Handle = h
-			continue
+	for i := 0; i < len(held); i += together(held[i:]) {
+		if together(held[i:]) == 1 {
+			if h := b.goOn(held[i]); h != nil {
+				results[i].Handle = h
+				continue
+			}
 		}
 		rest = append(rest, i)
 	}
 	eachInTime(rest, func(i int) {
-		h, err := b.restore(ctx, held[i])
-		if err != nil {
-			results[i].Err = err
-		} else {
-			results[i].Handle = h // no nil *handle in an interface
-		}
+		n := together(held[i:])
+		b.restore(ctx, held[i:i+n], results[i:i+n])
 	})
 	return results
+}
+
+// together is how many at the beginning of list are of one lock, in one of two modes.
+// There can be two also when the doubt in which they were taken back is over.
+func together(list []locking.Held) int {
+	if len(list) > 1 && list[0].ID == list[1].ID && list[0].Mode != list[1].Mode {
+		return 2
+	}
+	return 1
 }
 
 // eachInTime calls f for each of list, in that order, and returns when all calls have.
@@ -126,77 +139,184 @@ func (b *Backend) goOn(held locking.Held) *handle {
 	return &handle{b: b, path: path, autocreate: held.Autocreate, id: held.ID, fd: fds[0], locked: true}
 }
 
-func (b *Backend) restore(ctx context.Context, held locking.Held) (*handle, error) {
-	path, err := pathOf("take back", held.Ref)
+// restore takes back one lock. Of one in two modes the first has the result, unless it
+// is certain that it is the other's.
+func (b *Backend) restore(ctx context.Context, held []locking.Held, results []locking.Restored) {
+	h, found, err := b.find(ctx, held)
 	if err != nil {
-		return nil, err
+		for i := range results {
+			results[i].Err = err
+		}
+		return
+	}
+	at := 0
+	for i := range results {
+		results[i].Err = fmt.Errorf("%w: it is locked in the other mode", locking.ErrNotHeld)
+		if !found.either && held[i].Mode == found.mode {
+			at = i
+		}
+	}
+	results[at] = locking.Restored{Handle: h, Either: found.either, Mode: found.mode}
+}
+
+// found is how a descriptor is locked.
+type found struct {
+	mode   locking.Mode
+	either bool // it is not known how it was locked
+}
+
+var errOtherMode = errors.New("it is locked in another mode than the record says")
+
+// find finds the descriptor of one lock, of which held has one mode or both.
+func (b *Backend) find(ctx context.Context, held []locking.Held) (*handle, found, error) {
+	id := held[0].ID
+	path, err := pathOf("take back", held[0].Ref)
+	if err != nil {
+		return nil, found{}, err
 	}
 	var refused error
+	var others []int // that are locked, for whom no record says
+	putBack := func() {
+		if len(others) > 0 {
+			b.earlier[id] = append(others, b.earlier[id]...)
+		}
+	}
 	for {
 		b.mu.Lock()
-		fds := b.earlier[held.ID]
+		fds := b.earlier[id]
 		if len(fds) == 0 {
 			break
 		}
 		fd := fds[0]
-		b.earlier[held.ID] = fds[1:]
+		b.earlier[id] = fds[1:]
 		if len(fds) == 1 {
-			delete(b.earlier, held.ID)
+			delete(b.earlier, id)
 		}
 		b.mu.Unlock()
-		h := &handle{b: b, path: path, autocreate: held.Autocreate, fd: fd, locked: true}
-		switch err := h.relock(ctx, held); {
+		h := &handle{b: b, path: path, autocreate: held[0].Autocreate, fd: fd, locked: true}
+		how, err := h.relock(ctx, held)
+		switch {
 		case err == nil:
 			b.mu.Lock()
-			b.restored[held.ID] = true
+			putBack()
+			b.restored[id] = true
 			b.mu.Unlock()
-			return h, nil
+			for _, l := range held[1:] {
+				if l.Mode != how.mode {
+					continue
+				}
+				if path, err := pathOf("take back", l.Ref); err == nil {
+					h.path, h.autocreate = path, l.Autocreate
+				}
+			}
+			return h, how, nil
+		case errors.Is(err, errOtherMode):
+			others = append(others, fd)
+			refused = fmt.Errorf("%w: %w", locking.ErrNotHeld, err)
 		case errors.Is(err, locking.ErrBusy):
 			// It is one that was unlocked, and of no use. Another of the same ID may be the one.
 			refused = fmt.Errorf("%w: %w", locking.ErrNotHeld, err)
 			h.Close()
 		default:
 			b.mu.Lock()
-			b.doubtful[held.ID] = true
-			b.earlier[held.ID] = append(b.earlier[held.ID], fd)
+			putBack()
+			b.doubtful[id] = true
+			b.earlier[id] = append(b.earlier[id], fd)
 			b.mu.Unlock()
-			return nil, err
+			return nil, found{}, err
 		}
 	}
-	another := b.restored[held.ID]
+	putBack()
+	another := b.restored[id]
 	b.mu.Unlock()
 	switch {
 	case refused != nil:
-		return nil, refused
+		return nil, found{}, refused
 	case another:
-		return nil, locking.ErrNotHeld
+		return nil, found{}, locking.ErrNotHeld
 	}
-	h, err := b.lockAnew(ctx, held)
+	h, how, err := b.anyAnew(ctx, held)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", locking.ErrNotHeld, err)
+		return nil, found{}, fmt.Errorf("%w: %w", locking.ErrNotHeld, err)
 	}
-	return h, nil
+	return h, how, nil
 }
 
-// relock locks what an earlier process has opened.
-func (h *handle) relock(ctx context.Context, held locking.Held) error {
-	return h.b.call(ctx, h.path, func() error {
+// relock locks what an earlier process has opened. ErrBusy says that it was not locked.
+func (h *handle) relock(ctx context.Context, held []locking.Held) (found, error) {
+	var how found
+	err := h.b.call(ctx, h.path, func() error {
 		takeBefore.Pass()
 		st, err := h.b.sys.fstat(h.fd)
 		if err != nil {
 			return fmt.Errorf("fstat: %w", err)
 		}
-		if id := idOf(st); id != held.ID {
-			return fmt.Errorf("a descriptor that was kept for %q is of %q", held.ID, id)
+		if id := idOf(st); id != held[0].ID {
+			return fmt.Errorf("a descriptor that was kept for %q is of %q", held[0].ID, id)
 		}
-		h.id = held.ID
-		err = h.b.sys.lock(h.fd, held.Mode == locking.Shared)
-		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
-			return h.busy(held.Mode)
+		h.id = held[0].ID
+		got := found{mode: held[0].Mode}
+		if h.b.distrusted || len(held) > 1 {
+			got, err = h.lockAsItIs(held)
+		} else {
+			err = h.b.sys.lock(h.fd, got.mode == locking.Shared)
+		}
+		if isBusy(err) {
+			return h.busy(got.mode)
 		}
 		takeAfter.Pass()
+		if err == nil {
+			how = got
+		}
 		return err
 	}, func() {}) // as it is: the keeper has it too, and the next Restore finds out
+	if err != nil {
+		return found{}, err // how may be written yet
+	}
+	return how, nil
+}
+
+func isBusy(err error) bool { return errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) }
+
+// lockAsItIs locks once more what may be locked for somebody of whom no record tells,
+// and takes nothing from it: a lock of one mode would replace that of the other.
+func (h *handle) lockAsItIs(held []locking.Held) (found, error) {
+	mode, known := h.b.sys.lockMode(h.fd)
+	recorded := func() bool {
+		return slices.ContainsFunc(held, func(l locking.Held) bool { return l.Mode == mode })
+	}
+	if known {
+		if !recorded() {
+			return found{}, errOtherMode
+		}
+		return found{mode: mode}, h.b.sys.lock(h.fd, mode == locking.Shared)
+	}
+	// Not locked, or in a file system that alone knows. Who has it exclusively gets that
+	// again; after a refusal a shared lock is what it has, if it has one.
+	mode = locking.Exclusive
+	err := h.b.sys.lock(h.fd, false)
+	if isBusy(err) {
+		mode = locking.Shared
+		if err = h.b.sys.lock(h.fd, true); err == nil && !recorded() {
+			err = errOtherMode
+		}
+	}
+	return found{mode: mode, either: true}, err
+}
+
+// anyAnew locks the file by its name, if need be in the weaker of two modes.
+func (b *Backend) anyAnew(ctx context.Context, held []locking.Held) (h *handle, how found, err error) {
+	for _, mode := range []locking.Mode{locking.Exclusive, locking.Shared} {
+		for _, l := range held {
+			if l.Mode != mode {
+				continue
+			}
+			if h, err = b.lockAnew(ctx, l); err == nil {
+				return h, found{mode: mode, either: len(held) > 1}, nil
+			}
+		}
+	}
+	return nil, found{}, err
 }
 
 // lockAnew opens and locks the file by its name.

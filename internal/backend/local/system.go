@@ -1,10 +1,14 @@
 package local
 
 import (
+	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
 // system is the system calls of this package, so that tests can make one hang.
@@ -16,6 +20,7 @@ type system interface {
 	lock(fd int, shared bool) error
 	unlock(fd int) error
 	lockedBy(fd int, shared bool) int32
+	lockMode(fd int) (mode locking.Mode, known bool)
 	mkdir(path string) error
 	unlink(path string) error
 }
@@ -89,6 +94,30 @@ func (kernel) lockedBy(fd int, shared bool) int32 {
 		return 0
 	}
 	return l.Pid
+}
+
+// lockMode is how this open file is locked. It is not known if it is not locked, and
+// where the kernel leaves the bookkeeping to a file system (FUSE with locks of its own). It asks no file
+// system: the kernel lists the locks of an open file in its fdinfo (proc(5), and
+// show_fd_locks in fs/locks.c), with READ or WRITE.
+func (kernel) lockMode(fd int) (mode locking.Mode, known bool) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", fd))
+	if err != nil {
+		return 0, false
+	}
+	for l := range strings.Lines(string(b)) {
+		f := strings.Fields(l)
+		if len(f) < 5 || f[0] != "lock:" || f[2] != "OFDLCK" {
+			continue
+		}
+		switch f[4] {
+		case "WRITE":
+			return locking.Exclusive, true
+		case "READ":
+			mode, known = locking.Shared, true
+		}
+	}
+	return mode, known
 }
 
 func (kernel) mkdir(path string) error { return os.MkdirAll(path, 0o700) }
