@@ -125,6 +125,7 @@ func run(f flags) int {
 		fmt.Fprintln(os.Stderr, "vmlockd:", err)
 		return exitUsage
 	}
+	defer logs.Close(log)
 	program, err := daemon.ThisProgram(f.load)
 	if err != nil {
 		daemon.GoBack(err)
