@@ -2,6 +2,7 @@ package dlm
 
 import (
 	"errors"
+	"syscall"
 	"testing"
 	"time"
 
@@ -105,4 +106,79 @@ func TestLostResultIsUnderWay(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A result that comes too late is nobody's proof, and yet not lost: the lock's mode follows it, and the lock can be
+// converted again. Until then the kernel is asked nothing.
+func TestLateResultOfConversion(t *testing.T) {
+	for status, want := range map[int32]Mode{0: PR, -int32(syscall.EAGAIN): EX} {
+		fakeclock.Test(t, func(t *testing.T) {
+			device := &scripted{results: make(chan []byte, 2)}
+			ls := start(device, "space", device, Options{})
+			l, err := ls.Adopt(t.Context(), "a", EX, LockOptions{Persistent: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			convert := func(mode Mode) error { return l.Convert(t.Context(), mode, ConvertOptions{NoQueue: true}) }
+			if err := convert(PR); !errors.Is(err, ErrNoResult) {
+				t.Errorf("convert: %v", err)
+			}
+			device.check = func() { t.Error("the kernel is asked before it has answered") }
+			if err := convert(PR); !errors.Is(err, ErrNoResult) {
+				t.Errorf("convert before the result: %v", err)
+			}
+			if l.Mode() != EX {
+				t.Errorf("mode %v before the result", l.Mode())
+			}
+			device.results <- result(l.cookie, castAddr, status)
+			fakeclock.Wait()
+			if l.Mode() != want {
+				t.Errorf("status %d: mode %v, want %v", status, l.Mode(), want)
+			}
+			if s := ls.Stats(); s.Stray != 0 || s.Malformed != 0 {
+				t.Errorf("%+v", s)
+			}
+			device.check = func() {}
+			if err := convert(EX); !errors.Is(err, ErrNoResult) {
+				t.Errorf("the late result is taken for that of another conversion: %v", err)
+			}
+			device.results <- result(l.cookie, castAddr, 0)
+			fakeclock.Wait()
+			device.check = func() { device.results <- result(l.cookie, castAddr, 0) }
+			if err := convert(PR); err != nil || l.Mode() != PR {
+				t.Errorf("convert after the result: %v, mode %v", err, l.Mode())
+			}
+			device.check = nil
+			if err := ls.Close(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// Who has the patience waits for a result that takes longer than most.
+func TestPatience(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
+		device := &scripted{results: make(chan []byte, 2)}
+		ls := start(device, "space", device, Options{})
+		l, err := ls.Adopt(t.Context(), "a", EX, LockOptions{Persistent: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		opts := ConvertOptions{NoQueue: true, Patience: 2 * time.Second}
+		time.AfterFunc(1900*time.Millisecond, func() { device.results <- result(l.cookie, castAddr, 0) })
+		if err := l.Convert(t.Context(), EX, opts); err != nil {
+			t.Error(err)
+		}
+		begin := time.Now()
+		if err := l.Convert(t.Context(), EX, opts); !errors.Is(err, ErrNoResult) {
+			t.Errorf("without a result: %v", err)
+		}
+		if took := time.Since(begin); took != opts.Patience {
+			t.Errorf("waited for %v", took)
+		}
+		if err := ls.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
 }
