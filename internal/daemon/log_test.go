@@ -16,26 +16,33 @@ import (
 	"github.com/vmlockd/vmlockd/internal/logs/logstest"
 )
 
+// pipe starts it with a pipe for its log, and returns the end that nobody reads from.
+func (s *served) pipe() (m *manager, r *os.File, ended <-chan error) {
+	s.t.Helper()
+	s.configure("log.format", "text")
+	m = newManager(s.t)
+	r, w, err := os.Pipe()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer w.Close()
+	s.cmd = exec.Command(s.program, "--config", filepath.Join(s.dir, "vmlockd.toml"))
+	s.cmd.Stderr = w
+	if err := s.cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- s.cmd.Wait() }()
+	s.t.Cleanup(func() { _ = s.cmd.Process.Kill() })
+	return m, r, done
+}
+
 // TestLogThatHangs: a daemon whose log nobody reads serves, is restarted in place and
 // stops, and all of the log is there for who reads it at last before it has ended.
 func TestLogThatHangs(t *testing.T) {
 	s := build(t)
-	s.configure("log.format", "text")
-	m := newManager(t)
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	m, r, ended := s.pipe()
 	defer r.Close()
-	s.cmd = exec.Command(s.program, "--config", filepath.Join(s.dir, "vmlockd.toml"))
-	s.cmd.Stderr = w
-	if err := s.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	w.Close()
-	ended := make(chan error, 1)
-	go func() { ended <- s.cmd.Wait() }()
-	t.Cleanup(func() { _ = s.cmd.Process.Kill() })
 	if got := m.next(); got != "READY=1" {
 		t.Fatal(got)
 	}
@@ -65,7 +72,7 @@ func TestLogThatHangs(t *testing.T) {
 	}
 	s.shows("vmlockd_log_dropped_total", "0", `vmlockd_lock_grants_total{mode="exclusive"}`, strconv.Itoa(pairs))
 	s.signal(syscall.SIGUSR1)
-	for got := ""; got != "READY=1"; got = m.next() {
+	for m.next() != "READY=1" {
 	}
 	s.signal(syscall.SIGTERM)
 	// What waited in the earlier program is gone with it: it had to go on. The last lines of
@@ -79,5 +86,28 @@ func TestLogThatHangs(t *testing.T) {
 	}
 	if lines < 100 || !strings.Contains(last, "event=daemon-stopped") {
 		t.Errorf("%d lines, and the last is %q", lines, last)
+	}
+}
+
+// TestLogOfNobody: who reads the log ends, and the daemon goes on, also after a restart
+// in place.
+func TestLogOfNobody(t *testing.T) {
+	s := build(t)
+	m, r, ended := s.pipe()
+	r.Close()
+	ready := func() {
+		for m.next() != "READY=1" {
+		}
+	}
+	ready()
+	s.signal(syscall.SIGUSR1)
+	ready()
+	if err := s.try(vm(t).Process.Pid, "web", filepath.Join(s.dir, "no such disk")); err == nil {
+		t.Error("a lock of a disk that is not there")
+	}
+	s.shows(`vmlockd_lock_grants_total{mode="exclusive"}`, "0")
+	s.signal(syscall.SIGTERM)
+	if err := <-ended; err != nil {
+		t.Errorf("it ends with %v", err)
 	}
 }
