@@ -182,3 +182,52 @@ func TestPatience(t *testing.T) {
 		}
 	})
 }
+
+// busyDevice is one whose kernel still works on a conversion of an earlier process when it is asked for one.
+type busyDevice struct {
+	*scripted
+	convert func() error
+}
+
+func (a *busyDevice) Lockspace(string, uint32) (Device, error) { return a, nil }
+
+func (a *busyDevice) Write(p []byte) (int, error) {
+	if a.convert != nil {
+		if err := a.convert(); err != nil {
+			return 0, err
+		}
+	}
+	return a.scripted.Write(p)
+}
+
+// The result of a conversion that an earlier process has asked for is not that of ours, whether it comes before the kernel
+// has said that it is not done, or after that.
+func TestResultOfAnEarlierProcess(t *testing.T) {
+	for _, later := range []time.Duration{0, time.Millisecond} {
+		fakeclock.Test(t, func(t *testing.T) {
+			device := &busyDevice{scripted: &scripted{results: make(chan []byte, 2)}}
+			ls := start(device, "space", device, Options{})
+			l, err := ls.Adopt(t.Context(), "a", EX, LockOptions{Persistent: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			device.convert = func() error {
+				device.convert = nil
+				time.AfterFunc(later, func() { device.results <- result(l.cookie, castAddr, 0) })
+				if later == 0 {
+					time.Sleep(time.Microsecond) // by the bubble's clock: until that is read
+				}
+				return syscall.EBUSY
+			}
+			if err := l.Convert(t.Context(), EX, ConvertOptions{NoQueue: true}); !errors.Is(err, ErrNoResult) {
+				t.Errorf("after %v: %v", later, err)
+			}
+			if s := ls.Stats(); later != 0 && s.Stray != 1 {
+				t.Errorf("%+v", s)
+			}
+			if err := ls.Close(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}

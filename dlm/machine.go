@@ -184,7 +184,9 @@ func (l *Lock) writeRequestLocked(r *request) {
 				l.outwaitLocked(max(r.patience, lostAfter))
 			}
 		case r.kind == reqConvert && errors.Is(err, syscall.EBUSY) && !r.givenUp:
-			// The answer to a cancel that came too late is still on its way from another node.
+			// The answer to a cancel that came too late is still on its way from another node, or that to a conversion of the
+			// process that the lock was adopted from. What has come meanwhile is not about r.
+			r.outcome = nil
 			r.busyTries++
 			l.retryLocked(min(time.Millisecond<<min(r.busyTries, 8), 100*time.Millisecond))
 		default:
@@ -293,7 +295,8 @@ func (l *Lock) castLocked(res *abi.LockResult, lvb []byte) {
 	if r == nil && l.owed != nil {
 		r, l.owed = l.owed, nil // nothing else was asked meanwhile but the release
 	}
-	if r == nil || r.outcome != nil {
+	if r == nil || r.outcome != nil || !r.written && (l.write == nil || l.write.req != r || l.write.place != nil) {
+		// The kernel has nothing of r, or its word already: this is about something that an earlier process asked.
 		l.ls.stray++
 		l.countLocked()
 		return
