@@ -50,7 +50,7 @@
 //     when the process is killed, and is refused there. To be safe, do not Purge when an adoption has returned
 //     ErrOtherMode for all modes.
 //   - If such a request is granted instead, there is an orphan that can be adopted and released, but no result about it
-//     is ever delivered. So the release of an adopted lock, and its conversion with NoQueue, waits for its result for a moment only. Worse, the kernel
+//     is ever delivered. So the release of an adopted lock, and its conversion with NoQueue, waits for its result for a moment only (ConvertOptions.Patience). Worse, the kernel
 //     puts the result into a queue that was freed with the process (dlm_user_add_ast), and has been seen to crash over
 //     it, once in about 500 kills under full load. Nothing that the process itself can do excludes that: a conversion to
 //     Persistent after the grant is on its way in the same way. Another process can, that has the device open too: see

@@ -45,7 +45,7 @@ func (ls *Lockspace) doubt(n int64) {
 func (l *Lock) countLocked() {
 	open := func(r *request) bool { return r != nil && r.outcome == nil }
 	inKernel := !l.dead && (l.write != nil && l.write.place == nil && open(l.write.req) ||
-		open(l.cur) && l.cur.written || l.unlock != nil && l.unlock.written || l.owed)
+		open(l.cur) && l.cur.written || l.unlock != nil && l.unlock.written || l.owed != nil)
 	if inKernel == (l.place != 0) {
 		return
 	}

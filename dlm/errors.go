@@ -47,8 +47,9 @@ var (
 	// ErrOtherMode: this node has an orphan of that name, but not in that mode. It may also be the rest of a request
 	// that had not been granted when its process ended: such an orphan has no mode at all.
 	ErrOtherMode error = &condition{"the orphan is in another mode", syscall.EAGAIN}
-	// ErrNoResult: the kernel has taken a conversion of an adopted lock and said no more about it. The lock has one of
-	// the two modes and can be released, and nothing else.
+	// ErrNoResult: the kernel has taken a conversion of an adopted lock and has not said in time what became of it. The lock has
+	// one of the two modes and can be released. It can be converted again when the result has come after all, which Lock.Mode
+	// then follows, and which nobody is told; until then, and that may be for ever, Convert returns this.
 	ErrNoResult error = &condition{"the kernel does not say what became of the conversion", 0}
 	// ErrInvalid: the arguments make no request; nothing was asked of the kernel.
 	ErrInvalid error = &condition{"invalid argument", syscall.EINVAL}

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+
+	"github.com/vmlockd/vmlockd/dlm/internal/abi"
 )
 
 // HandoverKernel is what a Kernel may be besides: one whose devices can stay open when the program in a process is
@@ -59,6 +61,7 @@ type handedLock struct {
 	lvbAsked   bool
 	lvbValid   bool
 	lvb        LVB
+	owed       *request // has a mode, and with FlagValBlk an LVB; it has ended
 }
 
 const noNotice = int8(-1)
@@ -133,6 +136,7 @@ func (ls *Lockspace) handLocked(h *Handover) {
 		h.locks = append(h.locks, handedLock{
 			name: l.name, cookie: l.cookie, lkid: l.lkid, mode: l.mode, persistent: l.persistent, notify: l.blocking != nil,
 			notice: n, adopted: l.adopted, lvbAsked: l.lvbAsked, lvbValid: l.lvbValid, lvb: l.lvb,
+			owed: l.owed,
 		})
 	}
 	slices.SortFunc(h.locks, func(a, b handedLock) int { return cmp.Compare(a.cookie, b.cookie) })
@@ -201,12 +205,13 @@ func (ls *Lockspace) resumed(h *Handover) ([]*Lock, error) {
 	ls.lastCookie, ls.locks = h.lastCookie, make(map[uint64]*Lock, len(h.locks))
 	for i := range h.locks {
 		n := &h.locks[i]
-		if n.lkid == 0 || n.cookie == 0 || n.cookie > h.lastCookie || ls.locks[n.cookie] != nil || checkLock(n.name, n.mode) != nil {
+		if n.lkid == 0 || n.cookie == 0 || n.cookie > h.lastCookie || ls.locks[n.cookie] != nil || checkLock(n.name, n.mode) != nil ||
+			n.owed != nil && !n.owed.mode.valid() {
 			return nil, fmt.Errorf("%w: the lock on %s is damaged in what was handed over", ErrInvalid, quoteName(n.name))
 		}
 		l := &Lock{
 			ls: ls, name: n.name, cookie: n.cookie, persistent: n.persistent, lkid: n.lkid, mode: n.mode,
-			lvb: n.lvb, lvbValid: n.lvbValid, lvbAsked: n.lvbAsked, adopted: n.adopted,
+			lvb: n.lvb, lvbValid: n.lvbValid, lvbAsked: n.lvbAsked, adopted: n.adopted, owed: n.owed,
 		}
 		if n.notify {
 			l.blocking = make(chan Mode, 1)
@@ -216,14 +221,23 @@ func (ls *Lockspace) resumed(h *Handover) ([]*Lock, error) {
 		}
 		ls.locks[l.cookie], list[i] = l, l
 	}
+	for _, l := range list {
+		l.countLocked() // nobody else knows ls yet; what is owed is under way
+	}
 	return list, nil
 }
 
 // The bytes of a Handover, little endian: handoverFormat, u8 length and bytes of the lockspace's name, i32 descriptor,
 // u64 last cookie, u32 number of locks, and for each: u8 flags, u8 mode, i8 notice, u32 id, u64 cookie, u8 length and
-// bytes of the name, and with handedLVB the LVB. The values of castAddr and bastAddr belong to the format, as the kernel
-// has them.
-const handoverFormat = 1
+// bytes of the name, with handedLVB the LVB, and with handedOwed the u8 mode, and with handedOwedLVB the LVB, of a
+// conversion whose result has not come. The values of castAddr and bastAddr belong to the format, as the kernel has them.
+//
+// With handoverOwed there is such a conversion. Who does not know of that must not go on, as the result would be taken
+// for that of another one.
+const (
+	handoverFormat = 1
+	handoverOwed   = 2
+)
 
 const (
 	handedPersistent = 1 << iota
@@ -232,6 +246,8 @@ const (
 	handedLVBAsked
 	handedLVBValid
 	handedLVB
+	handedOwed
+	handedOwedLVB
 )
 
 // handedMin is the least that a lock takes.
@@ -240,7 +256,11 @@ const handedMin = 1 + 1 + 1 + 4 + 8 + 1
 // MarshalBinary makes bytes of h for UnmarshalBinary in this or a later version. It never fails.
 func (h *Handover) MarshalBinary() ([]byte, error) {
 	b := make([]byte, 0, 64+len(h.locks)*(handedMin+MaxResourceName))
-	b = append(b, handoverFormat, uint8(len(h.Lockspace)))
+	format := uint8(handoverFormat)
+	if slices.ContainsFunc(h.locks, func(n handedLock) bool { return n.owed != nil }) {
+		format = handoverOwed
+	}
+	b = append(b, format, uint8(len(h.Lockspace)))
 	b = append(b, h.Lockspace...)
 	b = binary.LittleEndian.AppendUint32(b, uint32(int32(h.FD)))
 	b = binary.LittleEndian.AppendUint64(b, h.lastCookie)
@@ -250,12 +270,21 @@ func (h *Handover) MarshalBinary() ([]byte, error) {
 		var flags uint8
 		flags |= flag(n.persistent, handedPersistent) | flag(n.notify, handedNotify) | flag(n.adopted, handedAdopted)
 		flags |= flag(n.lvbAsked, handedLVBAsked) | flag(n.lvbValid, handedLVBValid) | flag(n.lvb != LVB{}, handedLVB)
+		if n.owed != nil {
+			flags |= handedOwed | flag(n.owed.flags&abi.FlagValBlk != 0, handedOwedLVB)
+		}
 		b = append(b, flags, uint8(n.mode), uint8(n.notice))
 		b = binary.LittleEndian.AppendUint32(b, n.lkid)
 		b = binary.LittleEndian.AppendUint64(b, n.cookie)
 		b = append(append(b, uint8(len(n.name))), n.name...)
 		if flags&handedLVB != 0 {
 			b = append(b, n.lvb[:]...)
+		}
+		if flags&handedOwed != 0 {
+			b = append(b, uint8(n.owed.mode))
+		}
+		if flags&handedOwedLVB != 0 {
+			b = append(b, n.owed.lvb[:]...)
 		}
 	}
 	return b, nil
@@ -274,7 +303,7 @@ var errHandover = fmt.Errorf("%w: these bytes are no lockspace that was handed o
 // depends on more than the form.
 func (h *Handover) UnmarshalBinary(data []byte) error {
 	r := handoverReader{b: data}
-	if r.u8() != handoverFormat {
+	if f := r.u8(); f != handoverFormat && f != handoverOwed {
 		return errHandover
 	}
 	n := Handover{Lockspace: r.text(), FD: int(int32(r.u32())), lastCookie: r.u64()}
@@ -292,6 +321,15 @@ func (h *Handover) UnmarshalBinary(data []byte) error {
 		l.lvbAsked, l.lvbValid = flags&handedLVBAsked != 0, flags&handedLVBValid != 0
 		if flags&handedLVB != 0 {
 			copy(l.lvb[:], r.take(len(l.lvb)))
+		}
+		if flags&handedOwed != 0 {
+			l.owed = newRequest(reqConvert, Mode(r.u8()), 0)
+			l.owed.written = true
+			l.owed.endLocked(ErrNoResult)
+			if flags&handedOwedLVB != 0 {
+				l.owed.flags = abi.FlagValBlk
+				copy(l.owed.lvb[:], r.take(len(l.owed.lvb)))
+			}
 		}
 	}
 	if r.short || len(r.b) != 0 {

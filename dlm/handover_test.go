@@ -61,6 +61,70 @@ func TestHandoverWaits(t *testing.T) {
 	})
 }
 
+// A conversion whose result has not come is so for the next program too: it counts as under way, its result is nobody
+// else's, and the lock's mode follows it.
+func TestHandoverOfWhatIsOwed(t *testing.T) {
+	for _, lvb := range []*dlm.LVB{nil, {1, 2, 3}} {
+		within(t, 1, func(t *testing.T, c *dlmtest.Cluster) {
+			k := c.Node(1)
+			ls := create(t, k, dlm.Options{})
+			_, err := ls.Lock(t.Context(), "a", dlm.EX, kept)
+			must(t, err)
+			_, err = ls.Lock(t.Context(), "b", dlm.EX, kept)
+			must(t, err)
+			must(t, ls.Close(t.Context()))
+			ls = create(t, k, dlm.Options{})
+			l, err := ls.Adopt(t.Context(), "a", dlm.EX, kept)
+			must(t, err)
+			_, err = ls.Adopt(t.Context(), "b", dlm.EX, kept)
+			must(t, err)
+			answer := dlmtest.NewGate()
+			k.SetFault(new(recorder).fault("convert", dlmtest.Fault{Result: answer}))
+			want(t, l.Convert(t.Context(), dlm.PR, dlm.ConvertOptions{NoQueue: true, WriteLVB: lvb}), dlm.ErrNoResult)
+			k.SetFault(nil)
+			h, err := ls.Handover(t.Context())
+			must(t, err)
+
+			b, err := h.MarshalBinary()
+			must(t, err)
+			if b[0] != 2 {
+				t.Errorf("format %d, with which a program that does not know of it would go on", b[0])
+			}
+			var again dlm.Handover
+			for cut := range b {
+				want(t, again.UnmarshalBinary(b[:cut]), dlm.ErrInvalid)
+			}
+			must(t, again.UnmarshalBinary(b))
+			if back, _ := again.MarshalBinary(); !bytes.Equal(b, back) {
+				t.Error("it is another one after the way through bytes")
+			}
+			u, err := dlm.NewUnderWay(make([]byte, dlm.UnderWaySize))
+			must(t, err)
+			ls, list, err := dlm.Resume(t.Context(), k, &again, dlm.Options{UnderWay: u})
+			must(t, err)
+			l = list[0]
+			if n, _ := u.Count(); n != 1 {
+				t.Errorf("%d requests are under way, want 1", n)
+			}
+			want(t, l.Convert(t.Context(), dlm.PR, dlm.ConvertOptions{NoQueue: true}), dlm.ErrNoResult)
+			must(t, list[1].Convert(t.Context(), dlm.EX, dlm.ConvertOptions{NoQueue: true}))
+			if l.Mode() != dlm.EX {
+				t.Errorf("mode %v before the result", l.Mode())
+			}
+			answer.Open()
+			fakeclock.Wait()
+			if n, _ := u.Count(); n != 0 || l.Mode() != dlm.PR {
+				t.Errorf("after the result %d requests are under way, mode %v", n, l.Mode())
+			}
+			if got, valid := l.LVB(); lvb != nil && (got != *lvb || !valid) {
+				t.Errorf("LVB %v, valid %v", got, valid)
+			}
+			must(t, l.Convert(t.Context(), dlm.EX, dlm.ConvertOptions{NoQueue: true}))
+			must(t, ls.Close(t.Context()))
+		})
+	}
+}
+
 // plain is a Kernel that can do nothing special.
 type plain struct{ dlm.Kernel }
 
@@ -132,6 +196,8 @@ func FuzzHandover(f *testing.F) {
 	}
 	b, _ := h.MarshalBinary()
 	f.Add(b)
+	// With a conversion to PW that is owed, of a lock in EX whose name is "a".
+	f.Add([]byte("\x02\x05space\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x44\x05\xff\x01\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x01a\x04"))
 	if err := h.Discard(f.Context(), c.Node(1)); err != nil {
 		f.Fatal(err)
 	}

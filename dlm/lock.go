@@ -23,6 +23,7 @@ type Lock struct {
 	cur       *request // the request or conversion under way
 	unlock    *request // the release under way
 	write     *write   // the write about this lock that is under way; there is never a second one
+	owed      *request // a conversion that ended without its result, which may come yet; see lost.go
 	retry     *time.Timer
 	unsettled *list.Element // in ls.unsettled
 	lvb       LVB
@@ -33,8 +34,6 @@ type Lock struct {
 	lvbAsked  bool // by the request that was granted last
 	dead      bool // the kernel has said its last word
 	adopted   bool // results about it may get lost, see lost.go
-	mute      bool // one did
-	owed      bool // ... and may come yet
 	busy      bool
 
 	persistent bool // never changed
@@ -219,6 +218,9 @@ type ConvertOptions struct {
 	// kernel does not wait for the node that keeps the books when the new mode is a lesser one (down_conversion in
 	// fs/dlm/lock.c), so that other nodes may still read the block as it was for a moment after that.
 	WriteLVB *LVB
+	// Patience is how long a conversion with NoQueue of a lock that was adopted waits for its result, which may never
+	// come; then it ends with ErrNoResult. It is 200 ms at least. A result that comes after that is not lost, see ErrNoResult.
+	Patience time.Duration
 }
 
 // Convert changes the mode of the lock, or, with the mode it has, its LVB. Other calls of Convert and Unlock on the same
@@ -248,6 +250,7 @@ func (l *Lock) Convert(ctx context.Context, mode Mode, opts ConvertOptions) erro
 		ls.mu.Unlock()
 	}
 	r := newRequest(reqConvert, mode, abi.FlagConvert)
+	r.patience = opts.Patience
 	if l.persistent {
 		r.flags |= abi.FlagPersistent // a conversion replaces the flags of the lock
 	}
@@ -265,7 +268,7 @@ func (l *Lock) Convert(ctx context.Context, mode Mode, opts ConvertOptions) erro
 		r.flags |= abi.FlagValBlk
 		r.lvb = *opts.WriteLVB
 	}
-	if err == nil && l.mute {
+	if err == nil && l.owed != nil {
 		err = ErrNoResult
 	}
 	if err == nil {

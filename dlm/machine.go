@@ -52,6 +52,7 @@ type request struct {
 	err       error         // of an ended request
 	done      chan struct{} // closed at the end
 	busyTries int
+	patience  time.Duration // ConvertOptions.Patience
 }
 
 // outcome is a result that is not about a release.
@@ -180,10 +181,12 @@ func (l *Lock) writeRequestLocked(r *request) {
 			if r.outcome != nil { // it was faster than the write's return
 				l.applyLocked(r)
 			} else if l.adopted && r.kind == reqConvert && r.flags&abi.FlagNoQueue != 0 {
-				l.outwaitLocked()
+				l.outwaitLocked(max(r.patience, lostAfter))
 			}
 		case r.kind == reqConvert && errors.Is(err, syscall.EBUSY) && !r.givenUp:
-			// The answer to a cancel that came too late is still on its way from another node.
+			// The answer to a cancel that came too late is still on its way from another node, or that to a conversion of the
+			// process that the lock was adopted from. What has come meanwhile is not about r.
+			r.outcome = nil
 			r.busyTries++
 			l.retryLocked(min(time.Millisecond<<min(r.busyTries, 8), 100*time.Millisecond))
 		default:
@@ -221,7 +224,7 @@ func (l *Lock) writeUnlockLocked() {
 			if l.dead {
 				r.endLocked(nil)
 			} else if l.adopted {
-				l.outwaitLocked()
+				l.outwaitLocked(lostAfter)
 			}
 		case errors.Is(err, syscall.EBUSY) && r.flags&abi.FlagForceUnlock == 0:
 			r.flags |= abi.FlagForceUnlock // the answer to a late cancel is on its way; force does not mind
@@ -289,13 +292,16 @@ func (l *Lock) castLocked(res *abi.LockResult, lvb []byte) {
 		return
 	}
 	r := l.cur
-	if r == nil || r.outcome != nil {
+	if r == nil && l.owed != nil {
+		r, l.owed = l.owed, nil // nothing else was asked meanwhile but the release
+	}
+	if r == nil || r.outcome != nil || !r.written && (l.write == nil || l.write.req != r || l.write.place != nil) {
+		// The kernel has nothing of r, or its word already: this is about something that an earlier process asked.
 		l.ls.stray++
-		l.owed = false
 		l.countLocked()
 		return
 	}
-	if r.written {
+	if r == l.cur && r.written {
 		l.stopRetryLocked() // it need not be outwaited
 	}
 	r.outcome = &outcome{status: res.Lksb.Status, flags: res.Lksb.Flags}

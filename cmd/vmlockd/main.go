@@ -125,6 +125,9 @@ func run(f flags) int {
 		fmt.Fprintln(os.Stderr, "vmlockd:", err)
 		return exitUsage
 	}
+	defer logs.Close(log)
+	// Who reads the log may end before this process does; nobody reads the channel.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	program, err := daemon.ThisProgram(f.load)
 	if err != nil {
 		daemon.GoBack(err)

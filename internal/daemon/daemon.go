@@ -18,6 +18,7 @@ import (
 
 	"github.com/vmlockd/vmlockd/internal/config"
 	"github.com/vmlockd/vmlockd/internal/failpoint"
+	"github.com/vmlockd/vmlockd/internal/logs"
 )
 
 // checkTimeout bounds how long a new program may take to say that it would start.
@@ -69,6 +70,7 @@ func Run(ctx context.Context, p Program, c config.Config, log *slog.Logger) erro
 	makeRoom(c)
 	from, err := inherit()
 	if err != nil {
+		logs.Flush(log)
 		GoBack(err)
 		return err
 	}
@@ -90,6 +92,7 @@ func Run(ctx context.Context, p Program, c config.Config, log *slog.Logger) erro
 	for {
 		i, err := start(c, p.Version, log, from)
 		if err != nil {
+			logs.Flush(log) // the program may be replaced
 			return from.goBack(ctx, err)
 		}
 		log.Info("vmlockd is ready", "event", "daemon-ready", "backend", c.Backend, "socket", c.Socket, "pid", os.Getpid(), "restarted", from != nil)
@@ -106,6 +109,7 @@ func Run(ctx context.Context, p Program, c config.Config, log *slog.Logger) erro
 		}
 		notify(log, "RELOADING=1\nMONOTONIC_USEC="+strconv.FormatInt(monotonic().Microseconds(), 10))
 		from = i.handOver(version)
+		logs.Flush(log)
 		err = from.execute(ctx, ctx, p.Path, p.Args, self)
 		signal.Notify(restart, RestartSignals...)
 		if ctx.Err() != nil {

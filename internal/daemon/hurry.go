@@ -3,6 +3,8 @@ package daemon
 import (
 	"os"
 	"sync"
+
+	"github.com/vmlockd/vmlockd/internal/logs"
 )
 
 // exitHurried is the status of a process that was told twice to stop.
@@ -25,6 +27,7 @@ func (i *instance) endOnSignal(again <-chan os.Signal) (callOff func()) {
 			what, _ := i.waiting.Load().(string)
 			i.log.Warn("told to stop again: ending without waiting any longer; locks stay held",
 				"signal", s.String(), "waited_for", what, "unanswered_requests", i.backend.Unsettled())
+			logs.Flush(i.log)
 			os.Exit(exitHurried)
 		case <-stopped:
 		}

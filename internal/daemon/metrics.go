@@ -10,6 +10,7 @@ import (
 	"github.com/vmlockd/vmlockd/internal/backend/cluster"
 	"github.com/vmlockd/vmlockd/internal/journal"
 	"github.com/vmlockd/vmlockd/internal/locking"
+	"github.com/vmlockd/vmlockd/internal/logs"
 	"github.com/vmlockd/vmlockd/internal/metrics"
 )
 
@@ -28,6 +29,7 @@ func (i *instance) makeMetrics() {
 			return metrics.Connections{Open: s.Clients, Limit: s.MaxClients, Refused: s.Refused, Failures: s.Failures}
 		},
 		Starts: func() metrics.Starts { return i.starts },
+		Log:    func() metrics.Log { return metrics.Log{Dropped: logs.Dropped(i.log)} },
 	}
 	switch b := i.backend.(type) {
 	case dlmLocks:

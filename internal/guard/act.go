@@ -23,9 +23,11 @@ type frozen struct {
 	losses   int
 }
 
-// lockedFreeze stops every owner that is not stopped yet. All are noted first.
+// lockedFreeze stops every owner that is not stopped yet. All are noted first, and
+// the log is told of them last.
 func (g *Guard) lockedFreeze(v view) {
 	var fresh []*frozen
+	var tell []func()
 	for _, o := range g.owners {
 		key := ownerKey{o.PID, o.Start}
 		if g.frozen[key] != nil {
@@ -33,7 +35,9 @@ func (g *Guard) lockedFreeze(v view) {
 		}
 		wish := g.wish(o)
 		if o.Start == 0 || wish == WishIgnore {
-			g.lockedTellOnce(key, "a process with cluster locks goes on although this host has lost the cluster: its disks may be destroyed", o)
+			tell = append(tell, func() {
+				g.lockedTellOnce(key, "a process with cluster locks goes on although this host has lost the cluster: its disks may be destroyed", o)
+			})
 			continue
 		}
 		proc, err := g.o.Processes.Open(o.PID, o.Start)
@@ -41,7 +45,7 @@ func (g *Guard) lockedFreeze(v view) {
 			continue
 		}
 		if err != nil {
-			g.log.Error("a process cannot be stopped, trying again", "event", "guard-failed", "pid", o.PID, "vm", o.Name, "reason", err)
+			tell = append(tell, func() { g.lockedNotStopped(o, err) })
 			continue
 		}
 		f := &frozen{proc: proc, wish: wish, Frozen: Frozen{Owner: o, Since: v.at, Deadline: g.lockedDeadline(v)}}
@@ -52,7 +56,14 @@ func (g *Guard) lockedFreeze(v view) {
 		g.lockedSave()
 	}
 	for _, f := range fresh {
-		g.lockedStop(f)
+		if err := f.proc.Stop(); err != nil {
+			tell = append(tell, func() { g.lockedNotStopped(f.Owner, err) })
+		}
+	}
+	for _, f := range tell {
+		f()
+	}
+	for _, f := range fresh {
 		killed := max(f.Deadline-v.at, 0).String()
 		if f.wish == WishFreeze {
 			killed = "never" // it stays stopped for an operator
@@ -101,8 +112,12 @@ const maxTold = 10_000
 
 func (g *Guard) lockedStop(f *frozen) {
 	if err := f.proc.Stop(); err != nil {
-		g.log.Error("a process cannot be stopped, trying again", "event", "guard-failed", "pid", f.PID, "vm", f.Name, "reason", err)
+		g.lockedNotStopped(f.Owner, err)
 	}
+}
+
+func (g *Guard) lockedNotStopped(o Owner, err error) {
+	g.log.Error("a process cannot be stopped, trying again", "event", "guard-failed", "pid", o.PID, "vm", o.Name, "reason", err)
 }
 
 // lockedTend ends, or lets go on, what was stopped. sure: this host has the cluster.

@@ -46,6 +46,7 @@ var Events = []Event{
 	{"doubt-settled", "747cbad373751c1fd55f86854af530f0"},
 	{"journal-damaged", "10615b5df4e5767276f02d1b924b5470"},
 	{"restart-refused", "97bff9d062fd0df3623241f6aed902de"},
+	{"log-lost", "b017e043763cf95589979f33a859b56e"},
 	{"audit-unwritable", "80c6f5d67a78394fe8a6029d9711d751"},
 	{"metrics-unreachable", "bba414c77cf06fc6fe443e675b112046"},
 	{"guard-cluster-lost", "d22a7afd560ede375e48c482fde89368"},

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"maps"
 	"strings"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/journal"
 )
@@ -14,22 +15,52 @@ type sendFunc func(message string, priority journal.Priority, vars map[string]st
 // fieldPrefix keeps our fields apart from those of others in one journal.
 const fieldPrefix = "VMLOCKD_"
 
-// journalHandler sends each record to journald with its attributes as fields:
-// lockspace becomes VMLOCKD_LOCKSPACE. The message carries them as well, since
+// message is a record as journald gets it.
+type message struct {
+	at     time.Time
+	level  slog.Level
+	text   string
+	fields map[string]string
+}
+
+// bytes is what it keeps of memory.
+func (m message) bytes() int {
+	n := len(m.text)
+	for name, value := range m.fields {
+		n += len(name) + len(value) + fieldOverhead
+	}
+	return n
+}
+
+// sendOr gives messages to journald, or to fallback if that does not take one.
+func sendOr(send sendFunc, fallback slog.Handler) func(message) {
+	return func(m message) {
+		if send(m.text, priority(m.level), m.fields) == nil {
+			return
+		}
+		r := slog.NewRecord(m.at, m.level, m.text, 0)
+		if event, ok := m.fields[fieldName(EventKey)]; ok { // the text has all else
+			r.AddAttrs(slog.String(EventKey, event))
+		}
+		_ = fallback.Handle(context.Background(), r)
+	}
+}
+
+// journalHandler makes of each record a message with its attributes as fields:
+// lockspace becomes VMLOCKD_LOCKSPACE. The text carries them as well, since
 // that is all that journalctl shows by default. A record of one of Events has its
 // MESSAGE_ID.
 type journalHandler struct {
-	level    slog.Level
-	send     sendFunc
-	fallback slog.Handler // for when journald does not take a record
-	prefix   string       // of groups, as in "GROUP_"
-	fields   map[string]string
-	text     string // " key=value" of fields, in order
+	level  slog.Level
+	send   func(message)
+	prefix string // of groups, as in "GROUP_"
+	fields map[string]string
+	text   string // " key=value" of fields, in order
 }
 
 func (h *journalHandler) Enabled(_ context.Context, l slog.Level) bool { return l >= h.level }
 
-func (h *journalHandler) Handle(ctx context.Context, r slog.Record) error {
+func (h *journalHandler) Handle(_ context.Context, r slog.Record) error {
 	fields := maps.Clone(h.fields)
 	if fields == nil {
 		fields = map[string]string{}
@@ -41,9 +72,7 @@ func (h *journalHandler) Handle(ctx context.Context, r slog.Record) error {
 		add(fields, &text, h.prefix, a)
 		return true
 	})
-	if err := h.send(text.String(), priority(r.Level), fields); err != nil {
-		return h.fallback.Handle(ctx, r)
-	}
+	h.send(message{r.Time, r.Level, text.String(), fields})
 	return nil
 }
 
@@ -59,7 +88,6 @@ func (h *journalHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
 		add(c.fields, &text, h.prefix, a)
 	}
 	c.text = text.String()
-	c.fallback = h.fallback.WithAttrs(attrs)
 	return &c
 }
 
@@ -69,7 +97,6 @@ func (h *journalHandler) WithGroup(name string) slog.Handler {
 	}
 	c := *h
 	c.prefix += name + "_"
-	c.fallback = h.fallback.WithGroup(name)
 	return &c
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -13,7 +14,25 @@ import (
 
 	"github.com/coreos/go-systemd/v22/journal"
 	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// logger makes one that ends with the test.
+func logger(t *testing.T, level slog.Level, format string, w io.Writer, send sendFunc) *slog.Logger {
+	t.Helper()
+	log, err := newLogger(level, format, w, send)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if !Close(log) {
+			t.Error("what was logged is not written at the end")
+		}
+	})
+	return log
+}
 
 func TestJournalFields(t *testing.T) {
 	var message string
@@ -23,15 +42,14 @@ func TestJournalFields(t *testing.T) {
 		message, prio, fields = m, p, f
 		return nil
 	}
-	log, err := newLogger(slog.LevelInfo, "journal", &bytes.Buffer{}, send)
-	if err != nil {
-		t.Fatal(err)
-	}
+	log := logger(t, slog.LevelInfo, "journal", &bytes.Buffer{}, send)
 	log.Debug("not this")
+	Flush(log)
 	if message != "" {
 		t.Fatalf("a debug record was sent at level info: %q", message)
 	}
 	log.With("lockspace", "").Warn("refused", "name", `/a "b"`, "owner-pid", 12, slog.Group("vm", "name", "web"))
+	Flush(log)
 	if want := `refused lockspace="" name="/a \"b\"" owner-pid=12 vm_name=web`; message != want {
 		t.Errorf("message %q, want %q", message, want)
 	}
@@ -43,6 +61,7 @@ func TestJournalFields(t *testing.T) {
 		t.Error(d)
 	}
 	log.WithGroup("vm").Info("x", "name", "web")
+	Flush(log)
 	if fields["VMLOCKD_VM_NAME"] != "web" {
 		t.Errorf("a group's field: %v", fields)
 	}
@@ -50,14 +69,12 @@ func TestJournalFields(t *testing.T) {
 
 func TestJournalThatIsGone(t *testing.T) {
 	var out bytes.Buffer
-	log, err := newLogger(slog.LevelInfo, "journal", &out, func(string, journal.Priority, map[string]string) error {
+	log := logger(t, slog.LevelInfo, "journal", &out, func(string, journal.Priority, map[string]string) error {
 		return errors.New("no journald")
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	log.With("a", 1).Info("kept", "b", 2)
-	if s := out.String(); !strings.Contains(s, "kept") || !strings.Contains(s, "a=1 b=2") {
+	log.With("a", 1).Info("kept", "b", 2, EventKey, "lock-lost")
+	Flush(log)
+	if s := out.String(); !strings.Contains(s, `level=INFO msg="kept a=1 b=2" event=lock-lost`) {
 		t.Fatalf("a record that journald did not take is lost: %q", s)
 	}
 }
@@ -91,9 +108,11 @@ func TestAuto(t *testing.T) {
 			t.Fatal(err)
 		}
 		// Nothing is logged where it would go to this host's journal.
-		if _, journal := log.Handler().(*journalHandler); journal != tc.journal {
-			t.Errorf("JOURNAL_STREAM=%q: the handler is a %T", tc.stream, log.Handler())
+		made := log.Handler().(handler).Handler
+		if _, journal := made.(*journalHandler); journal != tc.journal {
+			t.Errorf("JOURNAL_STREAM=%q: the handler is a %T", tc.stream, made)
 		}
+		defer Close(log)
 		if tc.journal {
 			continue
 		}
@@ -101,6 +120,7 @@ func TestAuto(t *testing.T) {
 			t.Fatal(err)
 		}
 		log.Info("for people", "a", 1)
+		Flush(log)
 		if text, err := os.ReadFile(stderr.Name()); err != nil || !strings.Contains(string(text), `level=INFO msg="for people" a=1`) {
 			t.Errorf("JOURNAL_STREAM=%q: %q, %v", tc.stream, text, err)
 		}

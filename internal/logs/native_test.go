@@ -36,6 +36,7 @@ func TestNativeProtocol(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer Close(log)
 	log.Warn("lock refused", EventKey, "lock-refused", "name", "/a\nPRIORITY=0\nMESSAGE_ID=0", "pid", 12)
 	want := map[string]string{
 		"MESSAGE": `lock refused name="/a` + "\nPRIORITY=0\nMESSAGE_ID=0" + `" pid=12`, "PRIORITY": "4", "MESSAGE_ID": idOf["lock-refused"],
@@ -73,11 +74,9 @@ func TestEventsAreWellFormed(t *testing.T) {
 func TestOtherFormatsNameTheEvent(t *testing.T) {
 	for _, format := range []string{"text", "json"} {
 		var out bytes.Buffer
-		log, err := newLogger(slog.LevelInfo, format, &out, func(string, journal.Priority, map[string]string) error { return nil })
-		if err != nil {
-			t.Fatal(err)
-		}
+		log := logger(t, slog.LevelInfo, format, &out, func(string, journal.Priority, map[string]string) error { return nil })
 		log.Info("x", EventKey, "lock-lost")
+		Flush(log)
 		if s := out.String(); !slices.ContainsFunc([]string{`event=lock-lost`, `"event":"lock-lost"`}, func(w string) bool { return strings.Contains(s, w) }) {
 			t.Errorf("%s: %s", format, s)
 		}

@@ -103,3 +103,10 @@ func startsOf(read func() Starts) prometheus.Collector {
 	starts("in_place", func(n Starts) float64 { return float64(n.InPlace) })
 	return c
 }
+
+func logOf(read func() Log) prometheus.Collector {
+	c := collect("log", read)
+	c.counter("vmlockd_log_dropped_total", "Records of the log that were lost since the start, as journald, or who else reads the log, did not take them in time.",
+		func(n Log) float64 { return float64(n.Dropped) })
+	return c
+}

@@ -41,6 +41,7 @@ func everything() Options {
 		Connections: func() Connections { return Connections{18, 19, 20, 21} },
 		Peers:       func() Peers { return Peers{22, 23} },
 		Starts:      func() Starts { return Starts{24, 25, 26} },
+		Log:         func() Log { return Log{27} },
 	}}
 }
 
@@ -150,6 +151,7 @@ func TestFiguresOfParts(t *testing.T) {
 		`journal_entries`: "12", `journal_size_bytes`: "13", `journal_live_bytes`: "14", `journal_records_total`: "15", `journal_compactions_total`: "16", `journal_failures_total`: "17",
 		`connections`: "18", `connections_limit`: "19", `connections_refused_total`: "20", `connections_failed_total`: "21",
 		`peers`: "22", `peers_silent`: "23", `starts_total{how="fresh"}`: "24", `starts_total{how="crash"}`: "25", `starts_total{how="in_place"}`: "26",
+		`log_dropped_total`:          "27",
 		`scrape_stale{part="locks"}`: "0",
 	} {
 		if got["vmlockd_"+name] != want {

@@ -19,6 +19,7 @@ type Ports struct {
 	Connections func() Connections
 	Peers       func() Peers
 	Starts      func() Starts
+	Log         func() Log
 }
 
 // Cluster is what this host knows of its lockspace and of the cluster.
@@ -74,6 +75,11 @@ type Starts struct {
 	InPlace uint64 // by executing the program again
 }
 
+// Log is the daemon's own log.
+type Log struct {
+	Dropped uint64 // records since the start that could not be written in time
+}
+
 // collectors makes one for each port that there is.
 func (p Ports) collectors() (list []prometheus.Collector) {
 	if p.Locks != nil {
@@ -99,6 +105,9 @@ func (p Ports) collectors() (list []prometheus.Collector) {
 	}
 	if p.Starts != nil {
 		list = append(list, startsOf(p.Starts))
+	}
+	if p.Log != nil {
+		list = append(list, logOf(p.Log))
 	}
 	return list
 }

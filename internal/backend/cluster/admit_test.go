@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/vmlockd/vmlockd/dlm"
 	"github.com/vmlockd/vmlockd/dlm/dlmtest"
@@ -111,6 +112,66 @@ func TestProve(t *testing.T) {
 			if err := p.Prove(t.Context()); !errors.Is(err, dlm.ErrUnlocked) {
 				t.Errorf("%v, given back: %v", mode, err)
 			}
+		}
+	})
+}
+
+// Of a lock from before a restart the kernel may be slow to tell what became of its
+// conversion, or do so too late: then it is proved by the next one.
+func TestProveAfterRestart(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
+		nodes := dlmtest.NewCluster(1)
+		ref := locking.Ref{Name: "a"}
+		resource := cluster.ResourceName(ref)
+		earlier := nodes.Node(1).NewProcess()
+		had, err := dlm.Create(t.Context(), earlier, space, dlm.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := had.Lock(t.Context(), resource, dlm.EX, dlm.LockOptions{NoQueue: true, Persistent: true}); err != nil {
+			t.Fatal(err)
+		}
+		earlier.Kill()
+		_ = had.Close(t.Context())
+		b, err := cluster.New(cluster.Options{Lockspace: space, Kernel: nodes.Node(1).NewProcess()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		res := b.Restore(t.Context(), []locking.Held{{ID: resource, Ref: ref, Mode: locking.Exclusive}})[0]
+		if res.Err != nil {
+			t.Fatal(res.Err)
+		}
+		p := res.Handle.(locking.Prover)
+		answers := func(after time.Duration) {
+			gate := dlmtest.NewGate()
+			nodes.Node(1).SetFault(func(op dlmtest.Op) (f dlmtest.Fault) {
+				if op.Op == "convert" {
+					f.Result = gate
+				}
+				return f
+			})
+			time.AfterFunc(after, gate.Open)
+		}
+		answers(1500 * time.Millisecond)
+		if err := p.Prove(t.Context()); err != nil {
+			t.Errorf("answered after 1.5 s: %v", err)
+		}
+		answers(3 * time.Second)
+		for range 2 {
+			if err := p.Prove(t.Context()); !errors.Is(err, dlm.ErrNoResult) {
+				t.Errorf("not answered: %v", err)
+			}
+		}
+		nodes.Node(1).SetFault(nil)
+		time.Sleep(2 * time.Second) // by the bubble's clock: until the late answer has come
+		if err := p.Prove(t.Context()); err != nil {
+			t.Errorf("after the late answer: %v", err)
+		}
+		if err := res.Handle.Unlock(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if err := b.Close(t.Context(), false); err != nil {
+			t.Error(err)
 		}
 	})
 }

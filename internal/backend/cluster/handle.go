@@ -93,8 +93,13 @@ func (h *handle) Prove(ctx context.Context) error {
 	}
 	beforeProve.Pass()
 	defer afterProve.Pass()
-	return h.lock.Convert(r.ctx, modeOf(h.mode), dlm.ConvertOptions{NoQueue: true})
+	return h.lock.Convert(r.ctx, modeOf(h.mode), dlm.ConvertOptions{NoQueue: true, Patience: provePatience})
 }
+
+// provePatience is how long the kernel's answer is waited for if the lock is from before a
+// restart: for as long as the guard waits. What it has of a process that was killed it
+// may never answer, but while nothing is proved a virtual machine stays stopped.
+const provePatience = 2 * time.Second
 
 func (h *handle) request(r *request, mode locking.Mode) (*dlm.Lock, error) {
 	space, why := h.b.lockspace()
