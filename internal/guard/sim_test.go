@@ -188,6 +188,9 @@ func (w *world) faults(ctx context.Context, steps int) {
 		return w.lockedUpTo(d)
 	}
 	w.settle(ctx, 10*time.Second)
+	if w.breach == none && pick(2) == 0 {
+		w.stops(ctx)
+	}
 	for range steps {
 		x := w.nodes[pick(len(w.nodes))]
 		what := pick(16)

@@ -60,7 +60,7 @@ func (g *Guard) lockedMessage() message {
 	}
 	for _, f := range g.ledger.list() {
 		left := max(f.Until-g.o.Clock(), 0).Milliseconds()
-		m.Facts = append(m.Facts, told{Node: f.Node, Left: left, Promised: f.Promised})
+		m.Facts = append(m.Facts, told{Node: f.Node, Left: left, Promised: f.Promised, Unsure: !f.sure()})
 	}
 	for node := range g.ledger.confirmed {
 		m.Dead = append(m.Dead, node)
@@ -99,6 +99,7 @@ func (g *Guard) handle(ev corosync.Event) {
 	case corosync.Up:
 		g.up, g.fresh, g.self = true, true, ev.Self
 		clear(g.members)
+		clear(g.ledger.heard) // something may have been missed
 	case corosync.Down:
 		g.up = false
 	case corosync.Membership:
