@@ -203,13 +203,15 @@ func (l *ledger) hear(v view, from uint32, m message) {
 		l.words[from] = w
 		l.changed = true
 	}
+	if v.ring == nil || m.Ring != v.ring.ID.Seq {
+		return // in another ring who was dead may have been alive again, and who was there may be gone
+	}
 	for _, node := range m.Dead {
 		if node != v.self {
 			_ = l.confirm(v, node)
 		}
 	}
-	current := l.entered && v.inSpace() && v.ring != nil && m.Ring == v.ring.ID.Seq && slices.Contains(m.Space, v.self)
-	if !current {
+	if !l.entered || !v.inSpace() || !slices.Contains(m.Space, v.self) {
 		// What it knows may be older than what this host must know.
 		return
 	}

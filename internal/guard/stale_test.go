@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 )
 
 // again is what the next daemon has of a ledger that was noted at that time.
@@ -120,6 +122,60 @@ func TestSilenceOfOneWhoHasNotLooked(t *testing.T) {
 	if len(l.unheard) == 0 {
 		t.Error("and node 2 has said all it knows")
 	}
+}
+
+// A guard that has got into the cluster, and is started again before it has heard the others,
+// has to hear them all the same: who vanished before may be in the ring, where nobody guesses
+// that it is gone.
+func TestStartedAgainBeforeTheOthersWereHeard(t *testing.T) {
+	v := seen(time.Second, 7, 1, 2, 3)
+	v.space = []uint32{1, 2} // node 3 was lost before this host came, and runs corosync
+	l := newLedger()
+	l.look(v, lab, time.Unix(1001, 0))
+	if len(l.unheard) == 0 {
+		t.Fatal("nobody has to be heard")
+	}
+	l = l.again(v.at)
+	v.at += absence / 2
+	l.look(v, lab, time.Unix(1002, 0))
+	if _, ok := l.unheard[2]; !ok || l.complete() {
+		t.Errorf("node 2 was not heard, and %v are to be; all is known: %v", l.unheard, l.complete())
+	}
+	l.hear(v, 2, message{Promise: true, Complete: true, Ring: 7, Space: []uint32{1}, Facts: []told{{Node: 3}}})
+	l.only(t, "node 2 knows")
+	// With all heard a moment's absence is none.
+	l = l.again(v.at)
+	l.look(v, lab, time.Unix(1002, 0))
+	if len(l.unheard) != 0 || !l.complete() {
+		t.Errorf("%v are to be heard again; all is known: %v", l.unheard, l.complete())
+	}
+}
+
+// What an earlier daemon has noted is not told before this one has looked; and who was
+// confirmed dead in another ring may be another one's loss now.
+func TestNotedIsNotTold(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
+		w := newWorld(1, 3, none)
+		x := w.nodes[0]
+		if err := (store{x}).Save(Saved{Entered: true, Ring: 1, Facts: []fact{{Node: 2, Until: time.Hour}}, Confirmed: []uint32{3}}); err != nil {
+			t.Fatal(err)
+		}
+		g, err := New(Options{Timing: lab, Clock: w.now, Store: store{x}, Processes: x})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m := g.lockedMessage(); m.Complete || len(m.Facts)+len(m.Dead)+len(m.Space) != 0 {
+			t.Errorf("told before anything was seen: %+v", m)
+		}
+		g.ledger.look(seen(time.Second, 1, 1, 2), lab, time.Unix(1001, 0))
+		if m := g.lockedMessage(); len(m.Dead) != 1 {
+			t.Errorf("told after that: %+v", m)
+		}
+	})
+	l, v := watching(), seen(time.Second, 3, 1, 2)
+	l.look(v, lab, time.Unix(1001, 0))
+	l.hear(v, 2, message{Promise: true, Ring: 2, Dead: []uint32{3}})
+	l.only(t, "confirmed in the ring before")
 }
 
 // A vmlockd is stopped while its virtual machine runs, and only one of the other two

@@ -51,8 +51,8 @@ func (g *Guard) lockedMessage() message {
 		Sent: int64(g.o.Clock()), Run: g.run, Promise: g.lockedPromise(), Watchdog: g.dog.open && !g.withdrawn, Leaving: g.leaving,
 		Needs: g.timing.LeastHoldOff().Milliseconds(), Ring: g.ledger.ring,
 	}
-	if g.lost != "" || !g.ledger.entered {
-		return m
+	if g.lost != "" || !g.ledger.entered || g.ledger.restored {
+		return m // what an earlier daemon has noted may not be true any more
 	}
 	m.Complete = g.ledger.complete()
 	for node := range g.ledger.known {
