@@ -61,11 +61,14 @@ type Guard struct {
 	heldOff  map[uint32]bool // nodes of which the log was told that they have vanished
 	closing  bool            // nothing is granted any more
 	leaving  bool            // and nothing is held
-	// withdrawn: no promise is given any more.
-	withdrawn bool
-	failed    string // what the log was told last of saving
-	suspect   bool   // what was noted cannot be read
-	dog       dogState
+	// withdrawn: no promise is given any more, since withdrawnAt.
+	withdrawn   bool
+	withdrawnAt time.Duration
+	heard       bool              // by all others in the ring
+	downs       map[uint32]uint64 // nodes that the group said to be down, and in which ring corosync's quorum had them then
+	failed      string            // what the log was told last of saving
+	suspect     bool              // what was noted cannot be read
+	dog         dogState
 }
 
 type ownerKey struct {
@@ -78,7 +81,7 @@ type ownerKey struct {
 func New(o Options) (*Guard, error) {
 	g := &Guard{
 		o: o, log: o.Log, run: rand.Uint64(), kick: make(chan struct{}, 1), timing: o.Timing, ledger: newLedger(),
-		members: map[uint32]int{}, frozen: map[ownerKey]*frozen{}, held: map[ownerKey]*held{}, changed: make(chan struct{}), told: map[ownerKey]struct{}{}, heldOff: map[uint32]bool{},
+		members: map[uint32]int{}, frozen: map[ownerKey]*frozen{}, held: map[ownerKey]*held{}, changed: make(chan struct{}), told: map[ownerKey]struct{}{}, heldOff: map[uint32]bool{}, downs: map[uint32]uint64{},
 	}
 	g.began = o.Clock()
 	g.proven, g.spaceAt = g.began, g.began
@@ -344,46 +347,4 @@ func (g *Guard) ConfirmDead(node uint32) error {
 	}
 	g.news()
 	return nil
-}
-
-// Settle lets nothing more be granted, and waits until no process is stopped
-// any more: each has gone on, or has been killed. It takes as long as the grace at
-// most, unless one is to stay stopped for an operator, which is not waited for.
-func (g *Guard) Settle(ctx context.Context) error {
-	for {
-		g.mu.Lock()
-		g.closing = true
-		left := 0
-		for _, f := range g.frozen {
-			if !f.expired {
-				left++
-			}
-		}
-		changed := g.changed
-		g.mu.Unlock()
-		if left == 0 {
-			return nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return fmt.Errorf("%d processes are stopped, and stay so until vmlockd is started again: %w", left, ctx.Err())
-		}
-	}
-}
-
-// Withdraw says that nobody guards this host from now on: Run tells the others when
-// it ends.
-func (g *Guard) Withdraw() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.closing, g.withdrawn = true, true
-}
-
-// Leave says that this host holds nothing, and takes nothing any more: Run tells
-// the others when it ends.
-func (g *Guard) Leave() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.closing, g.leaving = true, true
 }

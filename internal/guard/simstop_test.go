@@ -21,7 +21,12 @@ func (x *node) stop() {
 	x.w.lockedSay("vmlockd of node %d is stopped", x.id)
 	g := x.guard
 	x.w.mu.Unlock()
-	g.Withdraw()
+	err := g.Withdraw(context.Background())
+	x.w.mu.Lock()
+	if err != nil && x.w.worst == "" {
+		x.w.worst = fmt.Sprintf("the guard of node %d is stopped and its promise stays: %v", x.id, err)
+	}
+	x.w.mu.Unlock()
 	x.kill()
 }
 
@@ -32,6 +37,8 @@ func (w *world) stops(ctx context.Context) {
 	well := len(w.nodes) > 2 && w.lockedWell()
 	order := w.rng.Perm(len(w.nodes))
 	cut, again := w.rng.IntN(4) > 0, w.rng.IntN(2) == 0
+	early := cut && w.rng.IntN(3) == 0 // x has not noticed that it is cut off
+	moment := w.lockedUpTo(w.timing.Lease())
 	waits := make([]time.Duration, 4)
 	for i, most := range []time.Duration{10 * time.Second, 5 * time.Second, 20 * time.Second, 10 * time.Second} {
 		waits[i] = w.lockedUpTo(most)
@@ -48,9 +55,13 @@ func (w *world) stops(ctx context.Context) {
 		y.start()
 		y.kill()
 	}
+	if early {
+		w.change(fmt.Sprintf("node %d is cut off", x.id), func() { w.parts[x.id-1] = int(x.id) })
+		w.settle(ctx, moment)
+	}
 	x.stop()
 	w.settle(ctx, 100*time.Millisecond+waits[2])
-	if cut {
+	if cut && !early {
 		w.change(fmt.Sprintf("node %d is cut off", x.id), func() { w.parts[x.id-1] = int(x.id) })
 		w.settle(ctx, waits[3])
 	}

@@ -185,7 +185,9 @@ func TestWithdrawnWhileAnotherIsAway(t *testing.T) {
 		b.nodes[2].kill()
 		b.settle(b.ctx, 3*time.Second)
 		x := b.nodes[0]
-		x.guard.Withdraw()
+		if err := x.guard.Withdraw(b.ctx); err != nil {
+			b.t.Fatal(err)
+		}
 		x.kill()
 		b.settle(b.ctx, 3*time.Second)
 		b.change("node 1 is cut off", func() { b.parts[0] = 1 })

@@ -41,7 +41,7 @@ func (g *Guard) bye(ctx context.Context) {
 	g.lockedSave()
 	g.mu.Unlock()
 	if last && up && err == nil {
-		_ = g.o.Group.Send(ctx, b) // who does not hear it holds off
+		_ = g.o.Group.Send(ctx, b) // that it was heard is Withdraw's to see
 	}
 }
 
@@ -121,6 +121,9 @@ func (g *Guard) lockedMembers(ev corosync.Membership) {
 			// Where the whole node is lost, its guard may do its work.
 			g.ledger.left(c.Node, c.Reason != corosync.ReasonNodeDown)
 		}
+		if ring, err := g.o.Ring(); err == nil && c.Reason == corosync.ReasonNodeDown {
+			g.downs[c.Node] = ring.ID.Seq
+		}
 	}
 	for _, c := range ev.Joined {
 		if c.Node != g.self.Node {
@@ -195,6 +198,7 @@ func (g *Guard) lockedProof(sent time.Duration) {
 	if before.sent > g.proven || !g.isProven {
 		g.proven, g.isProven = before.sent, true
 	}
+	g.lockedHeard(v, before.sent, sent)
 }
 
 // trip is a message that came back.
