@@ -8,13 +8,13 @@ import (
 )
 
 // withdraw takes back the promise of node 1, and ends its guard, and says how long the first took.
-func (b *bench) withdraw() (err error, took time.Duration) {
+func (b *bench) withdraw() (took time.Duration, err error) {
 	x := b.nodes[0]
 	begun := b.now()
 	err = x.guard.Withdraw(b.ctx)
 	took = b.now() - begun
 	x.kill()
-	return err, took
+	return took, err
 }
 
 // A vmlockd is stopped on a host that is cut off and has not found that out yet. The others
@@ -22,7 +22,7 @@ func (b *bench) withdraw() (err error, took time.Duration) {
 func TestWithdrawUnheard(t *testing.T) {
 	onBench(t, none, func(b *bench) {
 		b.change("node 1 is cut off", func() { b.parts[0] = 1 })
-		err, took := b.withdraw()
+		took, err := b.withdraw()
 		b.is("it is kept", false, true)
 		if err != nil || took > b.timing.FenceBy()+killTime {
 			b.t.Errorf("after %v: %v", took, err)
@@ -35,7 +35,7 @@ func TestWithdrawUnheard(t *testing.T) {
 	// Corosync tells nobody: only the lease says that it is time.
 	onBench(t, none, func(b *bench) {
 		b.change("corosync of node 1 hangs", func() { b.parts[0], b.nodes[0].hung = 1, true })
-		if err, took := b.withdraw(); err != nil || took > b.timing.FenceBy()+killTime {
+		if took, err := b.withdraw(); err != nil || took > b.timing.FenceBy()+killTime {
 			b.t.Errorf("after %v: %v", took, err)
 		}
 		b.is("it is kept", false, true)
@@ -45,7 +45,7 @@ func TestWithdrawUnheard(t *testing.T) {
 		b.mu.Lock()
 		b.nodes[0].stall = b.now() + b.timing.Token
 		b.mu.Unlock()
-		if err, took := b.withdraw(); err != nil || took < b.timing.Token/2 || took > b.timing.Lease() {
+		if took, err := b.withdraw(); err != nil || took < b.timing.Token/2 || took > b.timing.Lease() {
 			b.t.Errorf("after %v: %v", took, err)
 		}
 		b.is("nobody was lost", true, false)
@@ -62,7 +62,7 @@ func TestWithdrawUnheard(t *testing.T) {
 func TestWithdrawFails(t *testing.T) {
 	onBench(t, falseWord, func(b *bench) {
 		b.change("node 1 is cut off", func() { b.parts[0] = 1 })
-		err, took := b.withdraw()
+		took, err := b.withdraw()
 		if !errors.Is(err, ErrUnheard) || took > b.timing.HoldOff {
 			b.t.Errorf("after %v: %v", took, err)
 		}
@@ -85,7 +85,7 @@ func TestWithdrawWhereOthersFence(t *testing.T) {
 		b.change("fencing is switched on", func() { x.fences = true })
 		b.settle(b.ctx, 2*learnEvery)
 		b.change("node 1 is cut off", func() { b.parts[0] = 1 })
-		if err, took := b.withdraw(); err != nil || took != 0 {
+		if took, err := b.withdraw(); err != nil || took != 0 {
 			b.t.Errorf("after %v: %v", took, err)
 		}
 		b.is("it goes on", true, false)
