@@ -27,7 +27,7 @@ func (st *Status) warnGuard(g GuardState) {
 		add(WarnGuard, "nothing new is granted at the moment: %s", g.Refuses)
 	}
 	if g.Mode == "freeze" && !g.Promise && g.Lost == "" && g.Unsafe == "" && g.Least > 0 {
-		add(WarnGuard, "not everything that owns a lock here would be stopped if this host lost the cluster, and the other hosts know that: see on_loss in the configuration, owners without a process, and a damaged journal")
+		add(WarnGuard, "not everything that owns a lock here would be stopped if this host lost the cluster, and the other hosts know that: see on_loss in the configuration, owners without a process, a damaged journal, and descriptors that have run out")
 	}
 	if len(g.NotStopped) > 0 {
 		names := make([]string, len(g.NotStopped))

@@ -221,6 +221,27 @@ func (g *guarding) leave() {
 	}
 }
 
+// withdraw is for the end of the daemon while processes own locks: the others are told that
+// nothing guards these any more, and until they have heard it the guard goes on. It is
+// false if that is not certain.
+func (g *guarding) withdraw() (heard bool) {
+	if g == nil || g.done == nil { // nothing was promised
+		return true
+	}
+	// The guard has a bound of its own, and this is for one that hangs.
+	ctx, cancel := context.WithTimeout(context.Background(), g.Status().Timing.HoldOff)
+	defer cancel()
+	err := g.Withdraw(ctx)
+	if err != nil {
+		text := "stopping, and other hosts may take the disks of virtual machines that run here: start vmlockd again at once, or end these virtual machines (virsh destroy)"
+		if g.dog != nil {
+			text += "; the watchdog is left armed, and resets this host otherwise"
+		}
+		g.log.Error(text, "event", "guard-failed", "reason", err)
+	}
+	return err == nil
+}
+
 // close ends the guard; what is stopped stays so. With disarm the watchdog is
 // closed such that it resets nothing; without, it runs down until the next guard has it.
 func (g *guarding) close(ctx context.Context, disarm bool) error {
@@ -228,9 +249,6 @@ func (g *guarding) close(ctx context.Context, disarm bool) error {
 		return nil
 	}
 	var err error
-	if disarm && g.Guard != nil {
-		g.Withdraw()
-	}
 	if g.done != nil {
 		g.cancel()
 		select {

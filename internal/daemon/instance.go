@@ -278,12 +278,18 @@ func (i *instance) stop() {
 	i.noteStop()
 	i.waiting.Store("processes that are stopped")
 	i.guard.settle()
-	held, guarded := i.locks.Holders(), i.owners()
-	if len(guarded) == 0 && !i.doubt.inDoubt() {
+	heard := true
+	if len(i.owners()) > 0 || i.doubt.inDoubt() {
+		i.waiting.Store("the other hosts, which are told that nothing guards this one any more")
+		heard = i.guard.withdraw()
+	}
+	held, guarded := i.locks.Holders(), i.owners() // the guard may have ended some
+	leaving := len(guarded) == 0 && !i.doubt.inDoubt()
+	if leaving {
 		i.guard.leave()
 	}
-	i.within("the guard", func(ctx context.Context) error { return i.guard.close(ctx, true) })
-	if len(guarded) > 0 && i.guard != nil {
+	i.within("the guard", func(ctx context.Context) error { return i.guard.close(ctx, heard || leaving) })
+	if len(guarded) > 0 && i.guard != nil && heard {
 		i.log.Warn("nothing guards the virtual machines of this host until vmlockd is started again, and other hosts are told so", "owners", len(guarded))
 	}
 	if len(held) > 0 {

@@ -40,7 +40,7 @@ func (g *Guard) lockedFreeze(v view) {
 			})
 			continue
 		}
-		proc, err := g.o.Processes.Open(o.PID, o.Start)
+		proc, err := g.lockedTake(o)
 		if errors.Is(err, locking.ErrNoProcess) {
 			continue
 		}
@@ -202,7 +202,7 @@ func (g *Guard) lockedContinue(key ownerKey, f *frozen) {
 		return
 	}
 	delete(g.frozen, key)
-	f.proc.Close()
+	g.held[key] = &held{f.proc, g.steps}
 	g.lockedSave()
 	g.log.Warn("process goes on: the cluster is back, and the kernel has proved its locks", "event", "guard-continued", "pid", f.PID, "vm", f.Name,
 		"stopped_for", g.o.Clock()-f.Since)

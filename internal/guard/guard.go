@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"math/rand/v2"
 	"sync"
@@ -29,6 +30,7 @@ type Guard struct {
 
 	nodeID   uint32          // this one; 0 until it is known
 	used     bool            // this host was seen in the lockspace
+	spaceAt  time.Duration   // when it was known last who is in the lockspace, or that this host is not
 	self     corosync.Member // while up
 	up       bool            // in the group
 	fresh    bool            // since a moment: it has not said who is in it
@@ -45,20 +47,28 @@ type Guard struct {
 	asked      bool
 	silent     error
 
-	frozen  map[ownerKey]*frozen
-	lost    string // why this host has lost the cluster; "" while it has not
-	losses  int
-	changed chan struct{} // closed, and made anew, when more is known
-	owners  []Owner       // as of the last step
-	told    map[ownerKey]struct{}
-	heldOff map[uint32]bool // nodes of which the log was told that they have vanished
-	closing bool            // nothing is granted any more
-	leaving bool            // and nothing is held
-	// withdrawn: no promise is given any more.
-	withdrawn bool
-	failed    string // what the log was told last of saving
-	suspect   bool   // what was noted cannot be read
-	dog       dogState
+	frozen map[ownerKey]*frozen
+	held   map[ownerKey]*held // owners that are not stopped
+	unheld string             // why one of them is missing; "" if none is
+	steps  uint64             // only the goroutine of Run uses it
+	lost   string             // why this host has lost the cluster; "" while it has not
+	losses int
+	// promised is what lockedPromise was at the last step.
+	promised bool
+	changed  chan struct{} // closed, and made anew, when more is known
+	owners   []Owner       // as of the last step
+	told     map[ownerKey]struct{}
+	heldOff  map[uint32]bool // nodes of which the log was told that they have vanished
+	closing  bool            // nothing is granted any more
+	leaving  bool            // and nothing is held
+	// withdrawn: no promise is given any more, since withdrawnAt.
+	withdrawn   bool
+	withdrawnAt time.Duration
+	heard       bool              // by all others in the ring
+	downs       map[uint32]uint64 // nodes that the group said to be down, and in which ring corosync's quorum had them then
+	failed      string            // what the log was told last of saving
+	suspect     bool              // what was noted cannot be read
+	dog         dogState
 }
 
 type ownerKey struct {
@@ -71,10 +81,10 @@ type ownerKey struct {
 func New(o Options) (*Guard, error) {
 	g := &Guard{
 		o: o, log: o.Log, run: rand.Uint64(), kick: make(chan struct{}, 1), timing: o.Timing, ledger: newLedger(),
-		members: map[uint32]int{}, frozen: map[ownerKey]*frozen{}, changed: make(chan struct{}), told: map[ownerKey]struct{}{}, heldOff: map[uint32]bool{},
+		members: map[uint32]int{}, frozen: map[ownerKey]*frozen{}, held: map[ownerKey]*held{}, changed: make(chan struct{}), told: map[ownerKey]struct{}{}, heldOff: map[uint32]bool{}, downs: map[uint32]uint64{},
 	}
 	g.began = o.Clock()
-	g.proven = g.began
+	g.proven, g.spaceAt = g.began, g.began
 	if g.log == nil {
 		g.log = slog.New(slog.DiscardHandler)
 	}
@@ -119,25 +129,25 @@ func (g *Guard) Run(ctx context.Context) error {
 	wg.Go(func() { g.ask(work) })
 	wg.Go(func() { g.learn(work) })
 	wg.Go(func() { g.learnTotem(work) })
-	silent := make(chan struct{})
-	wg.Go(func() {
-		defer close(silent)
-		g.tell(work)
-	})
 	wg.Go(func() { g.listen(work) })
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	if g.suspect {
 		g.lookForStopped()
 	}
-	for {
-		g.step(work, &wg)
+	g.step(work, &wg)
+	// Not earlier: what is promised depends on who owns locks.
+	silent := make(chan struct{})
+	wg.Go(func() {
+		defer close(silent)
+		g.tell(work)
+	})
+	for ctx.Err() == nil {
 		select {
 		case <-ticker.C:
-			continue
+			g.step(work, &wg)
 		case <-ctx.Done():
 		}
-		break
 	}
 	cancel()
 	parting, done := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
@@ -153,6 +163,9 @@ func (g *Guard) Run(ctx context.Context) error {
 	defer g.mu.Unlock()
 	for _, f := range g.frozen {
 		f.proc.Close()
+	}
+	for _, h := range g.held {
+		h.proc.Close()
 	}
 	return err
 }
@@ -171,6 +184,10 @@ func (g *Guard) lockedView() view {
 	}
 	v.self = g.nodeID
 	v.space, v.spaceErr = g.o.Members()
+	if v.spaceErr == nil || errors.Is(v.spaceErr, fs.ErrNotExist) {
+		g.spaceAt = v.at
+	}
+	v.spaceAt = g.spaceAt
 	g.used = g.used || v.inSpace()
 	v.owned = len(g.owners) > 0
 	v.used = g.used || v.owned
@@ -198,6 +215,7 @@ func (g *Guard) lockedMode() Mode {
 // step looks once and does what follows. It waits for nobody.
 func (g *Guard) step(ctx context.Context, wg *sync.WaitGroup) {
 	owners := g.o.Owners()
+	g.hold(owners)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.owners = owners
@@ -225,6 +243,10 @@ func (g *Guard) step(ctx context.Context, wg *sync.WaitGroup) {
 	}
 	g.lockedTend(ctx, v, why == "", wg)
 	g.lockedDog(v, mode)
+	if promise := g.lockedPromise(); promise != g.promised {
+		g.promised = promise
+		g.news()
+	}
 	if g.ledger.changed {
 		g.ledger.changed = false
 		g.lockedTell(v)
@@ -325,46 +347,4 @@ func (g *Guard) ConfirmDead(node uint32) error {
 	}
 	g.news()
 	return nil
-}
-
-// Settle lets nothing more be granted, and waits until no process is stopped
-// any more: each has gone on, or has been killed. It takes as long as the grace at
-// most, unless one is to stay stopped for an operator, which is not waited for.
-func (g *Guard) Settle(ctx context.Context) error {
-	for {
-		g.mu.Lock()
-		g.closing = true
-		left := 0
-		for _, f := range g.frozen {
-			if !f.expired {
-				left++
-			}
-		}
-		changed := g.changed
-		g.mu.Unlock()
-		if left == 0 {
-			return nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return fmt.Errorf("%d processes are stopped, and stay so until vmlockd is started again: %w", left, ctx.Err())
-		}
-	}
-}
-
-// Withdraw says that nobody guards this host from now on: Run tells the others when
-// it ends.
-func (g *Guard) Withdraw() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.closing, g.withdrawn = true, true
-}
-
-// Leave says that this host holds nothing, and takes nothing any more: Run tells
-// the others when it ends.
-func (g *Guard) Leave() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.closing, g.leaving = true, true
 }

@@ -193,7 +193,13 @@ func TestWithdraw(t *testing.T) {
 		if w := word(); !w.Promise || !w.Watchdog {
 			b.t.Fatalf("node 2 has heard %+v", w)
 		}
-		x.guard.Withdraw()
+		begun := b.now()
+		if err := x.guard.Withdraw(b.ctx); err != nil {
+			b.t.Error(err)
+		}
+		if took := b.now() - begun; took > 2*beat {
+			b.t.Errorf("it took %v to be heard", took)
+		}
 		x.kill()
 		b.settle(b.ctx, 2*time.Second)
 		if w := word(); w.Promise || w.Watchdog {

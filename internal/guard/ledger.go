@@ -13,9 +13,16 @@ type fact struct {
 	Until time.Duration `json:"until"` // when what it may have had can be granted, if Promised
 	// Promised: the guard of that node stops what it has. If not, no time is enough.
 	Promised bool `json:"promised"`
-	// Guess: nobody here has seen it vanish. It was away when this host gained quorum.
+	// Guess: nobody here has seen it vanish, and knows what it had said last. It was away
+	// when this host gained quorum, or when its guard began.
 	Guess bool `json:"guess,omitempty"`
+	// Before: it was noted before this host was away for a while. That node may have come
+	// back meanwhile, and have been lost again.
+	Before bool `json:"before,omitempty"`
 }
+
+// sure reports whether others may rely on it.
+func (f fact) sure() bool { return !f.Guess && !f.Before }
 
 // word is what the guard of another node has said of itself.
 type word struct {
@@ -28,8 +35,11 @@ type word struct {
 // ledger knows which nodes have vanished. It is pure: it is told what is seen
 // and heard, and what time it is.
 type ledger struct {
-	known     map[uint32]time.Time // members of the lockspace besides this one, and by the wall clock when they were seen last
-	words     map[uint32]word
+	known map[uint32]time.Time // members of the lockspace besides this one, and by the wall clock when they were seen last
+	words map[uint32]word
+	// heard are nodes whose guards have said it while this one listened. Of others words
+	// may be old.
+	heard     map[uint32]struct{}
 	facts     map[uint32]fact
 	confirmed map[uint32]struct{} // an operator said that they are dead, and they have not come back
 	// entered: at the last look this host had quorum and was in the lockspace.
@@ -55,7 +65,7 @@ const absence = 2 * time.Second
 
 func newLedger() *ledger {
 	return &ledger{
-		known: map[uint32]time.Time{}, words: map[uint32]word{}, facts: map[uint32]fact{},
+		known: map[uint32]time.Time{}, words: map[uint32]word{}, heard: map[uint32]struct{}{}, facts: map[uint32]fact{},
 		confirmed: map[uint32]struct{}{}, unheard: map[uint32]struct{}{},
 	}
 }
@@ -136,7 +146,8 @@ func (l *ledger) vanished(v view, t Timing, node uint32, seen time.Time) {
 	if ok && !d.Member && !d.NeedFencing && !d.Fenced.IsZero() && d.Fenced.After(seen) {
 		return
 	}
-	l.note(fact{Node: node, Since: v.at, Until: v.at + max(t.HoldOff, w.Needs), Promised: w.Promise})
+	_, heard := l.heard[node]
+	l.note(fact{Node: node, Since: v.at, Until: v.at + max(t.HoldOff, w.Needs), Promised: w.Promise, Guess: !l.entered || !heard})
 }
 
 func (l *ledger) isConfirmed(node uint32) bool {
@@ -159,6 +170,7 @@ func (l *ledger) enter(v view, t Timing) {
 	}
 	for node, f := range l.facts {
 		f.Until = max(f.Until, v.at+max(t.HoldOff, l.words[node].Needs))
+		f.Before = !f.Guess
 		l.note(f)
 	}
 	for _, node := range v.configured {
@@ -173,6 +185,7 @@ func (l *ledger) enter(v view, t Timing) {
 		}
 		l.note(fact{Node: node, Since: v.at, Until: v.at + max(t.HoldOff, w.Needs), Promised: !heard || w.Promise, Guess: true})
 	}
+	clear(l.heard)
 	clear(l.unheard)
 	for _, node := range v.space {
 		if node != v.self {
@@ -185,29 +198,32 @@ func (l *ledger) enter(v view, t Timing) {
 // hear takes what the guard of another node says.
 func (l *ledger) hear(v view, from uint32, m message) {
 	needs := time.Duration(m.Needs) * time.Millisecond
+	l.heard[from] = struct{}{}
 	if w := (word{Promise: m.Promise, Watchdog: m.Watchdog, Leaving: m.Leaving, Needs: needs}); l.words[from] != w {
 		l.words[from] = w
 		l.changed = true
+	}
+	if v.ring == nil || m.Ring != v.ring.ID.Seq {
+		return // in another ring who was dead may have been alive again, and who was there may be gone
 	}
 	for _, node := range m.Dead {
 		if node != v.self {
 			_ = l.confirm(v, node)
 		}
 	}
-	current := l.entered && v.inSpace() && v.ring != nil && m.Ring == v.ring.ID.Seq && slices.Contains(m.Space, v.self)
-	if !current {
+	if !l.entered || !v.inSpace() || !slices.Contains(m.Space, v.self) {
 		// What it knows may be older than what this host must know.
 		return
 	}
 	said := map[uint32]bool{}
 	for _, f := range m.Facts {
 		said[f.Node] = true
-		own, noted := l.facts[f.Node]
-		if f.Node == v.self || slices.Contains(v.space, f.Node) || l.isConfirmed(f.Node) || noted && !own.Guess || f.Promised && f.Left == 0 {
-			continue
+		if f.Node != v.self && !slices.Contains(v.space, f.Node) && !l.isConfirmed(f.Node) && !(f.Promised && f.Left == 0) {
+			l.merge(v, f)
 		}
-		left := time.Duration(f.Left) * time.Millisecond
-		l.note(fact{Node: f.Node, Since: v.at, Until: v.at + left, Promised: f.Promised})
+	}
+	if slices.ContainsFunc(m.Space, func(node uint32) bool { return node != v.self && !slices.Contains(v.space, node) }) {
+		return // it has not found yet who is gone in this ring
 	}
 	// Now this host knows what that one knows, whether or not that is all: when all
 	// have been heard there is nobody left who could know more.
@@ -219,6 +235,30 @@ func (l *ledger) hear(v view, from uint32, m message) {
 		if f.Guess && !said[node] {
 			l.drop(node)
 		}
+	}
+}
+
+// merge takes what another guard knows of a node that has vanished. What is sure counts
+// more than what is not. Where both know the same well, or badly, the promise counts only
+// if both know of it: one of them may not have been there when it was withdrawn.
+func (l *ledger) merge(v view, f told) {
+	own, noted := l.facts[f.Node]
+	next := fact{Node: f.Node, Since: v.at, Until: v.at + time.Duration(f.Left)*time.Millisecond, Promised: f.Promised, Guess: f.Unsure}
+	switch {
+	case !noted, own.Guess && !f.Unsure:
+	case own.sure() && f.Unsure:
+		return
+	case own.Guess:
+		next.Since, next.Until, next.Promised = own.Since, min(own.Until, next.Until), own.Promised && f.Promised
+	default:
+		// Each has its own time from when it found that node gone, and either is enough. The
+		// later one of the two would be told to and fro, and grow with each message.
+		next = own
+		next.Promised = own.Promised && f.Promised
+		next.Before = own.Before && (f.Unsure || next.Promised != f.Promised)
+	}
+	if !noted || next != own {
+		l.note(next)
 	}
 }
 

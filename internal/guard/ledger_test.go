@@ -96,7 +96,7 @@ func TestNoHoldOff(t *testing.T) {
 		},
 		"it was confirmed elsewhere": func(l *ledger, v *view) {
 			l.look(*v, lab, time.Unix(1001, 0))
-			l.hear(*v, 2, message{Promise: true, Dead: []uint32{3}})
+			l.hear(*v, 2, message{Promise: true, Ring: v.ring.ID.Seq, Dead: []uint32{3}})
 		},
 		"it is back": func(l *ledger, v *view) {
 			l.look(*v, lab, time.Unix(1001, 0))

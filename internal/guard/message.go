@@ -50,6 +50,8 @@ type told struct {
 	Node     uint32 `json:"node"`
 	Left     int64  `json:"left"` // milliseconds of the hold-off, when it was sent
 	Promised bool   `json:"promised"`
+	// Unsure: the sender has not seen it vanish, or was away since.
+	Unsure bool `json:"unsure,omitempty"`
 }
 
 func encode(m message) ([]byte, error) {

@@ -42,6 +42,14 @@ type process struct {
 // the cgroup.
 func (p *process) Stop() error {
 	err := p.Signal(unix.SIGSTOP)
+	if p.freezer == "" {
+		// It may have been opened before libvirt had moved it there.
+		select {
+		case <-p.Gone():
+		default:
+			p.freezer = freezerOf(p.pid)
+		}
+	}
 	if p.freezer != "" {
 		// The signal has stopped it already; this is for its children, and for a SIGCONT
 		// of somebody else.

@@ -188,9 +188,12 @@ func (w *world) faults(ctx context.Context, steps int) {
 		return w.lockedUpTo(d)
 	}
 	w.settle(ctx, 10*time.Second)
+	if w.breach == none && pick(2) == 0 {
+		w.stops(ctx)
+	}
 	for range steps {
 		x := w.nodes[pick(len(w.nodes))]
-		what := pick(16)
+		what := pick(17)
 		switch {
 		case pick(2) == 0:
 		case w.breach == slowClock:
@@ -235,6 +238,17 @@ func (w *world) faults(ctx context.Context, steps int) {
 		case 8: // the ring delivers nothing for a while, and is whole
 			w.mu.Lock()
 			x.stall = w.now() + w.lockedUpTo(w.timing.Token)
+			w.mu.Unlock()
+		case 16: // the members of the lockspace cannot be read for a while
+			w.mu.Lock()
+			w.lockedSay("node %d has no descriptors left", x.id)
+			x.noSpace = true
+			time.AfterFunc(w.lockedUpTo(3*w.timing.Lease()/2), func() {
+				w.mu.Lock()
+				defer w.mu.Unlock()
+				w.lockedSay("node %d has descriptors again", x.id)
+				x.noSpace = false
+			})
 			w.mu.Unlock()
 		case 14, 15: // dlm_controld hangs for a while
 			w.mu.Lock()

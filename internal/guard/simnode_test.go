@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/vmlockd/vmlockd/corosync"
@@ -29,6 +30,8 @@ type node struct {
 	deafAt  time.Duration // from when on the old ring delivers nothing; 0 if the ring is whole
 	stall   time.Duration // until when the ring delivers nothing
 	hung    bool          // corosync says nothing, and is not in any ring
+	// There are no descriptors left to open processes with, or to read the members with.
+	noProcs, noSpace bool
 
 	inSpace      bool
 	dropped      bool // by a part with quorum
@@ -212,6 +215,9 @@ func (x *node) start() {
 		Members: func() ([]uint32, error) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
+			if x.noSpace {
+				return nil, fmt.Errorf("open nodes: %w", syscall.EMFILE)
+			}
 			if !x.inSpace {
 				return nil, fmt.Errorf("not in the lockspace: %w", fs.ErrNotExist)
 			}
@@ -312,6 +318,9 @@ func (x *node) owners() (list []Owner) {
 func (x *node) Open(pid int32, _ uint64) (Process, error) {
 	x.w.mu.Lock()
 	defer x.w.mu.Unlock()
+	if x.noProcs {
+		return nil, syscall.ENFILE
+	}
 	for _, p := range x.w.procs {
 		if p.pid == pid && !p.ended {
 			return p, nil

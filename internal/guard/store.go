@@ -100,7 +100,9 @@ func (f File) Save(s Saved) error {
 
 // save is what a ledger has to survive.
 func (l *ledger) save(s *Saved) {
-	s.Entered, s.Ring, s.Known, s.Words, s.Facts = l.entered, l.ring, l.known, l.words, l.list()
+	// Whoever has not heard the others yet has to hear them after a restart, too.
+	s.Entered = l.entered && len(l.unheard) == 0
+	s.Ring, s.Known, s.Words, s.Facts = l.ring, l.known, l.words, l.list()
 	s.Confirmed = s.Confirmed[:0]
 	for node := range l.confirmed {
 		s.Confirmed = append(s.Confirmed, node)

@@ -41,7 +41,7 @@ func (g *Guard) bye(ctx context.Context) {
 	g.lockedSave()
 	g.mu.Unlock()
 	if last && up && err == nil {
-		_ = g.o.Group.Send(ctx, b) // who does not hear it holds off
+		_ = g.o.Group.Send(ctx, b) // that it was heard is Withdraw's to see
 	}
 }
 
@@ -51,8 +51,8 @@ func (g *Guard) lockedMessage() message {
 		Sent: int64(g.o.Clock()), Run: g.run, Promise: g.lockedPromise(), Watchdog: g.dog.open && !g.withdrawn, Leaving: g.leaving,
 		Needs: g.timing.LeastHoldOff().Milliseconds(), Ring: g.ledger.ring,
 	}
-	if g.lost != "" || !g.ledger.entered {
-		return m
+	if g.lost != "" || !g.ledger.entered || g.ledger.restored {
+		return m // what an earlier daemon has noted may not be true any more
 	}
 	m.Complete = g.ledger.complete()
 	for node := range g.ledger.known {
@@ -60,7 +60,7 @@ func (g *Guard) lockedMessage() message {
 	}
 	for _, f := range g.ledger.list() {
 		left := max(f.Until-g.o.Clock(), 0).Milliseconds()
-		m.Facts = append(m.Facts, told{Node: f.Node, Left: left, Promised: f.Promised})
+		m.Facts = append(m.Facts, told{Node: f.Node, Left: left, Promised: f.Promised, Unsure: !f.sure()})
 	}
 	for node := range g.ledger.confirmed {
 		m.Dead = append(m.Dead, node)
@@ -71,7 +71,7 @@ func (g *Guard) lockedMessage() message {
 // lockedPromise reports whether everything here that owns a lock is stopped when
 // this host loses the cluster.
 func (g *Guard) lockedPromise() bool {
-	if g.lockedMode() != Freeze || g.withdrawn || !g.timing.Known() || g.tooFast != nil || g.failed != "" {
+	if g.lockedMode() != Freeze || g.withdrawn || !g.timing.Known() || g.tooFast != nil || g.failed != "" || g.unheld != "" {
 		return false
 	}
 	return !slices.ContainsFunc(g.owners, func(o Owner) bool { return o.Start == 0 || g.wish(o) == WishIgnore })
@@ -99,6 +99,7 @@ func (g *Guard) handle(ev corosync.Event) {
 	case corosync.Up:
 		g.up, g.fresh, g.self = true, true, ev.Self
 		clear(g.members)
+		clear(g.ledger.heard) // something may have been missed
 	case corosync.Down:
 		g.up = false
 	case corosync.Membership:
@@ -119,6 +120,9 @@ func (g *Guard) lockedMembers(ev corosync.Membership) {
 		if now[c.Node] == 0 && c.Node != g.self.Node {
 			// Where the whole node is lost, its guard may do its work.
 			g.ledger.left(c.Node, c.Reason != corosync.ReasonNodeDown)
+		}
+		if ring, err := g.o.Ring(); err == nil && c.Reason == corosync.ReasonNodeDown {
+			g.downs[c.Node] = ring.ID.Seq
 		}
 	}
 	for _, c := range ev.Joined {
@@ -194,6 +198,7 @@ func (g *Guard) lockedProof(sent time.Duration) {
 	if before.sent > g.proven || !g.isProven {
 		g.proven, g.isProven = before.sent, true
 	}
+	g.lockedHeard(v, before.sent, sent)
 }
 
 // trip is a message that came back.

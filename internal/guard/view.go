@@ -31,6 +31,8 @@ type view struct {
 	owned    bool     // processes here have locks
 	space    []uint32 // members of the lockspace, as the kernel was told
 	spaceErr error    // why they are not known
+	// spaceAt is when it was known last who they are, or that this host is none.
+	spaceAt time.Duration
 
 	cluster   controld.Status // the latest answer of dlm_controld ...
 	askedAt   time.Duration   // ... and when that question was begun
@@ -85,7 +87,9 @@ func judge(v view, t Timing) (why string, lost bool) {
 		return "this part of the cluster was separated from another and has met it again", true
 	case v.used && errors.Is(v.spaceErr, fs.ErrNotExist):
 		return fmt.Sprintf("the members of the DLM lockspace are not known any more: %v", v.spaceErr), true
-	case v.used && !v.inSpace():
+	case v.used && v.spaceErr != nil && t.Known() && v.at-v.spaceAt > t.Lease():
+		return fmt.Sprintf("the members of the DLM lockspace have not been known for %v: %v", (v.at - v.spaceAt).Round(100*time.Millisecond), v.spaceErr), true
+	case v.used && v.spaceErr == nil && !v.inSpace():
 		return "this host is not a member of the DLM lockspace any more", true
 
 	case !t.Known():

@@ -1,0 +1,94 @@
+package guard
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+// A process is stopped also where nothing can be opened any more when the cluster is lost.
+func TestStoppedWithoutDescriptors(t *testing.T) {
+	onBench(t, none, func(b *bench) {
+		b.mu.Lock()
+		b.nodes[0].noProcs = true
+		b.mu.Unlock()
+		b.fall()
+		b.stops()
+		b.settle(b.ctx, b.timing.Grace+time.Second)
+		b.is("after the grace", false, true)
+	})
+	// It may be stopped twice.
+	onBench(t, none, func(b *bench) {
+		b.fall()
+		b.stops()
+		b.change("the network heals", b.lockedHeal)
+		b.settle(b.ctx, b.timing.Grace)
+		b.is("the cluster is back", true, false)
+		b.mu.Lock()
+		b.nodes[0].noProcs = true
+		b.mu.Unlock()
+		b.fall()
+		b.stops()
+	})
+}
+
+// While an owner cannot be opened nothing is promised, and the others are told at once.
+func TestNoPromiseForWhatCannotBeOpened(t *testing.T) {
+	onBench(t, none, func(b *bench) {
+		x := b.nodes[0]
+		without := func(yes bool) {
+			b.mu.Lock()
+			x.noProcs = yes
+			b.mu.Unlock()
+		}
+		promise := func() bool {
+			g := b.nodes[1].guard
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			return g.ledger.words[1].Promise
+		}
+		without(true)
+		b.settle(b.ctx, 2*time.Second)
+		if !promise() {
+			b.t.Error("what was opened before counts for nothing")
+		}
+		if x.acquire(b.ctx, "disk1") == nil {
+			b.t.Fatal("disk1 is not granted")
+		}
+		b.settle(b.ctx, 500*time.Millisecond)
+		if promise() {
+			b.t.Error("node 2 counts on a process being stopped that could not be opened")
+		}
+		without(false)
+		b.settle(b.ctx, 500*time.Millisecond)
+		if !promise() {
+			b.t.Error("it can be opened again, and node 2 does not know")
+		}
+	})
+}
+
+// That the members of the lockspace cannot be read for a moment is no loss of the cluster;
+// but nothing is granted meanwhile, and it is when it lasts.
+func TestMembersUnknown(t *testing.T) {
+	onBench(t, none, func(b *bench) {
+		x := b.nodes[0]
+		b.mu.Lock()
+		x.noSpace = true
+		b.mu.Unlock()
+		b.settle(b.ctx, b.timing.Lease()-time.Second)
+		b.is("not for long", true, false)
+		if err := x.guard.Admit(b.ctx); err == nil || !strings.Contains(err.Error(), "members") {
+			b.t.Errorf("granted by whoever does not know who has vanished: %v", err)
+		}
+		b.settle(b.ctx, time.Second)
+		b.is("for longer than a lease", false, false)
+		b.mu.Lock()
+		x.noSpace = false
+		b.mu.Unlock()
+		b.settle(b.ctx, 5*time.Second)
+		b.is("known again", true, false)
+		if err := x.guard.Admit(b.ctx); err != nil {
+			b.t.Errorf("known again: %v", err)
+		}
+	})
+}
