@@ -177,11 +177,17 @@ func (r *run) status(node int) *control.Status {
 func (r *run) well(node int) bool {
 	r.t.Helper()
 	st := r.status(node)
-	if st == nil || len(st.Members) != 3 || slices.ContainsFunc(st.Members, func(m control.Member) bool { return m.Member != control.Yes || m.Version == "" }) {
+	if !whole(st) {
 		return false
 	}
 	g := st.Cluster.Guard
-	return st.Cluster.Lockspace.State == control.LockspaceRunning && g.Mode == "freeze" && g.Promise && g.Lost == "" && len(g.Vanished) == 0
+	return g.Mode == "freeze" && g.Promise && g.Lost == "" && len(g.Vanished) == 0
+}
+
+// whole reports whether all nodes are in the cluster, each with a vmlockd, and the lockspace runs.
+func whole(st *control.Status) bool {
+	return st != nil && len(st.Members) == 3 && st.Cluster.Lockspace.State == control.LockspaceRunning &&
+		!slices.ContainsFunc(st.Members, func(m control.Member) bool { return m.Member != control.Yes || m.Version == "" })
 }
 
 // promised reports whether a node has noted that node 3 gives a promise.
