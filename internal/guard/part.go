@@ -50,8 +50,9 @@ func (g *Guard) Withdraw(ctx context.Context) error {
 	g.mu.Unlock()
 	g.news()
 	for {
+		owners := g.o.Owners() // the last step may be from before a grant
 		g.mu.Lock()
-		done := g.lockedParted()
+		done := g.lockedParted(owners)
 		late := g.o.Clock()-g.withdrawnAt > g.timing.FenceBy()+killTime+2*tick
 		changed := g.changed
 		g.mu.Unlock()
@@ -70,7 +71,7 @@ func (g *Guard) Withdraw(ctx context.Context) error {
 }
 
 // lockedParted reports whether nobody is in danger when this guard ends.
-func (g *Guard) lockedParted() bool {
+func (g *Guard) lockedParted(owners []Owner) bool {
 	if g.lockedMode() == Fencing {
 		return true // nothing was ever promised
 	}
@@ -80,7 +81,7 @@ func (g *Guard) lockedParted() bool {
 		}
 	}
 	if !g.heard {
-		for _, o := range g.owners {
+		for _, o := range owners {
 			if g.frozen[ownerKey{o.PID, o.Start}] == nil {
 				return false
 			}

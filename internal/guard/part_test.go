@@ -40,6 +40,18 @@ func TestWithdrawUnheard(t *testing.T) {
 		}
 		b.is("it is kept", false, true)
 	})
+	// Who got a lock after the guard has looked last counts, too.
+	onBench(t, none, func(b *bench) {
+		b.change("node 1 is cut off", func() { b.parts[0] = 1 })
+		g := b.nodes[0].guard
+		g.mu.Lock()
+		g.owners = nil
+		g.mu.Unlock()
+		if took, err := b.withdraw(); err != nil || took > b.timing.FenceBy()+killTime {
+			b.t.Errorf("after %v: %v", took, err)
+		}
+		b.is("it is kept", false, true)
+	})
 	// The ring is whole again before anybody is lost: what runs goes on, and is heard of.
 	onBench(t, none, func(b *bench) {
 		b.mu.Lock()
