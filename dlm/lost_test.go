@@ -9,16 +9,23 @@ import (
 	"github.com/vmlockd/vmlockd/internal/fakeclock"
 )
 
+// adopted is a lock in EX, and a device that answers nothing by itself about it.
+func adopted(t *testing.T, o Options) (*scripted, *Lockspace, *Lock) {
+	t.Helper()
+	device := &scripted{results: make(chan []byte, 2)}
+	ls := start(device, "space", device, o)
+	l, err := ls.Adopt(t.Context(), "a", EX, LockOptions{Persistent: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return device, ls, l
+}
+
 // A lock that was adopted from a process that was killed during a request delivers
 // no results. Its conversion ends all the same, and it can be released.
 func TestLostResultOfConversion(t *testing.T) {
 	fakeclock.Test(t, func(t *testing.T) {
-		device := &scripted{results: make(chan []byte, 2)}
-		ls := start(device, "space", device, Options{})
-		l, err := ls.Adopt(t.Context(), "a", EX, LockOptions{Persistent: true})
-		if err != nil {
-			t.Fatal(err)
-		}
+		_, ls, l := adopted(t, Options{})
 		begin := time.Now()
 		if err := l.Convert(t.Context(), EX, ConvertOptions{NoQueue: true, WriteLVB: &LVB{1}}); !errors.Is(err, ErrNoResult) {
 			t.Errorf("convert: %v", err)
@@ -47,12 +54,7 @@ func TestLostResultOfConversion(t *testing.T) {
 // A result that comes is taken at once, and the next request does not wait.
 func TestResultOfAdoptedConversion(t *testing.T) {
 	fakeclock.Test(t, func(t *testing.T) {
-		device := &scripted{results: make(chan []byte, 2)}
-		ls := start(device, "space", device, Options{})
-		l, err := ls.Adopt(t.Context(), "a", EX, LockOptions{Persistent: true})
-		if err != nil {
-			t.Fatal(err)
-		}
+		device, ls, l := adopted(t, Options{})
 		device.check = func() { device.results <- result(l.cookie, castAddr, 0) }
 		begin := time.Now()
 		for range 20 {
@@ -75,13 +77,8 @@ func TestResultOfAdoptedConversion(t *testing.T) {
 func TestLostResultIsUnderWay(t *testing.T) {
 	for _, late := range []bool{true, false} {
 		fakeclock.Test(t, func(t *testing.T) {
-			device := &scripted{results: make(chan []byte, 2)}
 			u := newUnderWay(t)
-			ls := start(device, "space", device, Options{UnderWay: u})
-			l, err := ls.Adopt(t.Context(), "a", EX, LockOptions{Persistent: true})
-			if err != nil {
-				t.Fatal(err)
-			}
+			device, ls, l := adopted(t, Options{UnderWay: u})
 			if err := l.Convert(t.Context(), EX, ConvertOptions{NoQueue: true}); !errors.Is(err, ErrNoResult) {
 				t.Errorf("convert: %v", err)
 			}
@@ -113,12 +110,7 @@ func TestLostResultIsUnderWay(t *testing.T) {
 func TestLateResultOfConversion(t *testing.T) {
 	for status, want := range map[int32]Mode{0: PR, -int32(syscall.EAGAIN): EX} {
 		fakeclock.Test(t, func(t *testing.T) {
-			device := &scripted{results: make(chan []byte, 2)}
-			ls := start(device, "space", device, Options{})
-			l, err := ls.Adopt(t.Context(), "a", EX, LockOptions{Persistent: true})
-			if err != nil {
-				t.Fatal(err)
-			}
+			device, ls, l := adopted(t, Options{})
 			convert := func(mode Mode) error { return l.Convert(t.Context(), mode, ConvertOptions{NoQueue: true}) }
 			if err := convert(PR); !errors.Is(err, ErrNoResult) {
 				t.Errorf("convert: %v", err)
@@ -159,12 +151,7 @@ func TestLateResultOfConversion(t *testing.T) {
 // Who has the patience waits for a result that takes longer than most.
 func TestPatience(t *testing.T) {
 	fakeclock.Test(t, func(t *testing.T) {
-		device := &scripted{results: make(chan []byte, 2)}
-		ls := start(device, "space", device, Options{})
-		l, err := ls.Adopt(t.Context(), "a", EX, LockOptions{Persistent: true})
-		if err != nil {
-			t.Fatal(err)
-		}
+		device, ls, l := adopted(t, Options{})
 		opts := ConvertOptions{NoQueue: true, Patience: 2 * time.Second}
 		time.AfterFunc(1900*time.Millisecond, func() { device.results <- result(l.cookie, castAddr, 0) })
 		if err := l.Convert(t.Context(), EX, opts); err != nil {

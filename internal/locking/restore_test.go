@@ -58,11 +58,7 @@ func (*orphanage) Unsettled() int { return 0 }
 // restoreFrom starts with entries of a journal and locks that may be others.
 func (w *world) restoreFrom(o *orphanage, doubt bool, entries ...locking.Entry) {
 	o.Backend = w.b
-	for i := range entries {
-		e := &entries[i]
-		e.Seq, e.ID, e.Since = uint64(i+1), w.b.Leads(e.Ref), time.Now()
-	}
-	w.j.Load(entries)
+	w.load(entries)
 	w.m.Restore(context.Background(), o, entries, []string{"/restored"}, doubt)
 	settle()
 	o.mu.Lock()
@@ -70,6 +66,15 @@ func (w *world) restoreFrom(o *orphanage, doubt bool, entries ...locking.Entry) 
 	if len(o.left) > 0 && o.err == nil {
 		w.t.Errorf("nobody has taken back %v", o.left)
 	}
+}
+
+// load numbers entries, in this order, and has the journal know them.
+func (w *world) load(entries []locking.Entry) {
+	for i := range entries {
+		e := &entries[i]
+		e.Seq, e.ID, e.Since = uint64(i+1), w.b.Leads(e.Ref), time.Now()
+	}
+	w.j.Load(entries)
 }
 
 const (
@@ -360,11 +365,7 @@ func TestRestoreEitherMode(t *testing.T) {
 			inWorld(t, func(t *testing.T, w *world) {
 				p1, p2 := w.ps.Start(1), w.ps.Start(2)
 				entries := []locking.Entry{entry(1, p1.StartTime(), "a", first, locking.EntryGranted), entry(2, p2.StartTime(), "a", ex+sh-first, locking.EntryGranted)}
-				for i := range entries {
-					e := &entries[i]
-					e.Seq, e.ID, e.Since = uint64(i+1), "id-a", time.Now()
-				}
-				w.j.Load(entries)
+				w.load(entries)
 				w.m.Restore(context.Background(), blind{w.b, mode}, entries, nil, true)
 				settle()
 				w.toldIs(locking.TakenBack, locking.TakenBack)
@@ -396,11 +397,10 @@ func TestRestoreLostInDoubt(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		p := w.ps.Start(1)
 		o := &orphanage{left: []orphan{{"id-a", ex}}}
-		e := entry(1, p.StartTime(), "a", ex, locking.EntryReleasing)
-		e.Seq, e.ID, e.Since = 1, "id-a", time.Now()
-		w.j.Load([]locking.Entry{e})
+		entries := []locking.Entry{entry(1, p.StartTime(), "a", ex, locking.EntryReleasing)}
+		w.load(entries)
 		o.Backend = w.b
-		w.m.Restore(context.Background(), &failsOnce{orphanage: o}, []locking.Entry{e}, nil, true)
+		w.m.Restore(context.Background(), &failsOnce{orphanage: o}, entries, nil, true)
 		settle()
 		w.toldIs(locking.Lost)
 		if len(o.left) != 1 {

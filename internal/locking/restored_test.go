@@ -3,7 +3,6 @@ package locking_test
 import (
 	"context"
 	"testing"
-	"time"
 
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/locking/locktest"
@@ -29,11 +28,7 @@ func (keeper) DropOthers(context.Context) (int, error) { return 0, nil }
 
 // restore starts with what an earlier process had journalled.
 func (w *world) restore(entries ...locking.Entry) {
-	for i := range entries {
-		e := &entries[i]
-		e.Seq, e.ID, e.Since = uint64(i+1), w.b.Leads(e.Ref), time.Now()
-	}
-	w.j.Load(entries)
+	w.load(entries)
 	w.m.Restore(context.Background(), keeper{w.b}, entries, nil, false)
 	settle()
 }
