@@ -61,6 +61,22 @@ func TestLife(t *testing.T) {
 	}
 }
 
+// A note that is too long for the journal is none.
+func TestLongNote(t *testing.T) {
+	dir := memoryDir(t)
+	j, _ := mustOpen(t, dir)
+	for _, n := range []int{MaxNote, MaxNote + 1} {
+		e := entry(0)
+		e.Note = strings.Repeat("n", n)
+		mustIntend(t, j, e)
+	}
+	must(t, j.Close())
+	_, r := mustOpen(t, dir)
+	if len(r.Entries) != 2 || len(r.Entries[0].Note) != MaxNote || r.Entries[1].Note != "" || r.Damage != nil {
+		t.Errorf("it holds %d entries, damage %v", len(r.Entries), r.Damage)
+	}
+}
+
 func TestRefusals(t *testing.T) {
 	dir := memoryDir(t)
 	j, _ := mustOpen(t, dir)

@@ -32,6 +32,7 @@ var genEntry = rapid.Custom(func(t *rapid.T) locking.Entry {
 		},
 		OwnerStart: rapid.Uint64().Draw(t, "start"),
 		Since:      rapid.SampledFrom([]time.Time{{}, time.Unix(1700000000, 123456789), time.Now()}).Draw(t, "since"),
+		Note:       strings.Repeat("n", rapid.OneOf(rapid.IntRange(0, 40), rapid.Just(MaxNote)).Draw(t, "note")),
 	}
 })
 

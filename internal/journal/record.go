@@ -16,6 +16,8 @@ const (
 	MaxName = 65536
 	// MaxID bounds Entry.ID, which a backend may build from several names.
 	MaxID = 4 * MaxName
+	// MaxNote bounds Entry.Note. A longer one is left out.
+	MaxNote = 4096
 )
 
 // A record, little endian:
@@ -41,7 +43,7 @@ const (
 	minRecord  = headLen + 1 + sumLen
 	noteLen    = minRecord + 8                        // a record whose body is a seq
 	entryFixed = 8 + 3 + 4 + 4 + 16 + 8 + 8 + 4 + 4*4 // an entry's body without its strings
-	maxRecord  = minRecord + entryFixed + MaxID + 3*MaxName
+	maxRecord  = minRecord + entryFixed + MaxID + 3*MaxName + 4 + MaxNote
 )
 
 // roomPerEntry is what a live entry may yet need in the file until it is forgotten.
@@ -116,6 +118,11 @@ func appendEntry(b []byte, m mark, off int64, e *locking.Entry) []byte {
 		b = le.AppendUint32(b, uint32(len(s)))
 		b = append(b, s...)
 	}
+	// Older versions know no notes, and read entries without one.
+	if n := len(e.Note); n > 0 && n <= MaxNote {
+		b = le.AppendUint32(b, uint32(n))
+		b = append(b, e.Note...)
+	}
 	return finish(b, at, off)
 }
 
@@ -152,10 +159,18 @@ func decodeEntry(rec []byte, names bool) (e locking.Entry, err error) {
 	e.OwnerStart = le.Uint64(b[35:])
 	e.Since = time.Unix(int64(le.Uint64(b[43:])), int64(le.Uint32(b[51:])))
 	b = b[55:]
-	for i, s := range [...]*string{&e.ID, &e.Ref.Lockspace, &e.Ref.Name, &e.Owner.Name} {
+	for i, s := range [...]*string{&e.ID, &e.Ref.Lockspace, &e.Ref.Name, &e.Owner.Name, &e.Note} {
 		limit := uint32(MaxName)
-		if i == 0 {
+		switch i {
+		case 0:
 			limit = MaxID
+		case 4:
+			if len(b) == 0 {
+				return e, nil // it has none
+			}
+			if limit = MaxNote; len(b) >= 4 && le.Uint32(b) == 0 {
+				return e, errBody // one that has none ends before
+			}
 		}
 		if len(b) < 4 || le.Uint32(b) > limit || len(b)-4 < int(le.Uint32(b)) {
 			return e, errBody

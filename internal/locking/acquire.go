@@ -141,7 +141,7 @@ func (m *Manager) acquireInTurn(ctx context.Context, g *Registration, ref Ref, m
 			}
 		}
 		// The backend's lock serves this owner too. The turn keeps the others away.
-		if granted.seq, err = m.journal.Intend(entryOf(EntryGranted, r.id, granted, mode, autocreate)); err != nil {
+		if granted.seq, err = m.journal.Intend(entryOf(EntryGranted, handle, granted, mode, autocreate)); err != nil {
 			return nil, noted(ref, err)
 		}
 		granted.since = time.Now()
@@ -152,7 +152,7 @@ func (m *Manager) acquireInTurn(ctx context.Context, g *Registration, ref Ref, m
 		return granted, nil
 	}
 	m.mu.Unlock()
-	if err := m.lock(ctx, r, h, granted, mode, autocreate); err != nil {
+	if err := m.lock(ctx, h, granted, mode, autocreate); err != nil {
 		return nil, err
 	}
 	describe(h, *granted.info, granted.since)
@@ -182,8 +182,8 @@ func (r *resource) lockedRefusal(ref Ref, mode Mode) error {
 
 // lock asks the backend, between two records of the journal. When it fails h is
 // closed and nothing is held.
-func (m *Manager) lock(ctx context.Context, r *resource, h Handle, granted *hold, mode Mode, autocreate bool) (err error) {
-	granted.seq, err = m.journal.Intend(entryOf(EntryIntended, r.id, granted, mode, autocreate))
+func (m *Manager) lock(ctx context.Context, h Handle, granted *hold, mode Mode, autocreate bool) (err error) {
+	granted.seq, err = m.journal.Intend(entryOf(EntryIntended, h, granted, mode, autocreate))
 	if err != nil {
 		h.Close()
 		return noted(granted.ref, err)

@@ -26,6 +26,7 @@ type Entry struct {
 	Owner      Owner
 	OwnerStart uint64    // Process.StartTime; 0 if there was no process
 	Since      time.Time // when it was asked for
+	Note       string    // Noter.Note of the handle, "" if it has none
 }
 
 // Journal keeps what must survive the daemon. When a method returns nil its
@@ -54,9 +55,12 @@ func (noJournal) AddLockspace(string) error    { return nil }
 // have settled.
 const sweepInterval = time.Second
 
-// entryOf is what the journal has to know of a hold.
-func entryOf(state EntryState, id string, h *hold, mode Mode, autocreate bool) Entry {
-	e := Entry{State: state, ID: id, Ref: h.ref, Mode: mode, Autocreate: autocreate, Owner: *h.info, Since: h.since}
+// entryOf is what the journal has to know of a hold of what a handle stands for.
+func entryOf(state EntryState, by Handle, h *hold, mode Mode, autocreate bool) Entry {
+	e := Entry{State: state, ID: by.ID(), Ref: h.ref, Mode: mode, Autocreate: autocreate, Owner: *h.info, Since: h.since}
+	if n, ok := by.(Noter); ok {
+		e.Note = n.Note()
+	}
 	if h.owner.proc != nil {
 		e.OwnerStart = h.owner.proc.StartTime()
 	}

@@ -14,6 +14,7 @@ type Held struct {
 	Ref        Ref    // the name it was taken under first
 	Mode       Mode
 	Autocreate bool
+	Note       string // Noter.Note of that handle; "" if it had none, or an older version took the lock
 	// Told says that a client counts on it: it was granted, and not given back.
 	Told bool
 }
@@ -134,7 +135,7 @@ func allHeld(list []claim) []Held {
 		first := len(all)
 		for _, e := range list[i].entries {
 			if !slices.ContainsFunc(all[first:], func(h Held) bool { return h.Mode == e.Mode }) {
-				all = append(all, Held{ID: e.ID, Ref: e.Ref, Mode: e.Mode, Autocreate: e.Autocreate, Told: e.State == EntryGranted})
+				all = append(all, Held{ID: e.ID, Ref: e.Ref, Mode: e.Mode, Autocreate: e.Autocreate, Note: e.Note, Told: e.State == EntryGranted})
 			}
 		}
 	}
@@ -313,7 +314,7 @@ func (m *Manager) settle(ctx context.Context, b Restorer, entries []Entry, doubt
 	}
 	held := make([]Held, len(entries))
 	for i, e := range entries {
-		held[i] = Held{ID: e.ID, Ref: e.Ref, Mode: e.Mode, Autocreate: e.Autocreate}
+		held[i] = Held{ID: e.ID, Ref: e.Ref, Mode: e.Mode, Autocreate: e.Autocreate, Note: e.Note}
 	}
 	results := b.Restore(ctx, held)
 	if why := notYet(results); why != nil {

@@ -224,6 +224,55 @@ func TestRestoreFailsForAWhile(t *testing.T) {
 	})
 }
 
+// What a handle notes is in the journal with each of its locks, and with the backend after
+// a restart.
+func TestNotesComeBack(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		for pid, name := range []string{"a", "b", "b"} {
+			g, _ := w.vm(int32(pid + 1))
+			w.acquire(g, disk(name), []locking.Mode{ex, sh, sh}[pid])
+		}
+		entries := w.j.Entries()
+		if len(entries) != 3 {
+			t.Fatalf("the journal has %+v", entries)
+		}
+		for _, e := range entries {
+			if e.Note != "note of "+e.ID {
+				t.Errorf("of %s it is noted %q", e.ID, e.Note)
+			}
+		}
+		entries[2].State = locking.EntryReleasing
+		r := &reads{}
+		m := locking.New(locking.Options{Backend: w.b, Processes: w.ps})
+		m.Restore(context.Background(), r, entries, nil, false)
+		if err := m.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+		if len(r.held) != 3 {
+			t.Fatalf("the backend was asked for %+v", r.held)
+		}
+		for _, h := range r.held {
+			if h.Note != "note of "+h.ID {
+				t.Errorf("with %s comes the note %q", h.ID, h.Note)
+			}
+		}
+	})
+}
+
+// reads notes what is asked for, and has none of it.
+type reads struct{ held []locking.Held }
+
+func (r *reads) Restore(_ context.Context, held []locking.Held) []locking.Restored {
+	r.held = append(r.held, held...)
+	list := make([]locking.Restored, len(held))
+	for i := range list {
+		list[i].Err = locking.ErrNotHeld
+	}
+	return list
+}
+
+func (*reads) Unsettled() int { return 0 }
+
 func TestRestoreLockspaces(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.restoreFrom(&orphanage{}, false)

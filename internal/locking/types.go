@@ -115,6 +115,14 @@ type Handle interface {
 	Close()
 }
 
+// Noter is a Handle that knows more than its ID of what it stands for.
+type Noter interface {
+	// Note is for the journal, and comes back in Held.Note after a restart; "" if there is
+	// nothing to note. It does not change while the lock is held, and may be forgotten: what
+	// is longer than a journal keeps is.
+	Note() string
+}
+
 // Processes watches the processes that own locks.
 type Processes interface {
 	// Open finds the process that has this pid now. ErrNoProcess if none has.

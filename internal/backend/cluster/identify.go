@@ -161,11 +161,41 @@ func (b *Backend) end(h *handle) {
 	}
 }
 
+// byPathMark begins the note of what has its name from a path.
+const byPathMark = "by path: "
+
+// Note implements locking.Noter: it is what the handle stands for, so that nobody has to
+// look after a restart, when the path may lead elsewhere.
+func (h *handle) Note() string {
+	h.b.mu.Lock()
+	defer h.b.mu.Unlock()
+	switch k := h.thing; {
+	case k == nil:
+		return ""
+	case k.byPath:
+		return byPathMark + k.local
+	default:
+		return k.local
+	}
+}
+
+// lockedRemember is the opposite of Note, and reports false if there was none.
+func (b *Backend) lockedRemember(h *handle, note string) bool {
+	local, byPath := strings.CutPrefix(note, byPathMark)
+	if local == "" {
+		return false
+	}
+	if k := b.known[local]; k == nil || k.id == h.name {
+		b.lockedKnow(h, local, byPath)
+	}
+	return true // or the earlier daemon took it for another one
+}
+
 // recallTimeout bounds how long one path is looked at after a restart.
 const recallTimeout = 2 * time.Second
 
 // awaitRecall waits until it is known which things all locks from before a restart
-// stand for. Until this host is in the lockspace it waits for nothing: the error is
+// stand for, which is at once unless an earlier version has taken some of them. Until this host is in the lockspace it waits for nothing: the error is
 // why it is not.
 func (b *Backend) awaitRecall(ctx context.Context) error {
 	for {
@@ -210,7 +240,7 @@ func (b *Backend) endRecall() {
 }
 
 // recall finds out in the background which things the locks stand for that were
-// taken back, after beginRecall. It changes none of them. A path that leads elsewhere
+// taken back, after beginRecall, and of which an earlier version has noted nothing. It changes none of them. A path that leads elsewhere
 // by now tells nothing. One that hangs costs recallTimeout, and of one mount only the
 // first few do, so this ends within a minute or so.
 func (b *Backend) recall(handles []*handle) {

@@ -183,6 +183,49 @@ func TestNothingIsOpenedBeforeWhatIsHeldIsKnown(t *testing.T) {
 	})
 }
 
+// What is noted of a lock tells after a restart what it stands for: its path is not
+// looked at, which may hang, or lead elsewhere by now.
+func TestWhatIsNotedNeedNotBeFoundOut(t *testing.T) {
+	one, two := byPath("/srv/a", "file 0:45 7"), lv
+	onDisks(t, 1, map[string]cluster.Disk{"/srv/a": one, "/srv/link": one, "/dev/x": two, "/dev/y": two}, func(hs *hosts) {
+		var held []locking.Held
+		for i, path := range []string{"/srv/a", "/dev/x"} {
+			h := hs.hold(1, path, locking.Exclusive, vm(i+1))
+			note := h.(locking.Noter).Note()
+			if want := []string{"by path: file 0:45 7", "block device 253:0"}[i]; note != want {
+				t.Errorf("of %s it is noted %q, want %q", path, note, want)
+			}
+			held = append(held, locking.Held{ID: h.ID(), Ref: ref(path), Mode: locking.Exclusive, Note: note})
+		}
+		hs.kill(1)
+		hs.mu.Lock()
+		hs.slow = map[string]chan struct{}{"/srv/a": make(chan struct{})} // for ever
+		hs.mu.Unlock()
+		hs.leads("/dev/x", cluster.Disk{Name: "lvm:other", Local: "block device 253:9"})
+		hs.start(1)
+		list := hs.host(1).Restore(context.Background(), held)
+		for i, path := range []string{"/srv/link", "/dev/y"} {
+			if list[i].Err != nil {
+				t.Fatal(list[i].Err)
+			}
+			o, err := hs.host(1).Open(context.Background(), ref(path), false)
+			if err != nil || o.ID() != held[i].ID {
+				t.Fatalf("%s, another path to what is held: %v, %v", path, o, err)
+			}
+			o.Close()
+			if again := list[i].Handle.(locking.Noter).Note(); again != held[i].Note {
+				t.Errorf("for the next restart it is noted %q, want %q", again, held[i].Note)
+			}
+		}
+		for _, r := range list {
+			hs.unlock(r.Handle)
+		}
+		if n := hs.host(1).Known(); n != 0 {
+			t.Errorf("%d things are known that nobody holds", n)
+		}
+	})
+}
+
 // What a daemon that knew paths only has locked stays locked after the upgrade, on
 // its own host and on others.
 func TestLocksFromBeforeAnUpgrade(t *testing.T) {

@@ -26,7 +26,7 @@ func (b *Backend) Restore(ctx context.Context, held []locking.Held) []locking.Re
 	b.beginRecall()
 	defer func() {
 		if !errors.Is(results[0].Err, locking.ErrNotYet) { // which is for all or none
-			b.recall(inDefaultLockspace(results))
+			b.recall(b.remember(held, results))
 		}
 	}()
 	space, err := b.earlier(ctx)
@@ -121,14 +121,21 @@ func (b *Backend) DropUnclaimed() (n int) {
 	return n
 }
 
-// inDefaultLockspace are the handles whose names are paths.
-func inDefaultLockspace(results []locking.Restored) (list []*handle) {
-	for _, r := range results {
-		if h, ok := r.Handle.(*handle); ok && h.lock != nil && h.ref.Lockspace == "" {
-			list = append(list, h)
+// remember takes in what is noted of the locks, and returns those of which nothing is,
+// and whose names are paths.
+func (b *Backend) remember(held []locking.Held, results []locking.Restored) (unknown []*handle) {
+	if b.identify == nil {
+		return nil
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i, r := range results {
+		h, ok := r.Handle.(*handle)
+		if ok && h.lock != nil && h.ref.Lockspace == "" && !b.lockedRemember(h, held[i].Note) {
+			unknown = append(unknown, h)
 		}
 	}
-	return list
+	return unknown
 }
 
 // restored is a handle of a lock that an earlier process took. It may have

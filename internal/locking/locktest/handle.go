@@ -88,6 +88,9 @@ func (h *handle) expect(method Op, want ...state) {
 // ID implements locking.Handle.
 func (h *handle) ID() string { return h.file.id }
 
+// Note implements locking.Noter.
+func (h *handle) Note() string { return "note of " + h.file.id }
+
 // Lock implements locking.Handle.
 func (h *handle) Lock(ctx context.Context, mode locking.Mode) error {
 	defer h.enter(OpLock)()
