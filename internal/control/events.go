@@ -87,9 +87,9 @@ func (r *ring) add(e noted, most int) {
 
 func (r *ring) at(i int) *noted { return &r.buf[(r.first+i)%len(r.buf)] }
 
-// Observe notes an event. It is quick, and waits for nobody.
+// Observe notes an event, which has a time. It is quick, and waits for nobody.
 func (es *Events) Observe(e locking.Event) {
-	n := noted{time: time.Now(), event: e}
+	n := noted{time: e.Time, event: e}
 	if e.Err != nil {
 		// The text now: an error may hold on to much.
 		n.reason, n.event.Err = e.Err.Error(), nil

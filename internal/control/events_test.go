@@ -13,7 +13,7 @@ import (
 )
 
 func event(kind locking.EventKind, name string) locking.Event {
-	return locking.Event{Kind: kind, Ref: locking.Ref{Name: name}, Took: time.Second}
+	return locking.Event{Kind: kind, Ref: locking.Ref{Name: name}, Time: time.Unix(1700000000, 0), Took: time.Second}
 }
 
 func TestEventsAreBounded(t *testing.T) {
@@ -23,6 +23,9 @@ func TestEventsAreBounded(t *testing.T) {
 		es.Observe(event(locking.Granted, "/a"))
 	}
 	list, missed := es.After(0, many)
+	if want := event(locking.Granted, "").Time; !list[0].Time.Equal(want) {
+		t.Errorf("it happened at %v, and is noted as of %v", want, list[0].Time)
+	}
 	if len(list) != maxEvents || missed != many-maxEvents || list[0].Seq != missed+1 || list[len(list)-1].Seq != many {
 		t.Errorf("%d events, %d missed", len(list), missed)
 	}

@@ -82,7 +82,8 @@ func (m *Manager) acquire(ctx context.Context, start time.Time, g *Registration,
 		return err
 	}
 	// Told before the turn is over, so that nobody hears of the release first.
-	m.observe(Event{Kind: Granted, Ref: ref, Owner: *g.info, Mode: mode, Took: time.Since(start)})
+	now := time.Now()
+	m.observe(Event{Kind: Granted, Ref: ref, Owner: *g.info, Mode: mode, Time: now, Took: now.Sub(start)})
 	if g.ownerGone() {
 		// It ended while the backend was granting: its locks were released
 		// already, and nobody would ever come for this one.
@@ -298,7 +299,8 @@ func (m *Manager) drop(ctx context.Context, r *resource, h *hold, kind EventKind
 			if !errors.Is(err, ErrUnderway) && (ctx.Err() == nil || !errors.Is(err, ctx.Err())) {
 				// The owner still has it, so the next process must not release it.
 				_ = m.journal.Grant(h.seq)
-				e.Kind, e.Took = ReleaseFailed, time.Since(start)
+				e.Kind = ReleaseFailed
+				e.now(start)
 				m.observe(e)
 				return e.Err
 			}
@@ -311,7 +313,7 @@ func (m *Manager) drop(ctx context.Context, r *resource, h *hold, kind EventKind
 	}
 	m.lockedRemoveHold(r, h)
 	m.mu.Unlock()
-	e.Took = time.Since(start)
+	e.now(start)
 	m.observe(e)
 	return e.Err
 }

@@ -78,12 +78,25 @@ type Manager struct {
 	counts counts // written with mu held, read without
 }
 
+// timed gives what f is told a time. f may be nil.
+func timed(f func(Event)) func(Event) {
+	if f == nil {
+		return func(Event) {}
+	}
+	return func(e Event) {
+		if e.Time.IsZero() {
+			e.Time = time.Now()
+		}
+		f(e)
+	}
+}
+
 // New makes a Manager that holds nothing and knows only the default lockspace.
 func New(o Options) *Manager {
 	m := &Manager{
 		backend:      o.Backend,
 		procs:        o.Processes,
-		observe:      o.Observe,
+		observe:      timed(o.Observe),
 		timeout:      o.RequestTimeout,
 		anyLockspace: o.AnyLockspace,
 		lockspaces:   map[string]struct{}{"": {}},
@@ -99,9 +112,6 @@ func New(o Options) *Manager {
 	}
 	if m.journal = o.Journal; m.journal == nil {
 		m.journal = noJournal{}
-	}
-	if m.observe == nil {
-		m.observe = func(Event) {}
 	}
 	if m.tellLater = o.Later; m.tellLater == nil {
 		m.tellLater = func(int, error, time.Duration) {}

@@ -149,14 +149,14 @@ func (m *Manager) resolveLate(b Restorer, c *claim) (freed []freedHold) {
 			}
 		}
 	}
-	first := r.holds[0]
+	first, now := r.holds[0], time.Now()
 	var events []Event
 	for _, h := range r.holds {
 		if h.owner.nobody {
 			freed = append(freed, freedHold{r, h})
 			continue
 		}
-		e := Event{Kind: TakenBack, Ref: h.ref, Owner: *h.info, Mode: r.mode, Held: time.Since(h.since)}
+		e := Event{Kind: TakenBack, Ref: h.ref, Owner: *h.info, Mode: r.mode, Time: now, Held: now.Sub(h.since)}
 		if r.lost != nil {
 			e.Kind, e.Err = Lost, r.lost
 		}

@@ -229,13 +229,14 @@ func (m *Manager) takeBack(ctx context.Context, b Restorer, entries []Entry) (li
 	for _, e := range unseen {
 		m.observe(e)
 	}
+	now := time.Now() // once: the clock may be dear, and there may be ten thousand
 	for i := range list {
 		c := &list[i]
 		if why != nil {
 			break
 		}
 		for _, e := range c.entries {
-			ev := Event{Kind: TakenBack, Ref: e.Ref, Owner: e.Owner, Mode: e.Mode, Held: time.Since(e.Since)}
+			ev := Event{Kind: TakenBack, Ref: e.Ref, Owner: e.Owner, Mode: e.Mode, Time: now, Held: now.Sub(e.Since)}
 			if c.r.lost != nil {
 				ev.Kind, ev.Err = Lost, c.r.lost
 			}

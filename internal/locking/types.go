@@ -172,6 +172,13 @@ type Event struct {
 	Mode  Mode
 	Err   error         // for the kinds that say so
 	Took  time.Duration // how long the operation lasted
+	Time  time.Time     // when it happened; Options.Observe is never told of the zero time
 	Held  time.Duration // for Released, ReleasedGone and Forced: how long the lock was held
 	Locks int           // for OwnerGone
+}
+
+// now says that it happened at this moment, and began at start.
+func (e *Event) now(start time.Time) {
+	e.Time = time.Now()
+	e.Took = e.Time.Sub(start)
 }

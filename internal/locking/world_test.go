@@ -57,6 +57,9 @@ func newWorld(t tester) *world {
 		Observe: func(e locking.Event) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
+			if age := time.Since(e.Time); age < 0 || age > requestTimeout {
+				w.t.Errorf("an event of kind %d is told as of %v ago", e.Kind, age)
+			}
 			w.events = append(w.events, e)
 		},
 	})
