@@ -30,12 +30,14 @@ func (i *instance) openJournal(boot string) (journal.Recovered, error) {
 // tell, since it is damaged, or is new while something is held. there: the lockspace was in the
 // kernel before this start.
 func (i *instance) judgeJournal(found *journal.Recovered, there bool) error {
-	if why := i.heldBefore(there); found.Fresh && why != "" {
-		d, err := i.journal.Suspect(why)
-		if err != nil {
-			return err
+	if found.Fresh {
+		if why := i.heldBefore(there); why != "" {
+			d, err := i.journal.Suspect(why)
+			if err != nil {
+				return err
+			}
+			found.Damage = d
 		}
-		found.Damage = d
 	}
 	d := found.Damage
 	if d == nil {
