@@ -20,6 +20,7 @@ type handle struct {
 	// name, ResourceName(ref), which does not count for other disks of other hosts too.
 	aliased bool
 	written bool      // guarded by publisher.mu: the lock's value block may have a record
+	byPath  bool      // guarded by Backend.mu: what local is has its name from a path
 	ended   bool      // guarded by Backend.mu: nothing is to be known of it any more
 	lock    *dlm.Lock // nil unless locked
 	// late is the lock that an earlier process asked for, if it is not known yet
@@ -27,7 +28,10 @@ type handle struct {
 	late *dlm.Adoption
 
 	publication *publication // guarded by publisher.mu; nil unless it is to be published
-	thing       *known       // guarded by Backend.mu; nil if it is not known which it is, or not any more
+
+	// Guarded by Backend.mu: what this stands for.
+	local string  // Disk.Local; "" if it is not known, or not any more
+	next  *handle // another one that stands for the same
 }
 
 func (h *handle) ID() string { return h.name }

@@ -60,14 +60,10 @@ func hereName(node uint32, disk string) string {
 // OnlyHere implements locking.HostOnly.
 func (b *Backend) OnlyHere(id string) bool { return strings.HasPrefix(id, hereMark) }
 
-// known is a file or device of this host that handles stand for. While there are
-// any, all paths to it have one name, also if that is made of only one of them.
-type known struct {
-	local   string
-	id      string // of the handles
-	byPath  bool
-	handles int
-}
+// A thing is a file or device of this host that handles stand for: Backend.known has one
+// of them, and that one the others. While there are any, all paths to it have one name,
+// also if that is made of only one of them (byPath). There is one for each lock that is
+// held, nearly, so it has no memory of its own.
 
 // Open finds out which disk a path leads to, which asks no other host and waits for
 // no device, but maybe for a file system. Resources need not be created, so autocreate
@@ -134,16 +130,17 @@ func (b *Backend) lockedKnow(h *handle, local string, byPath bool) {
 	k := b.known[local]
 	switch {
 	case k == nil:
-		k = &known{local: local, id: h.name, byPath: byPath}
-		b.known[local] = k
-	case k.id == h.name:
+		h.local, h.byPath = local, byPath
+		b.known[local] = h
+		return
+	case k.name == h.name:
 	case k.byPath || byPath:
-		h.name = k.id
+		h.name = k.name
 	default:
 		return
 	}
-	k.handles++
-	h.thing = k
+	h.local, h.byPath = k.local, k.byPath
+	h.next, k.next = k.next, h
 }
 
 // end forgets what h stood for.
@@ -151,14 +148,22 @@ func (b *Backend) end(h *handle) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	h.ended = true
-	k := h.thing
-	if k == nil {
+	first := b.known[h.local]
+	switch {
+	case h.local == "":
 		return
+	case first != h:
+		for first.next != h {
+			first = first.next
+		}
+		first.next = h.next
+	case h.next == nil:
+		delete(b.known, h.local)
+	default:
+		// The key is that of a handle that has ended, and equal.
+		b.known[h.local] = h.next
 	}
-	h.thing = nil
-	if k.handles--; k.handles == 0 {
-		delete(b.known, k.local)
-	}
+	h.local, h.next = "", nil
 }
 
 // byPathMark begins the note of what has its name from a path.
@@ -169,14 +174,10 @@ const byPathMark = "by path: "
 func (h *handle) Note() string {
 	h.b.mu.Lock()
 	defer h.b.mu.Unlock()
-	switch k := h.thing; {
-	case k == nil:
-		return ""
-	case k.byPath:
-		return byPathMark + k.local
-	default:
-		return k.local
+	if h.byPath && h.local != "" {
+		return byPathMark + h.local
 	}
+	return h.local
 }
 
 // lockedRemember is the opposite of Note, and reports false if there was none.
@@ -185,7 +186,7 @@ func (b *Backend) lockedRemember(h *handle, note string) bool {
 	if local == "" {
 		return false
 	}
-	if k := b.known[local]; k == nil || k.id == h.name {
+	if k := b.known[local]; k == nil || k.name == h.name {
 		b.lockedKnow(h, local, byPath)
 	}
 	return true // or the earlier daemon took it for another one
@@ -279,7 +280,7 @@ func (b *Backend) recallOne(h *handle) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if k := b.known[d.Local]; k != nil && k.id != h.name {
+	if k := b.known[d.Local]; k != nil && k.name != h.name {
 		return // two that the earlier daemon took for two
 	}
 	b.lockedKnow(h, d.Local, d.ByPath || asPath)

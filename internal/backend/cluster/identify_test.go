@@ -140,6 +140,33 @@ func TestAPathAsANameIsThatOfTheThingWhileItIsHeld(t *testing.T) {
 	})
 }
 
+// In whatever order those end that stand for one thing, the others keep its name.
+func TestTheThingIsKnownUntilTheLastEnds(t *testing.T) {
+	onDisks(t, 1, map[string]cluster.Disk{"/srv/a": byPath("/srv/a", "file 0:45 7"), "/srv/b": byPath("/srv/b", "file 0:45 7")}, func(hs *hosts) {
+		open := func(path string) locking.Handle {
+			h, err := hs.host(1).Open(context.Background(), ref(path), false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return h
+		}
+		for _, order := range [][3]int{{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}} {
+			list := []locking.Handle{open("/srv/a"), open("/srv/b"), open("/srv/a")}
+			for i, n := range order {
+				list[n].Close()
+				o := open("/srv/b")
+				if same := o.ID() == list[0].ID(); same != (i < 2) {
+					t.Errorf("order %v: after %d have ended the other path has the same name: %v", order, i+1, same)
+				}
+				o.Close()
+			}
+			if n := hs.host(1).Known(); n != 0 {
+				t.Errorf("order %v: %d things are known that nobody holds", order, n)
+			}
+		}
+	})
+}
+
 func TestADeviceNumberThatIsAnothersByNow(t *testing.T) {
 	onDisks(t, 1, map[string]cluster.Disk{"/dev/a": lv}, func(hs *hosts) {
 		h := hs.hold(1, "/dev/a", locking.Exclusive, vm(1))

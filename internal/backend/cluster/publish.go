@@ -1,7 +1,6 @@
 package cluster
 
 import (
-	"container/list"
 	"context"
 	"errors"
 	"sync"
@@ -39,32 +38,67 @@ const (
 	publishPauseMax = 100 * time.Millisecond
 )
 
-// publication is a record that is to be published.
+// publication is a record that is to be published. There is one for each lock that was
+// taken a while ago, at times for all.
 type publication struct {
 	h     *handle
 	lvb   dlm.LVB
-	due   time.Time
-	tries int
-	// place is nil while the conversion is made.
-	place *list.Element
-	line  *list.List
+	due   time.Duration // since publisher.began
+	tries uint8
+
+	// Where it waits; line is nil while the conversion is made.
+	line       *line
+	prev, next *publication
 }
 
-// publisher publishes. Its lists have at most one entry for each lock that is
-// held, about in the order of due.
+// line are publications that wait, about in the order of due. A list of the library's
+// would have as much memory again for each.
+type line struct{ first, last *publication }
+
+func (l *line) push(p *publication) {
+	p.line, p.prev, p.next = l, l.last, nil
+	if l.last != nil {
+		l.last.next = p
+	} else {
+		l.first = p
+	}
+	l.last = p
+}
+
+// leave takes p out of the line in which it waits, if it does.
+func (p *publication) leave() {
+	l := p.line
+	if l == nil {
+		return
+	}
+	if p.prev != nil {
+		p.prev.next = p.next
+	} else {
+		l.first = p.next
+	}
+	if p.next != nil {
+		p.next.prev = p.prev
+	} else {
+		l.last = p.prev
+	}
+	p.line, p.prev, p.next = nil, nil, nil
+}
+
+// publisher publishes. Its lines have at most one entry for each lock that is held.
 type publisher struct {
-	b    *Backend
-	kick chan struct{} // has room for one: run waits for an entry, and there is one
+	b     *Backend
+	began time.Time
+	kick  chan struct{} // has room for one: run waits for an entry, and there is one
 
 	mu    sync.Mutex // guards what follows, and the fields publication and written of handles
 	node  uint32     // of this host; 0 if it is not known
 	idle  bool       // run waits for kick
-	fresh list.List  // of *publication
-	later list.List
+	fresh line
+	later line
 }
 
 func newPublisher(b *Backend) *publisher {
-	return &publisher{b: b, kick: make(chan struct{}, 1)}
+	return &publisher{b: b, began: time.Now(), kick: make(chan struct{}, 1)}
 }
 
 // enter says which node this host is, before there are any locks.
@@ -86,19 +120,22 @@ func (h *handle) Describe(o locking.Owner, since time.Time) {
 	pub := &publication{h: h, lvb: record{node: p.node, owner: o, since: since}.encode()}
 	h.publication = pub
 	// Where the clock is dear, a look at it for each of 10,000 locks would be felt.
-	switch last := p.later.Back(); {
+	switch last := p.later.last; {
 	case !h.written:
-		p.lockedAdd(&p.fresh, pub, since.Add(publishAfter))
+		p.lockedAdd(&p.fresh, pub, since.Sub(p.began)+publishAfter)
 	case last != nil:
-		p.lockedAdd(&p.later, pub, last.Value.(*publication).due)
+		p.lockedAdd(&p.later, pub, last.due)
 	default:
-		p.lockedAdd(&p.later, pub, time.Now().Add(publishLater))
+		p.lockedAdd(&p.later, pub, p.now()+publishLater)
 	}
 }
 
-func (p *publisher) lockedAdd(line *list.List, pub *publication, due time.Time) {
+// now is how long the publisher is there.
+func (p *publisher) now() time.Duration { return time.Since(p.began) }
+
+func (p *publisher) lockedAdd(l *line, pub *publication, due time.Duration) {
 	pub.due = due
-	pub.line, pub.place = line, line.PushBack(pub)
+	l.push(pub)
 	if p.idle {
 		p.idle = false
 		p.kick <- struct{}{}
@@ -113,16 +150,9 @@ func (p *publisher) withdraw(h *handle) (written bool) {
 	defer p.mu.Unlock()
 	if pub := h.publication; pub != nil {
 		h.publication = nil
-		p.lockedTake(pub)
+		pub.leave()
 	}
 	return h.written
-}
-
-func (p *publisher) lockedTake(pub *publication) {
-	if pub.place != nil {
-		pub.line.Remove(pub.place)
-		pub.place = nil
-	}
 }
 
 // run publishes until ctx ends.
@@ -166,10 +196,10 @@ func (p *publisher) run(ctx context.Context) {
 func (p *publisher) wait() (d time.Duration, any bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	now := time.Now()
-	for _, line := range []*list.List{&p.fresh, &p.later} {
-		if e := line.Front(); e != nil {
-			left := e.Value.(*publication).due.Sub(now)
+	now := p.now()
+	for _, l := range []*line{&p.fresh, &p.later} {
+		if pub := l.first; pub != nil {
+			left := pub.due - now
 			if !any || left < d {
 				d, any = left, true
 			}
@@ -196,14 +226,10 @@ func (p *publisher) next(ctx context.Context) time.Duration {
 func (p *publisher) claim() *publication {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	now := time.Now()
-	for _, line := range []*list.List{&p.fresh, &p.later} {
-		e := line.Front()
-		if e == nil {
-			continue
-		}
-		if pub := e.Value.(*publication); !pub.due.After(now) {
-			p.lockedTake(pub)
+	now := p.now()
+	for _, l := range []*line{&p.fresh, &p.later} {
+		if pub := l.first; pub != nil && pub.due <= now {
+			pub.leave()
 			pub.tries++
 			pub.h.written = true // from now on nobody can say that it is not
 			return pub
@@ -239,6 +265,6 @@ func (p *publisher) done(ctx context.Context, pub *publication, err error) {
 		p.b.log.Debug("the holder of a lock could not be published, so refusals on other hosts do not name it",
 			"resource", pub.h.ref.Name, "lockspace", pub.h.ref.Lockspace, "reason", err)
 	default:
-		p.lockedAdd(&p.later, pub, time.Now().Add(publishLater))
+		p.lockedAdd(&p.later, pub, p.now()+publishLater)
 	}
 }
