@@ -5,6 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -61,6 +64,7 @@ func TestCommands(t *testing.T) {
 		for range 4 {
 			o.round(t, 1, 3)
 		}
+		o.shows(t, 1, `vmlockd_peers 2`, `vmlockd_peers_silent 1`, `vmlockd_cluster_quorate 1`, `vmlockd_locks_held{mode="exclusive"} 1`)
 		o.must(t, daemon.Signal(ctx, syscall.SIGCONT))
 		o.healthy(t)
 	})
@@ -69,6 +73,7 @@ func TestCommands(t *testing.T) {
 		for range 4 {
 			o.round(t, 1, 3)
 		}
+		o.shows(t, 1, `vmlockd_peers 1`, `vmlockd_peers_silent 0`)
 		o.must(t, daemon.Start(ctx))
 		o.healthy(t)
 	})
@@ -192,6 +197,38 @@ func (o *operators) questions(t *testing.T, from int, gone ...uint32) (said stri
 		lacks = cmp.Or(lacks, err)
 	}
 	return said, lacks
+}
+
+// shows waits until the metrics of a node's daemon have these lines.
+func (o *operators) shows(t *testing.T, node int, lines ...string) {
+	t.Helper()
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return o.Node(node).DialUnix(ctx, "/run/vmlockd/control.sock")
+	}}}
+	ctx, cancel := context.WithTimeout(o.ctx, time.Minute)
+	defer cancel()
+	var text []byte
+	err := lab.WaitFor(ctx, fmt.Sprintf("metrics %q of node %d", lines, node), func(ctx context.Context) (bool, error) {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://vmlockd/metrics", nil)
+		if err != nil {
+			return false, err
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			return false, err
+		}
+		defer resp.Body.Close()
+		text, err = io.ReadAll(resp.Body)
+		for _, line := range lines {
+			if !strings.Contains("\n"+string(text), "\n"+line+"\n") {
+				return false, err
+			}
+		}
+		return true, err
+	})
+	if err != nil {
+		t.Fatalf("%v; last: %s", err, text)
+	}
 }
 
 // ask runs a command in a node, and counts those that were slow.
