@@ -9,13 +9,16 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/vmlockd/vmlockd/corosync"
 	backend "github.com/vmlockd/vmlockd/internal/backend/cluster"
 	"github.com/vmlockd/vmlockd/internal/locking"
+	"github.com/vmlockd/vmlockd/internal/peers"
 )
 
-// What is measured of the records that say who holds a lock: what they cost those
-// who take locks, and what it costs to be told. This is the backend alone, in a
-// node, without the journal and the socket, which would hide a part of it.
+// What is measured of the records that say who holds a lock: what they and the
+// daemons' group cost those who take locks, and what it costs to be told. This is
+// the backend alone, in a node, without the journal and the socket, which would
+// hide a part of it.
 
 // refusedName is held on the other node.
 const refusedName = "/bench/refused"
@@ -24,9 +27,9 @@ const refusedName = "/bench/refused"
 const beside = 100
 
 const (
-	whoPlain     = "backend, no records"
-	whoPublishes = "backend, records"
-	whoRatio     = "with records / without, of each round"
+	whoPlain     = "backend, no records, no peers"
+	whoPublishes = "backend, records and peers"
+	whoRatio     = "with both / without, of each round"
 )
 
 func records(ctx context.Context, s *series, rounds int, window time.Duration) (err error) {
@@ -36,6 +39,7 @@ func records(ctx context.Context, s *series, rounds int, window time.Duration) (
 	}
 	defer func() { err = errors.Join(err, b.Close(ctx, false)) }()
 	r := &recordBench{b: b}
+	defer func() { err = errors.Join(err, r.meet(ctx, false)) }()
 	for _, clients := range []int{1, 8, 64} {
 		for _, others := range []int{0, beside} {
 			what := fmt.Sprintf("pairs/s of the backend alone, %d at a time", clients)
@@ -43,7 +47,9 @@ func records(ctx context.Context, s *series, rounds int, window time.Duration) (
 				what += fmt.Sprintf(", while %d other locks are new", others)
 			}
 			progress("%s: %s", s.backend, what)
-			// The first of two in a row is at an advantage or not: they take turns at it.
+			// The first of two in a row is at an advantage or not: they take turns at it. So
+			// two with peers follow each other, and two without, and the group is joined for
+			// every other round only.
 			for round := range 4 * rounds {
 				perSecond := map[string]float64{}
 				order := []string{whoPlain, whoPublishes}
@@ -51,6 +57,9 @@ func records(ctx context.Context, s *series, rounds int, window time.Duration) (
 					slices.Reverse(order)
 				}
 				for _, who := range order {
+					if err := r.meet(ctx, who == whoPublishes); err != nil {
+						return err
+					}
 					if perSecond[who], err = r.pairs(ctx, clients, others, who == whoPublishes, window/2); err != nil {
 						return err
 					}
@@ -80,6 +89,53 @@ func records(ctx context.Context, s *series, rounds int, window time.Duration) (
 type recordBench struct {
 	b     *backend.Backend
 	taken atomic.Int64
+	leave func() error // ends the membership in the daemons' group; nil without one
+}
+
+// meetPatience bounds how long the other node's daemon may take to say hello.
+const meetPatience = 30 * time.Second
+
+// meet makes this program a member of the daemons' group, as a daemon is, or ends that. It returns when the other
+// node's daemon has said hello, so that none of that falls into what is measured.
+func (r *recordBench) meet(ctx context.Context, member bool) error {
+	if member == (r.leave != nil) {
+		return nil
+	}
+	if !member {
+		leave := r.leave
+		r.leave = nil
+		return leave()
+	}
+	group, err := corosync.Join(ctx, corosync.Host(), "vmlockd", peers.GroupOptions())
+	if err != nil {
+		return err
+	}
+	p := peers.New(peers.Options{
+		Group: group, Self: peers.Info{Name: "bench", Version: "bench", Started: time.Now()},
+		Holdings: func() []peers.Holding { return nil },
+	})
+	run, cancel := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() { ended <- p.Run(run) }()
+	r.leave = func() error {
+		cancel()
+		return <-ended
+	}
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for until := time.Now().Add(meetPatience); ; {
+		if slices.ContainsFunc(p.Members(), func(m peers.Peer) bool { return !m.Self && m.Known }) {
+			return nil
+		}
+		if time.Now().After(until) {
+			return fmt.Errorf("no other daemon is in the group after %v", meetPatience)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // take takes a lock that nobody has.

@@ -90,7 +90,7 @@ var rooms = []room{
 	{place: "internal/journal", ours: []string{"internal/locking", "internal/failpoint"}, theirs: []string{bbolt, xsys}},
 	{place: "internal/holder", ours: []string{"internal/failpoint", "internal/inherited"}, theirs: []string{xsys}},
 	{place: "internal/closer", ours: []string{"internal/failpoint", "internal/inherited", "dlm"}, theirs: []string{xsys}},
-	{place: "internal/peers", ours: []string{"corosync"}},
+	{place: "internal/peers", ours: []string{"corosync"}, pure: true}, // it has no port of its own
 	{place: "internal/audit", ours: []string{"internal/failpoint"}},
 	{place: "internal/config", ours: []string{"internal/identity"}, theirs: []string{toml}},
 	{place: "internal/identity", theirs: []string{xsys}},

@@ -22,6 +22,45 @@ func TestExitStatuses(t *testing.T) {
 	}
 }
 
+// TestGoldens: of what every command shows there is a golden file as a table, and one as JSON.
+// Each is named where it is compared.
+func TestGoldens(t *testing.T) {
+	var scripts strings.Builder
+	for _, pattern := range []string{"testdata/script/*.txtar", "*_test.go"} {
+		files, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			scripts.Write(text)
+		}
+	}
+	for _, c := range cli.Root().Commands() {
+		for _, suffix := range []string{"txt", "json"} {
+			pattern := "testdata/golden/" + c.Name() + "*." + suffix
+			if c.Name() == "doctor" {
+				pattern = "testdata/doctor/*." + map[string]string{"txt": "text", "json": "json"}[suffix] + ".golden"
+			}
+			files, err := filepath.Glob(pattern)
+			if err != nil || len(files) == 0 {
+				t.Errorf("%s has no golden file %s: %v", c.Name(), pattern, err)
+			}
+			for _, file := range files {
+				base := filepath.Base(file)
+				name, _, _ := strings.Cut(base, ".")
+				// A table of cases has the name, and a script the file.
+				if text := scripts.String(); !strings.Contains(text, base) && !strings.Contains(text, `"`+name+`"`) && !strings.Contains(text, `"`+strings.TrimSuffix(base, ".golden")+`"`) {
+					t.Errorf("nothing compares %s", file)
+				}
+			}
+		}
+	}
+}
+
 // TestManPages: the pages in docs/man are what the commands say of themselves.
 func TestManPages(t *testing.T) {
 	dir := t.TempDir()

@@ -25,9 +25,18 @@ func FuzzRequests(f *testing.F) {
 	f.Add("POST", "/v1/drain", "", []byte(`{"undo":false,"reason":"x"}`))
 	f.Add("GET", "/v1/drain", "", []byte(""))
 	f.Add("GET", "/v1/status", "a=%00", []byte("{}"))
+	f.Add("GET", "/v1/identify", "path=/a&cluster=true", []byte(""))
+	f.Add("GET", "/v1/refused", "", []byte(""))
+	f.Add("GET", "/v1/settle", "", []byte(""))
+	f.Add("POST", "/v1/settle", "", []byte(`{"force":true,"reason":"x"}`))
+	f.Add("POST", "/v1/confirm-dead", "", []byte(`{"node":"3","reason":"x"}`))
 	f.Fuzz(func(t *testing.T, method, path, query string, body []byte) {
 		c, p := threeNodes()
-		w := newWorld(t, inCluster(c, p))
+		guard, doubt := &fakeGuard{dead: 3}, &doubtful{}
+		w := newWorld(t, func(o *Options) {
+			inCluster(c, p)(o)
+			o.Guard, o.Disks, o.Settler = guard, fakeDisks{"/a": {Path: "/a", Name: "lvm:1"}}, doubt
+		})
 		w.locks.held = []locking.Holder{holder("web", "/a", locking.Exclusive), holder("db", "/b", locking.Shared)}
 		w.locks.alive = true
 		for range 3 {
@@ -59,7 +68,30 @@ func FuzzRequests(f *testing.F) {
 		if len(w.locks.held) == 0 {
 			t.Fatal("one request has released two resources")
 		}
+		var settle SettleRequest
+		if doubt.settled > 0 && (json.Unmarshal(body, &settle) != nil || !settle.Force || settle.Reason == "" || method != http.MethodPost) {
+			t.Fatalf("%s %s %q has ended the doubt", method, path, body)
+		}
+		var dead ConfirmDeadRequest
+		if len(guard.said) > 0 && (json.Unmarshal(body, &dead) != nil || dead.Node == "" || dead.Reason == "" || method != http.MethodPost) {
+			t.Fatalf("%s %s %q has confirmed that %v are dead", method, path, body, guard.said)
+		}
 	})
+}
+
+// doubtful is a Settler with a doubt, until it is settled.
+type doubtful struct{ settled int }
+
+func (d *doubtful) Doubt() *Doubt {
+	if d.settled > 0 {
+		return nil
+	}
+	return &Doubt{Damage: "bytes 96 to 160 are no record", Unexplained: []string{"/a"}}
+}
+
+func (d *doubtful) Settle(context.Context, Caller, string) (int, error) {
+	d.settled++
+	return 1, nil
 }
 
 func FuzzGlob(f *testing.F) {

@@ -45,7 +45,9 @@ func (s *Server) identify(w http.ResponseWriter, r *http.Request) {
 	go func() {
 		defer close(asked)
 		if all && s.o.Peers != nil {
-			others = s.o.Peers.Identify(ctx, path)
+			ask, cancel := context.WithTimeout(ctx, listTimeout)
+			defer cancel()
+			others = s.o.Peers.Identify(ask, path)
 		}
 	}()
 	here := s.disk(ctx, path)

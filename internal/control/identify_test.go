@@ -59,6 +59,22 @@ func TestIdentify(t *testing.T) {
 	}
 }
 
+// TestIdentifyWithoutPeer: who is silent takes no more of an operator's second than in a list.
+func TestIdentifyWithoutPeer(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
+		c, p := threeNodes()
+		p.silent[3] = true
+		w := newWorld(t, inCluster(c, p))
+		w.s.o.Disks = fakeDisks{"/dev/x": {Path: "/dev/x", Scope: ScopeCluster, Name: "lvm:1"}}
+		begin := time.Now()
+		var d Identified
+		status := w.do("GET", "/v1/identify?path=/dev/x&cluster=true", "", &d)
+		if took := time.Since(begin); status != http.StatusOK || took != listTimeout || len(d.Disks) != 2 || len(d.Missing) != 1 {
+			t.Errorf("status %d after %v: %+v", status, took, d)
+		}
+	})
+}
+
 func TestDiffers(t *testing.T) {
 	shared := Disk{Scope: ScopeCluster, Name: "a"}
 	for _, tc := range []struct {

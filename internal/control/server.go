@@ -35,7 +35,8 @@ const (
 	// answerTimeout is how long others - dlm_controld, other nodes - are waited for.
 	answerTimeout = 900 * time.Millisecond
 	// listTimeout is how long of it other nodes are waited for at first, so that there
-	// is time to ask those that answered once more, about what moved.
+	// is time to ask those that answered once more, about what moved, and for vmlockctl
+	// to be started and to show it: that is a second in all.
 	listTimeout = 700 * time.Millisecond
 )
 

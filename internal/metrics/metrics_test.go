@@ -224,6 +224,23 @@ func TestDocumented(t *testing.T) {
 	}
 }
 
+// TestWhatIsShown: what operators are promised is there, of the kind that graphs of it need.
+func TestWhatIsShown(t *testing.T) {
+	all := families(t, New(everything()))
+	for name, kind := range map[string]string{
+		"vmlockd_lock_grants_total": "counter", "vmlockd_lock_refusals_total": "counter",
+		"vmlockd_lock_acquire_duration_seconds": "histogram", "vmlockd_lock_release_duration_seconds": "histogram",
+		"vmlockd_locks_held": "gauge", "vmlockd_peers": "gauge", "vmlockd_peers_silent": "gauge", "vmlockd_cluster_quorate": "gauge",
+		"vmlockd_kernel_calls_in_flight": "gauge", "vmlockd_kernel_oldest_call_seconds": "gauge",
+		"vmlockd_journal_entries": "gauge", "vmlockd_journal_size_bytes": "gauge", "vmlockd_journal_failures_total": "counter",
+		"vmlockd_starts_total": "counter",
+	} {
+		if f := all[name]; f.kind != kind {
+			t.Errorf("%s is a %q, want %s", name, f.kind, kind)
+		}
+	}
+}
+
 func cutBytes(b []byte, sep string) ([]byte, []byte, bool) {
 	before, after, ok := strings.Cut(string(b), sep)
 	return []byte(before), []byte(after), ok

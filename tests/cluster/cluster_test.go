@@ -36,7 +36,6 @@ func TestLibvirt(t *testing.T) {
 		{"SecondDiskRefused", secondDiskRefused},
 		{"ListCluster", listCluster},
 		{"ListDuringLoad", listDuringLoad},
-		{"ListWithoutPeer", listWithoutPeer},
 		{"DaemonKilled", daemonKilled},
 		{"OwnerEndsWhileDaemonIsDown", ownerEndsMeanwhile},
 		{"StoppedAndStarted", stoppedAndStarted},

@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -160,6 +159,7 @@ func listCluster(t *testing.T, s *suite) {
 		said = s.createRefused(t, 2, vm("other", lab.Disk{Path: path}), path)
 		return strings.Contains(said, "is locked by virtual machine list1 (uuid ") && strings.Contains(said, "on host node1 (node 1)")
 	}, func() string { return said })
+	s.unchanged(t, 2, path, said)
 	// Of a shared lock all holders are named, also on a host that has one of them.
 	for node, where := range map[int]string{2: "on host node1 (node 1)", 1: "on this host"} {
 		s.waitFor(t, fmt.Sprintf("a refusal on node %d that names both virtual machines", node), func() bool {
@@ -175,6 +175,33 @@ func listCluster(t *testing.T, s *suite) {
 	if !strings.Contains(who.Stdout, "list1") {
 		t.Errorf("who: %v", who)
 	}
+}
+
+// unchanged requires that virsh said of a node's last refusal of a disk what the daemon did, behind libvirt's own prefix.
+func (s *suite) unchanged(t *testing.T, node int, path, said string) {
+	t.Helper()
+	res, err := s.Node(node).MustSucceed(s.ctx, "vmlockctl", "ls", "--refused", "--json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list struct {
+		Refused []struct {
+			Resource string `json:"resource"`
+			Reason   string `json:"reason"`
+		} `json:"refused"`
+	}
+	if err := json.Unmarshal([]byte(res.Stdout), &list); err != nil {
+		t.Fatalf("%v: %v", err, res)
+	}
+	for _, r := range slices.Backward(list.Refused) {
+		if r.Resource == path {
+			if want := "error: resource busy: " + r.Reason + "\n"; !strings.Contains(said+"\n", want) {
+				t.Errorf("virsh says %q, and the daemon %q", said, r.Reason)
+			}
+			return
+		}
+	}
+	t.Errorf("node %d remembers no refusal of %s: %v", node, path, res)
 }
 
 // waitFor waits for a condition, and says at the end how it was when it did not
@@ -212,7 +239,7 @@ func listDuringLoad(t *testing.T, s *suite) {
 	}}}
 	defer client.CloseIdleConnections()
 	var lists []listing
-	for seen, whole := 0, 0; whole < snapshots || seen == 0; {
+	for so := (tally{}); so.whole < snapshots || so.busy < busySnapshots; so = tallyOf(lists) {
 		var l listing
 		resp, err := client.Get("http://vmlockd/v1/holders?cluster=true")
 		if err == nil {
@@ -224,10 +251,6 @@ func listDuringLoad(t *testing.T, s *suite) {
 		}
 		if err != nil {
 			t.Fatal(err)
-		}
-		seen += l.ofVM("load")
-		if len(l.Missing) == 0 {
-			whole++
 		}
 		if lists = append(lists, l); len(lists) == 5*snapshots {
 			break
@@ -245,71 +268,82 @@ func listDuringLoad(t *testing.T, s *suite) {
 		}
 		held += bytes.Count(log, []byte("held"))
 	}
-	seen, whole := 0, 0
+	got := tallyOf(lists)
+	s.step(t, "%d snapshots, %d of them complete, %d of those with a holder; %d grants meanwhile", len(lists), got.whole, got.busy, held)
+	for _, conflict := range got.conflicts {
+		t.Error(conflict)
+	}
+	if got.whole < snapshots || got.busy < busySnapshots || held < len(disks) {
+		t.Errorf("%d complete snapshots, %d with a holder, %d grants: that shows nothing", got.whole, got.busy, held)
+	}
+}
+
+// busySnapshots is how many of those that are complete have to show a holder.
+const busySnapshots = 10
+
+// tally is what lists show of the virtual machines 'load'.
+type tally struct {
+	whole, busy int      // complete lists, and those of them with a holder
+	conflicts   []string // disks with an exclusive holder and another one, also in lists that are not complete
+}
+
+func tallyOf(lists []listing) (sum tally) {
 	for n, l := range lists {
-		exclusive := map[string]int{}
+		exclusive, all := map[string]int{}, map[string]int{}
 		for _, h := range l.Holders {
 			if h.VM == "load" {
-				seen++
+				all[h.Resource]++
 				if h.Mode == "exclusive" {
 					exclusive[h.Resource]++
 				}
 			}
 		}
-		for disk, holders := range exclusive {
-			if holders > 1 {
-				t.Errorf("snapshot %d has %d exclusive holders of %s: %+v", n, holders, disk, l.Holders)
+		for disk := range exclusive {
+			if all[disk] > 1 {
+				sum.conflicts = append(sum.conflicts, fmt.Sprintf("snapshot %d has %d holders of %s, %d of them exclusive: %+v", n, all[disk], disk, exclusive[disk], l.Holders))
 			}
 		}
 		if len(l.Missing) == 0 {
-			whole++
+			sum.whole++
+			if len(all) > 0 {
+				sum.busy++
+			}
 		}
 	}
-	s.step(t, "%d snapshots, %d of them complete, with %d holders in all; %d grants meanwhile", len(lists), whole, seen, held)
-	if whole < snapshots || seen == 0 || held < len(disks) {
-		t.Errorf("%d complete snapshots, %d holders, %d grants: that shows nothing", whole, seen, held)
-	}
+	return sum
 }
 
-// atMost is more than what a list may take when a host does not answer: a second,
-// and what a busy node needs to start the program.
-const atMost = 4 * time.Second
-
-// listWithoutPeer: a daemon that is stopped or killed is named as missing, and
-// keeps nobody waiting.
-func listWithoutPeer(t *testing.T, s *suite) {
-	disk := lab.Disk{Path: s.disk(t, "peer.img", lab.IdleGuest())}
-	s.create(t, 1, vm("peer1", disk))
-	daemon := s.Node(3).Service(lab.ServiceLock)
-	missing := func(what string) {
-		t.Helper()
-		s.waitFor(t, what, func() bool {
-			l, res := s.ls(t, 2)
-			s.step(t, "%s: answered after %v, missing %+v", what, res.Took.Round(time.Millisecond), l.Missing)
-			if res.Took > atMost {
-				t.Errorf("%s: the list took %v", what, res.Took)
-			}
-			return res.Status == statusIncomplete && l.missing(3) && !l.missing(1) && l.ofVM("peer") == 1
-		}, func() string { return "" })
+// It needs no lab: what listDuringLoad looks for it finds.
+func TestTally(t *testing.T) {
+	list := func(missing bool, text string) (l listing) {
+		in := `{"holders":[` + text + `],"missing":[`
+		if missing {
+			in += `{"node_id":3}`
+		}
+		if err := json.Unmarshal([]byte(in+"]}"), &l); err != nil {
+			t.Fatal(err)
+		}
+		return l
 	}
-	if err := daemon.Signal(s.ctx, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
+	const one, two, shared = `{"node_id":1,"vm":"load","mode":"exclusive","resource":"/a"}`, `{"node_id":2,"vm":"load","mode":"exclusive","resource":"/a"}`,
+		`{"node_id":3,"vm":"load","mode":"shared","resource":"/a"}`
+	other := strings.ReplaceAll(two, "/a", "/b")
+	for _, c := range []struct {
+		list                   listing
+		whole, busy, conflicts int
+	}{
+		{list(false, ""), 1, 0, 0},
+		{list(false, one), 1, 1, 0},
+		{list(true, one), 0, 0, 0},
+		{list(false, one+","+other), 1, 1, 0},
+		{list(false, shared+","+shared), 1, 1, 0},
+		{list(false, one+","+two), 1, 1, 1},
+		{list(true, one+","+two), 0, 0, 1},
+		{list(false, one+","+shared), 1, 1, 1},
+		{list(false, strings.ReplaceAll(one, "load", "idle")), 1, 0, 0},
+	} {
+		if got := tallyOf([]listing{c.list}); got.whole != c.whole || got.busy != c.busy || len(got.conflicts) != c.conflicts {
+			t.Errorf("%+v: %+v", c, got)
+		}
 	}
-	missing("node 3's daemon is stopped")
-	if err := daemon.Signal(s.ctx, syscall.SIGCONT); err != nil {
-		t.Fatal(err)
-	}
-	complete := func(what string) {
-		t.Helper()
-		s.waitFor(t, what, func() bool { l, res := s.ls(t, 2); return res.Status == 0 && l.ofVM("peer") == 1 }, func() string { return "" })
-	}
-	complete("node 3's daemon goes on")
-	if err := daemon.Kill(s.ctx); err != nil {
-		t.Fatal(err)
-	}
-	missing("node 3's daemon is killed")
-	if err := daemon.Start(s.ctx); err != nil {
-		t.Fatal(err)
-	}
-	complete("node 3's daemon is started")
 }

@@ -24,8 +24,9 @@ const (
 )
 
 // vmConfig says of the shared folder what cannot be found out. It leaves the guard on:
-// that is healthy.
-const vmConfig = "backend = \"cluster\"\n[[identity.rule]]\ntype = \"hostfs\"\nscope = \"cluster\"\n"
+// that is healthy. A hold-off is waited for below, so it is not much longer than
+// the lab's corosync and that grace allow (32.6 s): the default is a minute.
+const vmConfig = "backend = \"cluster\"\nguard.grace = \"1s\"\nguard.hold_off = \"35s\"\n[[identity.rule]]\ntype = \"hostfs\"\nscope = \"cluster\"\n"
 
 // edits are faults that one edit of one file makes.
 var edits = []struct {
@@ -75,7 +76,7 @@ func TestDoctor(t *testing.T) {
 		Files: map[string]string{"/etc/modules-load.d/dlm.conf": "dlm\n"},
 	}
 	lab.Need(t, cfg)
-	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 12*time.Minute)
 	t.Cleanup(cancel)
 	s := &suite{ctx: ctx, begin: time.Now(), Lab: lab.ForTest(t, cfg)}
 	must(t, s.Node(1).WaitLibvirt(ctx))
@@ -274,4 +275,22 @@ func lost(t *testing.T, s *suite) {
 	s.waitFinds(t, 1, "node-absent")
 	must(t, s.Node(3).Service(lab.ServiceCorosync).Kill(s.ctx))
 	s.waitFinds(t, 3, "corosync-not-running", "dlm-controld-not-running", "reboot-needed")
+}
+
+// It needs no lab: those that are set up by an edit or a command are fifteen and more, each another one.
+func TestManyFaults(t *testing.T) {
+	ids := map[string]bool{}
+	for _, e := range edits {
+		for _, id := range e.want {
+			ids[id] = true
+		}
+	}
+	for _, c := range commands {
+		for _, id := range c.want {
+			ids[id] = true
+		}
+	}
+	if len(ids) < 15 {
+		t.Errorf("only %d: %v", len(ids), ids)
+	}
 }

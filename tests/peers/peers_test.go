@@ -1,4 +1,5 @@
-// Package peers_test has three real processes on three nodes, with real corosync, know each other. It needs the lab.
+// Package peers_test has daemons on three nodes, with real corosync, know each other, and has one of them killed, frozen and cut
+// off: package peers alone first, in peersnode, and then all of vmlockd, asked by vmlockctl. It needs the lab.
 package peers_test
 
 import (
@@ -7,8 +8,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -24,6 +23,17 @@ const (
 	locks  = 300 // of each node, and one that all share
 	socket = "/run/peersnode"
 )
+
+// binaries are built once, for the nodes.
+var binaries struct{ peersnode, vmlockd, vmlockctl string }
+
+func TestMain(m *testing.M) {
+	lab.Main(m, map[*string]string{
+		&binaries.peersnode: "github.com/vmlockd/vmlockd/tests/peers/peersnode",
+		&binaries.vmlockd:   "github.com/vmlockd/vmlockd/cmd/vmlockd",
+		&binaries.vmlockctl: "github.com/vmlockd/vmlockd/cmd/vmlockctl",
+	})
+}
 
 // answer is what peersnode prints.
 type answer struct {
@@ -48,19 +58,10 @@ type suite struct {
 }
 
 func TestLab(t *testing.T) {
-	cfg := lab.Config{Nodes: nodes}
-	lab.Need(t, cfg)
-	program := filepath.Join(t.TempDir(), "peersnode")
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", program, "./peersnode")
-	build.Env = append(build.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	l := lab.ForTest(t, cfg)
+	l := lab.ForTest(t, lab.Config{Nodes: nodes, Binaries: map[string]string{"peersnode": binaries.peersnode}})
 	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
 	defer cancel()
 	s := &suite{Lab: l, ctx: ctx}
-	s.must(t, l.Install("peersnode", program))
 	processes := make([]*lab.Process, nodes+1)
 	for i, n := range l.Nodes() {
 		// dlm_controld ends with its corosync, and is of no use here.
