@@ -178,7 +178,7 @@ func TestMountsAreSeen(t *testing.T) {
 }
 
 func TestOneNameAtATime(t *testing.T) {
-	if withRace { // it takes five times as long; 'make unit' does all without
+	if withRace { // that the detector sees the code; 'make unit' does all of them without
 		given := flag.Lookup("rapid.checks").Value.String()
 		_ = flag.Set("rapid.checks", "10")
 		defer func() { _ = flag.Set("rapid.checks", given) }()
