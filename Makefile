@@ -19,7 +19,7 @@ LAB_BINARY = CGO_ENABLED=0 $(GO) build -o bin/lab ./lab/cmd/lab
 LAB_TEST = VMLOCKD_LAB=1 VMLOCKD_LAB_BINARY=$(CURDIR)/bin/lab scripts/told $(GO) test -count=1
 
 .DEFAULT_GOAL := help
-.PHONY: help build unit test lab-test lab-more faults demo lint fuzz man bench bench-parts lab clean
+.PHONY: help build unit unit-long test lab-test lab-more faults demo lint fuzz man bench bench-parts lab clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -27,10 +27,25 @@ help: ## list the targets
 build: ## build bin/vmlockd and bin/vmlockctl, without cgo
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
 
-# A program with the race detector sleeps for a second when it ends, and the tests start many.
+# A program with the race detector sleeps for a second when it ends, and the tests start many. 'make lint' has go vet for all of it,
+# and 'make test' runs both.
+UNIT_TEST = GORACE=atexit_sleep_ms=10 scripts/told $(GO) test -vet=off
+# What is searched at random, or tried in all ways: with the race detector these skip it or do a part of it, so they run once more without.
+WITHOUT_RACE = TestEachAssumptionCounts TestHistories TestInboundGoesOn TestNoOverlap TestOneNameAtATime
+WITHOUT_RACE_PACKAGES = ./internal/guard ./internal/identity ./internal/rpc ./tests/history
+# What kills, or chooses, at random.
+LONG = TestHistories TestKilledAtRandom TestKilledDaemonKeepsEveryLock TestNoOverlap TestReload TestStressLocal TestStressSimulated
+LONG_PACKAGES = ./internal/backend/local ./internal/daemon ./internal/guard ./internal/journal ./tests/history ./tests/stress
+empty :=
+anyOf = ^($(subst $(empty) $(empty),|,$(1)))$$
+
 unit: ## tests that need nothing but Go and a C compiler, with the race detector
-	GORACE=atexit_sleep_ms=10 scripts/told $(GO) test -race ./...
-	$(GO) test -run TestEachAssumptionCounts ./internal/guard
+	$(UNIT_TEST) -race ./...
+	$(UNIT_TEST) -run '$(call anyOf,$(WITHOUT_RACE))' $(WITHOUT_RACE_PACKAGES)
+
+unit-long: ## those of them that choose at random, with ten times as many rounds, and a reload with 15,000 locks
+	VMLOCKD_HISTORIES=20000 VMLOCKD_SEEDS=250 VMLOCKD_KILLS=250 VMLOCKD_LOCKS=15000 VMLOCKD_STRESS_OPS=25000 \
+		$(UNIT_TEST) -race -count=1 -timeout 60m -run '$(call anyOf,$(LONG))' $(LONG_PACKAGES)
 
 lint: ## gofmt, go vet and staticcheck
 	@test -z "$$(gofmt -l .)" || { echo "gofmt would change:"; gofmt -l .; exit 1; }

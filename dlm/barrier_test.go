@@ -46,6 +46,7 @@ func answer(t *testing.T, kernel *os.File, r abi.Request, status int32, lkid uin
 
 // What the kernel never saw is not waited for, for a minute: what is asked later is answered.
 func TestDrainAsksAgain(t *testing.T) {
+	t.Parallel()
 	device, kernel := pair(t)
 	failed := make(chan error, 1)
 	go func() {
@@ -89,6 +90,7 @@ func TestDrainAsksAgain(t *testing.T) {
 
 // As long as one of what it has asked has no answer, neither may what was asked before.
 func TestDrainWaitsForItsOwn(t *testing.T) {
+	t.Parallel()
 	for name, last := range map[string]func(kernel *os.File, r abi.Request){
 		"no answer":    func(*os.File, abi.Request) {},
 		"refused":      func(kernel *os.File, r abi.Request) { answer(t, kernel, r, -int32(syscall.EINVAL), 1) },
@@ -117,6 +119,7 @@ func TestDrainWaitsForItsOwn(t *testing.T) {
 
 // After a recovery the kernel may answer in another order.
 func TestDrainAsksAfterRecovery(t *testing.T) {
+	t.Parallel()
 	device, kernel := pair(t)
 	var first, second abi.Request
 	stopped := false
@@ -152,6 +155,7 @@ func TestDrainAsksAfterRecovery(t *testing.T) {
 // The results of one lock, of which there can be two, do not stand for that of another one; nor
 // does what another process has asked for.
 func TestDrainKnowsWhoseResults(t *testing.T) {
+	t.Parallel()
 	device, kernel := pair(t)
 	send(t, kernel, result(1, castAddr, 0), result(1, castAddr, abi.StatusUnlock), result(99, castAddr, 0))
 	done := make(chan error, 1)
@@ -174,6 +178,7 @@ func TestDrainKnowsWhoseResults(t *testing.T) {
 
 // A request in doubt may be with the kernel all the same.
 func TestDrainAsksAboutDoubtful(t *testing.T) {
+	t.Parallel()
 	device, kernel := pair(t)
 	u := asked(t, "a")
 	u.doubt(1)

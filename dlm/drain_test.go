@@ -75,6 +75,7 @@ func TestDrainNothingUnderWay(t *testing.T) {
 // The answers come after the lockspace has been stopped for a while, and with
 // notices between them.
 func TestDrainWaitsForAnswers(t *testing.T) {
+	t.Parallel()
 	device, kernel := pair(t)
 	looks := 0
 	err := drainFile(t.Context(), device, left(t, 2, 0), func() (bool, error) {
@@ -101,6 +102,7 @@ func TestDrainWaitsForAnswers(t *testing.T) {
 
 // A process that did not run for a while looks again, whatever the clock says.
 func TestDrainAfterStandstill(t *testing.T) {
+	t.Parallel()
 	device, kernel := pair(t)
 	looks := 0
 	err := drainFile(t.Context(), device, left(t, 1, 0), func() (bool, error) {
@@ -120,6 +122,7 @@ func TestDrainAfterStandstill(t *testing.T) {
 
 // A count that was too high does not keep it for ever.
 func TestDrainCountTooHigh(t *testing.T) {
+	t.Parallel()
 	device, kernel := pair(t)
 	send(t, kernel, result(1, castAddr, 0))
 	if err := drainFile(t.Context(), device, left(t, 7, 0), func() (bool, error) { return true, nil }, time.Second); err != nil {
@@ -130,6 +133,7 @@ func TestDrainCountTooHigh(t *testing.T) {
 // The lockspace runs, and says so for longer than a second before another node is
 // noticed to be silent: its answer is waited for.
 func TestDrainWaitsForSilentNode(t *testing.T) {
+	t.Parallel()
 	device, kernel := pair(t)
 	timer := time.AfterFunc(3*drainDoubt/2, func() { send(t, kernel, result(1, castAddr, 0)) })
 	defer timer.Stop()
@@ -144,6 +148,7 @@ func TestDrainWaitsForSilentNode(t *testing.T) {
 // A process that was killed in the middle of a write may have counted what the
 // kernel never saw; but not more than that.
 func TestDrainDoubt(t *testing.T) {
+	t.Parallel()
 	device, kernel := pair(t)
 	send(t, kernel, result(1, castAddr, 0))
 	begin := time.Now()

@@ -10,7 +10,7 @@ import (
 
 // BuildProgram compiles the main package pkg to the file path, without cgo, as programs are installed. With test it compiles the package's tests instead.
 func BuildProgram(path, pkg string, test bool) error {
-	args := []string{"build", "-o", path, pkg}
+	args := []string{"build", "-ldflags", "-s -w", "-o", path, pkg} // to link what only a debugger reads takes as long as the rest
 	if test {
 		args = []string{"test", "-c", "-o", path, pkg}
 	}

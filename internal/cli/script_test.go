@@ -37,7 +37,7 @@ var programs string
 func build(t *testing.T) {
 	t.Helper()
 	programs = t.TempDir()
-	cmd := exec.Command("go", "build", "-ldflags", "-X main.version=1.2.3-test", "-o", programs+"/", "../../cmd/vmlockd", "../../cmd/vmlockctl")
+	cmd := exec.Command("go", "build", "-ldflags", "-s -w -X main.version=1.2.3-test", "-o", programs+"/", "../../cmd/vmlockd", "../../cmd/vmlockctl")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build the programs: %v: %s", err, out)

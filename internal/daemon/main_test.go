@@ -36,8 +36,10 @@ func buildOnce(t *testing.T, journal string) string {
 	t.Helper()
 	program, link := filepath.Join(built.dir, "vmlockd"), filepath.Join(built.dir, "journal")
 	built.once.Do(func() {
-		ldflags := "-X main.version=v1.2.3 -X github.com/coreos/go-systemd/v22/journal.journalSocket=" + link
-		if out, err := exec.Command("go", "build", "-ldflags", ldflags, "-o", program, "../../cmd/vmlockd").CombinedOutput(); err != nil {
+		ldflags := "-s -w -X main.version=v1.2.3 -X github.com/coreos/go-systemd/v22/journal.journalSocket=" + link
+		cmd := exec.Command("go", "build", "-ldflags", ldflags, "-o", program, "../../cmd/vmlockd")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // as it is installed
+		if out, err := cmd.CombinedOutput(); err != nil {
 			built.err = fmt.Errorf("build: %w\n%s", err, out)
 		}
 	})

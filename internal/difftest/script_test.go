@@ -278,12 +278,12 @@ func framing(pid int32) []step {
 		add(fmt.Sprintf("%d bytes of payload", n), func(r *request) { r.payload = r.payload[:n] })
 	}
 	for _, n := range []int{1, 3, 1000, 5000, 140_000, 1_000_000} {
-		add(fmt.Sprintf("%d bytes too many", n), func(r *request) { r.payload = append(r.payload, make([]byte, n)...) })
+		add(fmt.Sprintf("%d bytes too many", n), func(r *request) { r.zeros = n })
 		add(fmt.Sprintf("%d bytes too many, unknown program", n), func(r *request) {
-			r.payload, r.program = append(r.payload, make([]byte, n)...), 5
+			r.zeros, r.program = n, 5
 		})
 	}
-	add("the longest message", func(r *request) { r.payload = append(r.payload, make([]byte, 33_554_436-28-len(r.payload))...) })
+	add("the longest message", func(r *request) { r.zeros = 33_554_436 - 28 - len(r.payload) })
 	for _, length := range []uint32{1, 3, 4, 24, 27, 33_554_437, 0x7fffffff, 0x80000000, 0xffffffff} {
 		add(fmt.Sprintf("length %d", length), func(r *request) { r.length = length })
 	}

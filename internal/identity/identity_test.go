@@ -3,6 +3,7 @@ package identity
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -177,6 +178,11 @@ func TestMountsAreSeen(t *testing.T) {
 }
 
 func TestOneNameAtATime(t *testing.T) {
+	if withRace { // that the detector sees the code; 'make unit' does all of them without
+		given := flag.Lookup("rapid.checks").Value.String()
+		_ = flag.Set("rapid.checks", "10")
+		defer func() { _ = flag.Set("rapid.checks", given) }()
+	}
 	for _, fs := range []string{"ext4", "fuse.glusterfs", "beegfs"} {
 		t.Run(fs, func(t *testing.T) {
 			r := newResolver(as{&host, fs}, Options{})
@@ -187,6 +193,9 @@ func TestOneNameAtATime(t *testing.T) {
 	r := newResolver(as{&host, "hostfs"}, Options{})
 	rapid.Check(t, func(t *rapid.T) { oneNameAtATime(t, r, true) })
 }
+
+// withRace is set when the race detector is there.
+var withRace bool
 
 // oneNameAtATime renames and links files at random. After each step all paths of
 // an inode have one name, which is that of no other, and the one that it had before.

@@ -164,6 +164,9 @@ func (p *pausing) Read(b []byte) (int, error) {
 // TestInboundGoesOn: after an error of the reader nothing is lost, neither here
 // nor when another inbound goes on with what is pending.
 func TestInboundGoesOn(t *testing.T) {
+	if withRace {
+		t.Skip("every stream cut at every place, in one goroutine; 'make unit' does it without the race detector")
+	}
 	for name, stream := range streams() {
 		for _, limit := range []int{0, 3, 5000, maxMessage} {
 			want, wantErr := simple(stream, limit)

@@ -3,7 +3,8 @@
 // that exist only for the test. After each step and each restart what clients
 // were told is compared with what daemons and kernels have.
 //
-// VMLOCKD_HISTORIES says how many histories are played; a failing one is made
+// VMLOCKD_HISTORIES says how many histories are played, 'make unit-long' plays ten times
+// as many as 'make unit'; a failing one is made
 // shorter and printed with the seed that brings it about again (-rapid.seed).
 package history_test
 
@@ -28,8 +29,15 @@ import (
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
-// defaultHistories take about twenty seconds with the race detector.
-const defaultHistories = 2000
+// 'make unit' plays defaultHistories without the race detector, with which each takes
+// three times as long; so that it sees all of their code, racedHistories are enough.
+const (
+	defaultHistories = 2000
+	racedHistories   = 300
+)
+
+// withRace is set when the race detector is there.
+var withRace bool
 
 // perBubble bounds how long a clock runs: rapid gives up after a day of it.
 const perBubble = 500
@@ -43,7 +51,11 @@ func TestMain(m *testing.M) {
 
 // wanted is how many histories are to be played.
 func wanted(t *testing.T) int {
-	n, err := strconv.Atoi(cmp.Or(os.Getenv("VMLOCKD_HISTORIES"), strconv.Itoa(defaultHistories)))
+	usual := defaultHistories
+	if withRace {
+		usual = racedHistories
+	}
+	n, err := strconv.Atoi(cmp.Or(os.Getenv("VMLOCKD_HISTORIES"), strconv.Itoa(usual)))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,8 +5,6 @@ import (
 	"path"
 	"slices"
 	"testing"
-
-	"github.com/vmlockd/vmlockd/lab"
 )
 
 // TestLibraries: the programs need nothing on a host but the C library. Corosync's
@@ -14,8 +12,8 @@ import (
 func TestLibraries(t *testing.T) {
 	// Parts of one library since glibc 2.34, and of one package before.
 	allowed := []string{"libc.so.6", "libdl.so.2", "libpthread.so.0"}
-	for _, pkg := range []string{vmlockd, path.Dir(vmlockd) + "/vmlockctl"} {
-		f, err := elf.Open(lab.Build(t, pkg))
+	for _, pkg := range []string{vmlockd, vmlockctl} {
+		f, err := elf.Open(program(t, pkg))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -16,11 +16,14 @@ import (
 	"github.com/vmlockd/vmlockd/lab"
 )
 
-const vmlockd = "github.com/vmlockd/vmlockd/cmd/vmlockd"
+const (
+	vmlockd   = "github.com/vmlockd/vmlockd/cmd/vmlockd"
+	vmlockctl = "github.com/vmlockd/vmlockd/cmd/vmlockctl"
+)
 
 // TestCommandLine needs nothing but the program.
 func TestCommandLine(t *testing.T) {
-	program := lab.Build(t, vmlockd)
+	vmlockd := program(t, vmlockd)
 	dir := t.TempDir()
 	config := func(text string) string {
 		path := filepath.Join(dir, "vmlockd.toml")
@@ -50,7 +53,7 @@ func TestCommandLine(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 			defer cancel()
-			cmd := exec.CommandContext(ctx, program, tc.args()...)
+			cmd := exec.CommandContext(ctx, vmlockd, tc.args()...)
 			var out bytes.Buffer
 			// A file would also do; the process that keeps descriptors must not hold a pipe open.
 			cmd.Stdout, cmd.Stderr, cmd.WaitDelay = &out, &out, 5*time.Second
@@ -76,7 +79,7 @@ func TestCommandLine(t *testing.T) {
 func TestClusterParts(t *testing.T) {
 	cfg := lab.Config{Nodes: 1, NoCluster: true}
 	lab.Need(t, cfg)
-	cfg.Binaries = map[string]string{"vmlockd": lab.Build(t, vmlockd)}
+	cfg.Binaries = map[string]string{"vmlockd": program(t, vmlockd)}
 	// One socket for root and for others, whose default would be elsewhere.
 	const (
 		socket = "/run/test/sock"

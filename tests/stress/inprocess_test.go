@@ -22,6 +22,9 @@ import (
 	"github.com/vmlockd/vmlockd/internal/rpc"
 )
 
+// usualOperations of each test take a second; 'make unit-long' has ten times as many.
+const usualOperations = 2500
+
 // TestStressSimulated is the load on three daemons in this process, on a DLM in
 // memory whose answers take a while now and then.
 func TestStressSimulated(t *testing.T) {
@@ -40,7 +43,7 @@ func TestStressSimulated(t *testing.T) {
 		s.serve(b, func(ctx context.Context) error { return b.Close(ctx, true) })
 		dlms.Node(id).SetFault(slowly(&late, rand.New(rand.NewPCG(uint64(id), 0))))
 	}
-	o := fromEnv(t, Options{Operations: 5000, FreeWithin: time.Minute, Ref: func(r int) locking.Ref {
+	o := fromEnv(t, Options{Operations: usualOperations, FreeWithin: time.Minute, Ref: func(r int) locking.Ref {
 		return locking.Ref{Lockspace: "", Name: fmt.Sprintf("/disks/%d", r)}
 	}, Latency: 200 * time.Microsecond})
 	runAndCheck(t, s, o)
@@ -87,7 +90,7 @@ func TestStressLocal(t *testing.T) {
 	if err := c.CreateLockspace(t.Context(), dir); err != nil {
 		t.Fatal(err)
 	}
-	o := fromEnv(t, Options{Operations: 5000, Owners: 24, FreeWithin: time.Minute, Ref: func(r int) locking.Ref {
+	o := fromEnv(t, Options{Operations: usualOperations, Owners: 24, FreeWithin: time.Minute, Ref: func(r int) locking.Ref {
 		return locking.Ref{Lockspace: dir, Name: fmt.Sprint("disk", r)}
 	}, Flags: lockprogram.FlagAutocreate, Latency: 200 * time.Microsecond})
 	runAndCheck(t, s, o)

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -178,6 +179,19 @@ func (w *world) round(lines int) {
 	_ = cmd.Wait()
 }
 
+// kills is how often a daemon is killed; VMLOCKD_KILLS says another number.
+func kills(t *testing.T, usual int) int {
+	text := os.Getenv("VMLOCKD_KILLS")
+	if text == "" {
+		return usual
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
 // A daemon is killed again and again, at any instruction, while another process
 // tries without end to lock what is held.
 func TestKilledDaemonKeepsEveryLock(t *testing.T) {
@@ -203,7 +217,7 @@ func TestKilledDaemonKeepsEveryLock(t *testing.T) {
 	stop := make(chan struct{})
 	var intruder sync.WaitGroup
 	intruder.Go(func() { w.intrude(fds, stop) })
-	for range 25 {
+	for range kills(t, 10) {
 		w.round(rand.N(60))
 		if t.Failed() {
 			break

@@ -1,0 +1,5 @@
+//go:build race
+
+package identity
+
+func init() { withRace = true }
