@@ -173,7 +173,7 @@ func (g *Guard) Run(ctx context.Context) error {
 // lockedView puts together what is known. Members are asked anew.
 func (g *Guard) lockedView() view {
 	v := view{
-		at: g.o.Clock(), proven: g.proven, isProven: g.isProven, majority: g.totem.Majority, configured: g.totem.Nodes,
+		at: g.o.Clock(), proven: g.proven, isProven: g.isProven, majority: g.totem.Majority, static: g.totem.Static, configured: g.totem.Nodes,
 		cluster: g.cluster, askedAt: g.askedAt, asked: g.asked, silentErr: g.silent,
 	}
 	if g.nodeID == 0 {
