@@ -9,7 +9,7 @@ import (
 // which the group there is told before corosync's quorum tells its guard: what is delivered in
 // between is no proof of the ring before.
 func TestHungUntilTheNextRing(t *testing.T) {
-	for seed := range uint64(seeds(t, 200)) {
+	for seed := range uint64(fewSeeds(t, 200)) {
 		wellFor(t, seed, 3, func(t *testing.T, w *world) {
 			x := w.nodes[2]
 			w.mu.Lock()

@@ -57,6 +57,14 @@ func (w *world) restarts() {
 	}
 }
 
+// fewSeeds is seeds, and less with the race detector, which takes ten times as long.
+func fewSeeds(t *testing.T, usual int) int {
+	if withRace {
+		usual /= 4
+	}
+	return seeds(t, usual)
+}
+
 // soonAfterRestart is how long after a restart in place something is granted at last, on a
 // host that is well. Two beats, and a second in which dlm_controld is asked.
 const soonAfterRestart = 3 * time.Second
@@ -96,7 +104,7 @@ func (x *node) grants(t *testing.T) {
 // other times than the rest, as when a cluster is upgraded during a migration. Each grants soon after it is
 // back, although the others may be away just then.
 func TestGrantsBetweenRestartsInPlace(t *testing.T) {
-	for seed := range uint64(seeds(t, 12)) {
+	for seed := range uint64(fewSeeds(t, 12)) {
 		wellFor(t, seed, 2+int(seed%4), func(t *testing.T, w *world) {
 			for range 4 {
 				for _, x := range w.nodes {
@@ -120,7 +128,7 @@ func TestGrantsBetweenRestartsInPlace(t *testing.T) {
 // With a host that is off all the same goes. Where that one might have got quorum meanwhile the others
 // have to be heard again, of whom one was there all the time: a request waits for them.
 func TestGrantsAfterRestartsInPlaceWithoutOne(t *testing.T) {
-	for seed := range uint64(seeds(t, 12)) {
+	for seed := range uint64(fewSeeds(t, 12)) {
 		static := seed%2 == 0
 		wellFor(t, seed, 4+int(seed%2), func(t *testing.T, w *world) {
 			w.nodes[0].power()
@@ -155,7 +163,7 @@ func TestGrantsAfterRestartsInPlaceWithoutOne(t *testing.T) {
 // that all have noted. Node 3 may be back and not have noticed, and says that all is well.
 func TestLostBetweenRestartsInPlace(t *testing.T) {
 	granted := 0
-	for seed := range uint64(seeds(t, 40)) {
+	for seed := range uint64(fewSeeds(t, 40)) {
 		wellFor(t, seed, 3, func(t *testing.T, w *world) {
 			x, y := w.nodes[2], w.nodes[1]
 			x.acquire(t.Context(), "disk0")
