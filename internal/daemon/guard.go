@@ -352,7 +352,10 @@ func totem(cmap *corosync.Cmap) func(context.Context) (guard.Totem, error) {
 		two, _ := quorum["quorum.two_node"].Uint()
 		// With this one what is left has quorum, however few that are.
 		last, _ := quorum["quorum.last_man_standing"].Uint()
-		t.Majority = quorum["quorum.provider"].String() == "corosync_votequorum" && last == 0 && (two == 0 || quorum["quorum.device.model"].String() != "")
+		device := quorum["quorum.device.model"].String() != ""
+		t.Majority = quorum["quorum.provider"].String() == "corosync_votequorum" && last == 0 && (two == 0 || device)
+		// A device gives its vote to whom it likes, and to another part later.
+		t.Static = t.Majority && !device
 		return t, nil
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vmlockd/vmlockd/corosync"
+	"github.com/vmlockd/vmlockd/corosync/corosynctest"
 	"github.com/vmlockd/vmlockd/internal/config"
 	"github.com/vmlockd/vmlockd/internal/guard"
 	"github.com/vmlockd/vmlockd/internal/locking"
@@ -94,5 +96,38 @@ func TestDefaultsAreLongEnough(t *testing.T) {
 		if (err == nil) != tc.enough {
 			t.Errorf("token %v, %d hosts: %v", token, tc.hosts, err)
 		}
+	}
+}
+
+// What is said of quorum follows from corosync's configuration (votequorum(5)).
+func TestTotem(t *testing.T) {
+	provider := map[string]corosync.Value{"quorum.provider": corosync.TextValue("corosync_votequorum")}
+	for name, tc := range map[string]struct {
+		keys             map[string]corosync.Value
+		majority, static bool
+	}{
+		"no provider":         {nil, false, false},
+		"votes":               {provider, true, true},
+		"two nodes":           {map[string]corosync.Value{"quorum.two_node": corosync.UintValue(1)}, false, false},
+		"a device":            {map[string]corosync.Value{"quorum.device.model": corosync.TextValue("net")}, true, false},
+		"both":                {map[string]corosync.Value{"quorum.two_node": corosync.UintValue(1), "quorum.device.model": corosync.TextValue("net")}, true, false},
+		"what is left has it": {map[string]corosync.Value{"quorum.last_man_standing": corosync.UintValue(1)}, false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := corosynctest.NewCluster(2).Node(1)
+			if tc.keys != nil {
+				n.Set("quorum.provider", provider["quorum.provider"])
+			}
+			for key, v := range tc.keys {
+				n.Set(key, v)
+			}
+			got, err := totem(corosync.NewCmap(n.NewProcess()))(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got.Majority != tc.majority || got.Static != tc.static || len(got.Nodes) != 2 || got.Token != time.Second {
+				t.Errorf("%+v", got)
+			}
+		})
 	}
 }

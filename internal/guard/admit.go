@@ -104,15 +104,18 @@ func (g *Guard) lockedHoldOff(v view) *Refusal {
 	list := g.ledger.list()
 	if len(list) == 0 {
 		for node := range g.ledger.unheard {
-			return &Refusal{cause: "hold_off", Node: node, Left: g.ledger.heardBy - v.at, text: fmt.Sprintf(
+			// They need a moment to say it, or to be restarted.
+			return &Refusal{cause: "hold_off", soon: true, Node: node, Left: g.ledger.heardBy - v.at, text: fmt.Sprintf(
 				"the guard of %s has not said yet whether a node had vanished before this host came: at most %d seconds are left until nothing can be held by one",
 				g.node(node), seconds(g.ledger.heardBy-v.at))}
 		}
 		return nil
 	}
 	var texts []string
-	r := &Refusal{cause: "hold_off"}
+	// Who is yet to be heard may know better what is a guess.
+	r := &Refusal{cause: "hold_off", soon: len(g.ledger.unheard) > 0}
 	for _, f := range list {
+		r.soon = r.soon && f.Guess
 		name := g.node(f.Node)
 		if r.Node == 0 {
 			r.Node = f.Node

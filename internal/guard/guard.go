@@ -39,6 +39,7 @@ type Guard struct {
 	isProven bool
 	began    time.Duration // when this guard was made
 	returned trip          // the latest
+	doubtful trip          // would be a proof, unless the ring is another one in a moment; zero if there is none
 	// provenRing is the number of the ring that the proof is of.
 	provenRing uint64
 	ringSeen   bool // corosync has said who is in the cluster, since the start
@@ -173,7 +174,7 @@ func (g *Guard) Run(ctx context.Context) error {
 // lockedView puts together what is known. Members are asked anew.
 func (g *Guard) lockedView() view {
 	v := view{
-		at: g.o.Clock(), proven: g.proven, isProven: g.isProven, majority: g.totem.Majority, configured: g.totem.Nodes,
+		at: g.o.Clock(), proven: g.proven, isProven: g.isProven, majority: g.totem.Majority, static: g.totem.Static, configured: g.totem.Nodes,
 		cluster: g.cluster, askedAt: g.askedAt, asked: g.asked, silentErr: g.silent,
 	}
 	if g.nodeID == 0 {
@@ -243,6 +244,9 @@ func (g *Guard) step(ctx context.Context, wg *sync.WaitGroup) {
 	}
 	g.lockedTend(ctx, v, why == "", wg)
 	g.lockedDog(v, mode)
+	if g.doubtful.ring != 0 && v.at-g.doubtful.at >= ringLag {
+		g.news() // what comes back now makes it a proof
+	}
 	if promise := g.lockedPromise(); promise != g.promised {
 		g.promised = promise
 		g.news()

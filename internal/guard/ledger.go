@@ -52,6 +52,9 @@ type ledger struct {
 	// before this host came. They are waited for until heardBy.
 	unheard map[uint32]struct{}
 	heardBy time.Duration
+	// vouched: since this host has entered there was a moment at which nothing could have happened
+	// that is not in facts. What has happened since it has seen.
+	vouched bool
 	changed bool // something that must be noted
 	// restored: it is of an earlier daemon, which noted it at restoredAt, and nothing
 	// was seen since.
@@ -60,7 +63,8 @@ type ledger struct {
 }
 
 // absence is how long a daemon may have been away without having to doubt that
-// this host had quorum all the time, if the ring is still the same.
+// this host had quorum all the time, if the ring is still the same. With nobody
+// missing it is a lease.
 const absence = 2 * time.Second
 
 func newLedger() *ledger {
@@ -73,12 +77,16 @@ func newLedger() *ledger {
 // look compares what is seen with what was. wall is the time by the wall clock.
 func (l *ledger) look(v view, t Timing, wall time.Time) {
 	if !v.quorate() || !v.inSpace() || len(v.configured) == 0 {
-		l.entered = false
+		// That a daemon has just started, and was told nothing yet, is no loss of anything.
+		if !l.restored || v.outside() {
+			l.entered = false
+		}
 		return
 	}
 	if l.restored {
 		l.restored = false
-		l.entered = l.entered && l.ring == v.ring.ID.Seq && v.at-l.restoredAt < absence
+		away := v.at - l.restoredAt
+		l.entered = l.entered && l.ring == v.ring.ID.Seq && (away < absence || t.Known() && away < t.Lease() && l.nobodyMissing(v))
 	}
 	for node := range l.confirmed {
 		if v.inRing(node) || slices.Contains(v.space, node) {
@@ -125,6 +133,26 @@ func (l *ledger) look(v view, t Timing, wall time.Time) {
 			delete(l.unheard, node)
 		}
 	}
+	l.vouched = l.vouched || l.complete()
+}
+
+// nobodyMissing reports whether everybody is in the lockspace who may have had locks in this ring
+// and lost them unseen: then the others know of nobody who has vanished, as who is in it had no
+// locks when it came. Nodes that were in no ring of this host do not matter if they cannot
+// have had quorum.
+func (l *ledger) nobodyMissing(v view) bool {
+	missing := func(node uint32) bool { return !slices.Contains(v.space, node) }
+	for node := range l.facts {
+		if missing(node) {
+			return false
+		}
+	}
+	for node := range l.known {
+		if missing(node) {
+			return false
+		}
+	}
+	return !slices.ContainsFunc(v.ring.Members, missing) && (v.static || !slices.ContainsFunc(v.configured, missing))
 }
 
 func (l *ledger) drop(node uint32) {
@@ -187,6 +215,7 @@ func (l *ledger) enter(v view, t Timing) {
 	}
 	clear(l.heard)
 	clear(l.unheard)
+	l.vouched = false
 	for _, node := range v.space {
 		if node != v.self {
 			l.unheard[node] = struct{}{}
@@ -211,7 +240,7 @@ func (l *ledger) hear(v view, from uint32, m message) {
 			_ = l.confirm(v, node)
 		}
 	}
-	if !l.entered || !v.inSpace() || !slices.Contains(m.Space, v.self) {
+	if !l.entered || l.restored || !v.inSpace() || !slices.Contains(m.Space, v.self) {
 		// What it knows may be older than what this host must know.
 		return
 	}
@@ -222,8 +251,8 @@ func (l *ledger) hear(v view, from uint32, m message) {
 			l.merge(v, f)
 		}
 	}
-	if slices.ContainsFunc(m.Space, func(node uint32) bool { return node != v.self && !slices.Contains(v.space, node) }) {
-		return // it has not found yet who is gone in this ring
+	if slices.ContainsFunc(append(m.Space, from), func(node uint32) bool { return node != v.self && !slices.Contains(v.space, node) }) {
+		return // it has not found yet who is gone in this ring, or that it is gone itself
 	}
 	// Now this host knows what that one knows, whether or not that is all: when all
 	// have been heard there is nobody left who could know more.
@@ -231,6 +260,7 @@ func (l *ledger) hear(v view, from uint32, m message) {
 	if !m.Complete {
 		return
 	}
+	l.vouched = true
 	for node, f := range l.facts {
 		if f.Guess && !said[node] {
 			l.drop(node)
@@ -245,6 +275,8 @@ func (l *ledger) merge(v view, f told) {
 	own, noted := l.facts[f.Node]
 	next := fact{Node: f.Node, Since: v.at, Until: v.at + time.Duration(f.Left)*time.Millisecond, Promised: f.Promised, Guess: f.Unsure}
 	switch {
+	case !noted && f.Unsure && l.vouched:
+		return // it is known better
 	case !noted, own.Guess && !f.Unsure:
 	case own.sure() && f.Unsure:
 		return

@@ -55,7 +55,9 @@ type Totem struct {
 	Token, Consensus time.Duration
 	// Majority: what has quorum has a majority of votes, so that no other part has it.
 	Majority bool
-	Nodes    []uint32 // that are configured
+	// Static: while the ring stays the same, what has quorum keeps it, and what has none gets none.
+	Static bool
+	Nodes  []uint32 // that are configured
 }
 
 // Store keeps what survives the daemon; a File is one.

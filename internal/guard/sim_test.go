@@ -193,7 +193,7 @@ func (w *world) faults(ctx context.Context, steps int) {
 	}
 	for range steps {
 		x := w.nodes[pick(len(w.nodes))]
-		what := pick(17)
+		what := pick(20)
 		switch {
 		case pick(2) == 0:
 		case w.breach == slowClock:
@@ -222,13 +222,17 @@ func (w *world) faults(ctx context.Context, steps int) {
 		case 3, 4:
 			w.change("the network heals", w.lockedHeal)
 		case 5:
-			if w.isOn(x) {
+			switch {
+			case x.isRestarting():
+			case w.isOn(x):
 				x.power()
-			} else {
+			default:
 				x.boot()
 			}
+		case 17, 18, 19: // restarts in place, and what else happens meanwhile
+			w.restarts()
 		case 6: // the daemon is killed and started again
-			if w.isOn(x) {
+			if w.isOn(x) && !x.isRestarting() {
 				x.kill()
 				time.Sleep(upTo(200 * time.Millisecond)) // by the bubble's clock: the time that a service manager takes, which is a part of this fault
 				x.start()
@@ -285,21 +289,7 @@ func (w *world) faults(ctx context.Context, steps int) {
 			w.settle(ctx, 10*time.Second)
 		case 9: // dlm_controld ends
 			w.mu.Lock()
-			if x.on && x.inSpace && x.ring.Quorate && !x.controldGone {
-				w.lockedSay("dlm_controld of node %d ends", x.id)
-				x.controldGone, x.running = true, false
-				in := []uint32{}
-				for _, id := range x.ring.Members {
-					if y := w.nodes[id-1]; y.inSpace && !y.controldGone && !y.dropped {
-						in = append(in, id)
-					}
-				}
-				time.AfterFunc(w.lockedUpTo(time.Second), func() {
-					w.mu.Lock()
-					defer w.mu.Unlock()
-					w.lockedDrop(in)
-				})
-			}
+			w.lockedEndControld(x)
 			w.mu.Unlock()
 		}
 		w.settle(ctx, upTo(20*time.Second))
@@ -309,6 +299,7 @@ func (w *world) faults(ctx context.Context, steps int) {
 // simulate plays one seed and returns the world as it was at the end.
 func simulate(seed uint64, n int, b breach) *world {
 	w := newWorld(seed, n, b)
+	w.static = seed%3 > 0
 	if n == 2 {
 		w.majority = seed%2 == 0
 	}
@@ -327,6 +318,7 @@ func simulate(seed uint64, n int, b breach) *world {
 		}()
 	}
 	w.faults(ctx, 12)
+	w.again.Wait()
 	cancel()
 	for range w.nodes {
 		<-done

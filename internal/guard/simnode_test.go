@@ -53,6 +53,8 @@ type node struct {
 	ended chan struct{}
 	saved []byte
 	pause time.Duration // until when the guard stands still
+	// restarting: the guard is away for a restart in place, and comes back by itself.
+	restarting bool
 }
 
 func newNode(w *world, id uint32) *node {
@@ -181,6 +183,7 @@ func (x *node) start() {
 	// starts while it is hung is told nothing.
 	timing.Token, timing.Consensus = 0, 0
 	heard := false
+	connected := w.now() + w.lockedUpTo(500*time.Millisecond) // to corosync's quorum
 	w.mu.Unlock()
 	g, err := New(Options{
 		Mode: Auto, Timing: timing, Lockspace: "test", Group: gr, Store: store{x},
@@ -189,7 +192,7 @@ func (x *node) start() {
 		Ring: func() (corosync.Ring, error) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
-			if x.hung && !heard {
+			if !heard && (x.hung || w.now() < connected) {
 				return corosync.Ring{}, errors.New("not connected")
 			}
 			heard = true
@@ -206,7 +209,7 @@ func (x *node) start() {
 				<-ctx.Done()
 				return Totem{}, ctx.Err()
 			}
-			t := Totem{Token: w.timing.Token, Consensus: w.timing.Consensus, Majority: w.majority}
+			t := Totem{Token: w.timing.Token, Consensus: w.timing.Consensus, Majority: w.majority, Static: w.majority && w.static}
 			for _, y := range w.nodes {
 				t.Nodes = append(t.Nodes, y.id)
 			}

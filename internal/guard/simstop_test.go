@@ -10,7 +10,7 @@ import (
 // lockedWell reports whether nothing is wrong with any node.
 func (w *world) lockedWell() bool {
 	return w.whole && !slices.ContainsFunc(w.nodes, func(x *node) bool {
-		return !x.on || x.hung || !x.inSpace || x.dropped || x.merge || !x.running || x.controldGone || x.controldHung || !x.ring.Quorate ||
+		return !x.on || x.hung || !x.inSpace || x.dropped || x.merge || !x.running || x.controldGone || x.controldHung || !x.ring.Quorate || x.restarting ||
 			len(x.ring.Members) != len(w.nodes) || x.guard == nil || max(x.pause, x.stall) > w.now()
 	})
 }

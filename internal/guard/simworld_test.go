@@ -39,6 +39,9 @@ type world struct {
 	breach   breach
 	timing   Timing
 	majority bool
+	static   bool
+
+	again sync.WaitGroup // restarts in place
 
 	mu    sync.Mutex // guards what follows, and the fields of nodes
 	rng   *rand.Rand
@@ -59,7 +62,7 @@ type world struct {
 
 func newWorld(seed uint64, n int, b breach) *world {
 	w := &world{
-		begun: time.Now(), breach: b, timing: simTiming(), majority: true,
+		begun: time.Now(), breach: b, timing: simTiming(), majority: true, static: true,
 		rng: rand.New(rand.NewPCG(seed, 1)), locks: map[string]uint32{}, parts: make([]int, n), whole: true,
 	}
 	for i := range n {
@@ -275,6 +278,26 @@ func (w *world) lockedDrop(in []uint32) {
 			}
 		}
 	}
+}
+
+// lockedEndControld ends dlm_controld of a node, which the others learn soon, in the same ring.
+func (w *world) lockedEndControld(x *node) {
+	if !x.on || !x.inSpace || !x.ring.Quorate || x.controldGone {
+		return
+	}
+	w.lockedSay("dlm_controld of node %d ends", x.id)
+	x.controldGone, x.running = true, false
+	in := []uint32{}
+	for _, id := range x.ring.Members {
+		if y := w.nodes[id-1]; y.inSpace && !y.controldGone && !y.dropped {
+			in = append(in, id)
+		}
+	}
+	time.AfterFunc(w.lockedUpTo(time.Second), func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.lockedDrop(in)
+	})
 }
 
 // proc is a process that writes to a resource for as long as it runs.

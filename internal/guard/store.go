@@ -31,6 +31,7 @@ type Saved struct {
 	Frozen    []Frozen             `json:"frozen,omitempty"`
 	Entered   bool                 `json:"entered"`
 	Ring      uint64               `json:"ring"`
+	Since     time.Duration        `json:"ring_since,omitempty"` // when that ring was seen first; 0 if a version has noted it that did not know
 	Known     map[uint32]time.Time `json:"known,omitempty"`
 	Words     map[uint32]word      `json:"words,omitempty"`
 	Facts     []fact               `json:"facts,omitempty"`
@@ -102,7 +103,10 @@ func (f File) Save(s Saved) error {
 func (l *ledger) save(s *Saved) {
 	// Whoever has not heard the others yet has to hear them after a restart, too.
 	s.Entered = l.entered && len(l.unheard) == 0
-	s.Ring, s.Known, s.Words, s.Facts = l.ring, l.known, l.words, l.list()
+	s.Ring, s.Since, s.Known, s.Words, s.Facts = l.ring, l.since, l.known, l.words, l.list()
+	if l.restored {
+		s.At = l.restoredAt // nothing is known of the time since
+	}
 	s.Confirmed = s.Confirmed[:0]
 	for node := range l.confirmed {
 		s.Confirmed = append(s.Confirmed, node)
@@ -111,7 +115,7 @@ func (l *ledger) save(s *Saved) {
 
 // restore is the opposite.
 func (l *ledger) restore(s *Saved) {
-	l.entered, l.ring = s.Entered, s.Ring
+	l.entered, l.ring, l.since = s.Entered, s.Ring, s.Since
 	l.restored, l.restoredAt = true, s.At
 	for node, seen := range s.Known {
 		l.known[node] = seen

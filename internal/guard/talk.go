@@ -172,6 +172,8 @@ func (g *Guard) lockedHear(msg corosync.Message) {
 // for the second the token had to go round. (The first may be due to a token that
 // lay in the socket of a corosync that stood still while the others went on without.)
 //
+// After a while without a proof it counts only when the ring is still the same a moment later.
+//
 // After a change of the ring it proves nothing before dlm_controld has agreed to the
 // new one: in that ring there may be nodes that have dropped this one, and it is
 // dlm_controld that says so.
@@ -188,6 +190,20 @@ func (g *Guard) lockedProof(sent time.Duration) {
 	if before.ring != v.ring.ID.Seq {
 		g.news() // the next one
 		return
+	}
+	doubtful := g.doubtful
+	g.doubtful = trip{}
+	if g.timing.Known() && before.sent-g.proven > g.timing.Token {
+		// The others may have gone on without this host, and be in the next ring with it, of which
+		// the group tells before corosync's quorum does. If they were, the ring is another one soon.
+		if doubtful.ring != before.ring {
+			doubtful = trip{ring: before.ring, sent: before.sent, at: v.at}
+		}
+		if v.at-doubtful.at < ringLag {
+			g.doubtful = doubtful
+			return
+		}
+		before.sent = doubtful.sent
 	}
 	if before.ring != g.provenRing {
 		if !v.agreed(0) {

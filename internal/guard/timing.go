@@ -19,6 +19,9 @@ const (
 	// dlm_controld makes of it reaches the kernel and the answers of dlm_controld at
 	// different times.
 	settleTime = time.Second
+	// ringLag bounds how much later corosync's quorum tells of a new ring than the group
+	// delivers what was sent in it.
+	ringLag = 500 * time.Millisecond
 	// stopTime is S: from the end of the lease until all threads are stopped.
 	stopTime = time.Second
 	// killTime is K, inFlight is F.

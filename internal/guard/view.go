@@ -23,6 +23,7 @@ type view struct {
 	ring     *corosync.Ring // nil while corosync says nothing
 	ringLost bool           // ... and it had said something before
 	majority bool           // that it has quorum means that no other part has
+	static   bool           // whether it has quorum is always the same in the same ring
 	// configured are the nodes of corosync's configuration.
 	configured []uint32
 
@@ -42,6 +43,13 @@ type view struct {
 
 func (v view) inSpace() bool {
 	return v.spaceErr == nil && v.self != 0 && slices.Contains(v.space, v.self)
+}
+
+// outside reports whether what is known says that this host has no quorum, or is not in the
+// lockspace. A guard that has just started knows neither.
+func (v view) outside() bool {
+	return v.ring != nil && !v.ring.Quorate || errors.Is(v.spaceErr, fs.ErrNotExist) ||
+		v.spaceErr == nil && v.self != 0 && !v.inSpace()
 }
 
 func (v view) quorate() bool { return v.ring != nil && v.ring.Quorate }
