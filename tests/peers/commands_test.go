@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -23,6 +24,8 @@ const (
 	// inTime is what a command may take, but for what a node needs to start a program: that is a tenth of it and more here,
 	// and nothing on a real host.
 	inTime = time.Second
+	// atMost is longer than any excuse is good for.
+	atMost = 10 * time.Second
 	// notReached is in what is said of a host that corosync has lost, or that has no daemon.
 	notReached = "it is not reached"
 )
@@ -33,8 +36,8 @@ func diskOf(node uint32) string { return fmt.Sprintf("%s/disk%d.img", lab.Shared
 // operators are those who ask in the nodes.
 type operators struct {
 	*lab.Lab
-	ctx         context.Context
-	asked, slow int
+	ctx   context.Context
+	tooks []time.Duration // of the answers while somebody was missing
 }
 
 // TestCommands: while a host's daemon is stopped or killed, the whole host is frozen, or it is cut off, every command answers
@@ -95,9 +98,13 @@ func TestCommands(t *testing.T) {
 		o.must(t, l.Node(3).Cut(ctx))
 		o.untilLost(t, map[int][]uint32{1: {3}, 3: {1, 2}})
 	})
-	t.Logf("%d answers, %d of them not within %v", o.asked, o.slow, inTime)
-	if o.slow*10 > o.asked {
-		t.Errorf("%d of %d answers took longer than %v", o.slow, o.asked, inTime)
+	slices.Sort(o.tooks)
+	median, most := o.tooks[len(o.tooks)/2], o.tooks[len(o.tooks)-1]
+	t.Logf("%d answers while somebody was missing: half of them within %v, all within %v", len(o.tooks), median, most)
+	// What the daemon may take is held to in virtual time (internal/control, TestEverythingAnswersSoon). Here a program
+	// shares a processor with all that a node does, so one answer tells little.
+	if median > inTime || most > atMost {
+		t.Errorf("want half of them within %v, and all within %v", inTime, atMost)
 	}
 }
 
@@ -187,6 +194,12 @@ func (o *operators) questions(t *testing.T, from int, gone ...uint32) (said stri
 	// status knows who is silent from what the others have asked.
 	for _, args := range [][]string{{"ls", "--cluster"}, {"who", disk}, {"identify", "--cluster", disk}, {"status"}} {
 		res := o.ask(t, from, args...)
+		if took := res.Took; len(gone) > 0 {
+			o.tooks = append(o.tooks, took)
+			if took > inTime {
+				t.Logf("slow: node %d, %q: %v", from, args, took)
+			}
+		}
 		why, err := judge(args[0], res.Status, []byte(res.Stdout), gone...)
 		if err != nil && !errors.Is(err, errLess) {
 			t.Fatalf("node %d, where nodes %v are gone, %q: %v: %v", from, gone, args, err, res)
@@ -231,20 +244,13 @@ func (o *operators) shows(t *testing.T, node int, lines ...string) {
 	}
 }
 
-// ask runs a command in a node, and counts those that were slow.
+// ask runs a command in a node. What it takes to start a program there is not in Took.
 func (o *operators) ask(t *testing.T, node int, args ...string) lab.Result {
 	t.Helper()
 	start, err := o.Node(node).MustSucceed(o.ctx, "vmlockctl", "--version")
 	o.must(t, err)
 	res, err := o.Node(node).Exec(o.ctx, "vmlockctl", append(args, "--json")...)
 	o.must(t, err)
-	took := res.Took - start.Took
-	if o.asked++; took > inTime {
-		o.slow++
-		t.Logf("slow: node %d, %q: %v, and %v to be started", node, args, took, start.Took)
-	}
-	if took > 3*inTime { // as long as no excuse makes it
-		t.Errorf("node %d, %q: it took %v: %v", node, args, took, res)
-	}
+	res.Took -= start.Took
 	return res
 }
