@@ -4,14 +4,16 @@ GO ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS = -s -w -X main.version=$(VERSION)
 # Packages with tests that need the lab. They share the machine's cores, so they run one after the other.
-LAB_PACKAGES = ./lab/... ./tests/cluster ./tests/crash ./tests/deadline ./tests/doctor ./tests/local ./tests/peers ./tests/prerequisites \
+LAB_PACKAGES = ./lab/... ./tests/cluster ./tests/crash ./tests/deadline ./tests/doctor ./tests/local ./tests/prerequisites \
 	./tests/stress ./dlm/dlmtest/conformance/... ./internal/difftest/...
 # Of tests/guard some cases, of which one must find an overlap where no guard is.
 GUARD_CASES = ^TestGuard$$/^(ConfirmDead|Cut|DaemonKilledWhileStopped|WithoutGuard)$$
+# Of tests/peers the commands as operators use them; the other one is about the package below.
+PEERS_CASES = ^TestCommands$$
 # Of tests/cluster, where no guard is, some beside one in its default mode.
 GUARDED_CASES = ^TestLibvirt$$/^(LiveMigration|DaemonKilled|UpgradeDuringMigration)$$
 # Those for which there is no time in 'make test'.
-MORE_LAB_PACKAGES = ./tests/guard ./tests/identity ./corosync/corosynctest/conformance/...
+MORE_LAB_PACKAGES = ./tests/guard ./tests/identity ./tests/peers ./corosync/corosynctest/conformance/...
 
 # The lab's own program, built once for all packages.
 LAB_BINARY = CGO_ENABLED=0 $(GO) build -o bin/lab ./lab/cmd/lab
@@ -53,10 +55,11 @@ lint: ## gofmt, go vet and staticcheck
 
 lab-test: ## tests on cluster nodes with stock libvirt (root; boots User-Mode Linux)
 	$(LAB_BINARY)
-	VMLOCKD_STRESS_KILLS=$${VMLOCKD_STRESS_KILLS:-60} $(LAB_TEST) -p 1 -timeout 60m $(LAB_PACKAGES)
+	VMLOCKD_STRESS_KILLS=$${VMLOCKD_STRESS_KILLS:-30} $(LAB_TEST) -p 1 -timeout 60m $(LAB_PACKAGES)
+	$(LAB_TEST) -timeout 30m -run '$(PEERS_CASES)' ./tests/peers
 	$(LAB_TEST) -timeout 30m -run '$(GUARD_CASES)' ./tests/guard
 
-lab-more: ## more of these: guard, identity and corosync on a cluster, libvirt beside a guard, 200 kills under load, and 200 cut-off random workloads
+lab-more: ## more of these: guard, identity, peers and corosync on a cluster, libvirt beside a guard, 200 kills under load, and 200 cut-off random workloads
 	$(LAB_BINARY)
 	$(LAB_TEST) -p 1 -timeout 60m $(MORE_LAB_PACKAGES)
 	VMLOCKD_LAB_GUARD=auto $(LAB_TEST) -timeout 30m -run '$(GUARDED_CASES)' ./tests/cluster
