@@ -123,7 +123,7 @@ func process(h *host, k kind) *lab.Process {
 
 // do begins a fault.
 func (w *world) do(f fault, hit []*host) error {
-	ctx, cancel := context.WithTimeout(w.ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(w.ctx, time.Minute)
 	defer cancel()
 	h := hit[0]
 	switch f.Kind {
@@ -217,7 +217,7 @@ func (w *world) confirm(ctx context.Context, off *host) {
 
 // undo ends a fault, as far as that can be done: what needs a reboot is left to the operator. What it was done to may be gone.
 func (w *world) undo(f fault, hit []*host) {
-	ctx, cancel := context.WithTimeout(w.ctx, 2*time.Minute)
+	ctx, cancel := context.WithTimeout(w.ctx, 4*time.Minute)
 	defer cancel()
 	var err error
 	switch f.Kind {
@@ -262,14 +262,14 @@ func (w *world) boot(ctx context.Context, h *host) error {
 	if err := h.PowerCut(ctx); err != nil {
 		return err
 	}
-	noticed, cancel := context.WithTimeout(ctx, 40*time.Second)
+	noticed, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	err := lab.WaitFor(noticed, "the others to notice", func(ctx context.Context) (bool, error) {
 		for _, other := range w.hosts {
 			if other == h || other.is(func() bool { return other.faults > 0 || other.rebooting }) {
 				continue
 			}
-			one, cancel := context.WithTimeout(ctx, 10*time.Second)
+			one, cancel := context.WithTimeout(ctx, 30*time.Second)
 			ring, err := other.Ring(one)
 			cancel()
 			if err == nil && slices.Contains(ring, h.ID()) {

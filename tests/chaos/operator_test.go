@@ -63,7 +63,7 @@ func (w *world) somebody(f func(*host) bool) bool {
 
 // broken says what has ended on a host that only a reboot brings back. A vmlockd that has ended is started again.
 func (w *world) broken(h *host) string {
-	ctx, cancel := context.WithTimeout(w.ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(w.ctx, 30*time.Second)
 	defer cancel()
 	list, err := h.Processes(ctx)
 	if err != nil {
@@ -91,7 +91,7 @@ func (w *world) broken(h *host) string {
 
 // controld is what dlm_controld knows.
 func (w *world) controld(h *host) string {
-	ctx, cancel := context.WithTimeout(w.ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(w.ctx, time.Minute)
 	defer cancel()
 	res, err := h.Shell(ctx, "dlm_tool status; dlm_tool ls; corosync-quorumtool -s")
 	if err != nil {
@@ -105,7 +105,7 @@ func (w *world) reboot(h *host, why string) {
 	w.mu.Lock()
 	w.reboots = append(w.reboots, fmt.Sprintf("node %d: %s", h.ID(), why))
 	w.mu.Unlock()
-	ctx, cancel := context.WithTimeout(w.ctx, 3*time.Minute)
+	ctx, cancel := context.WithTimeout(w.ctx, 5*time.Minute)
 	defer cancel()
 	if err := w.boot(ctx, h); err != nil {
 		w.t.Errorf("node %d cannot be rebooted: %v", h.ID(), err)

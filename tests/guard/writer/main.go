@@ -33,6 +33,8 @@ const (
 	// pause is between two records: enough of them to see an overlap of a tenth of a
 	// second, and few enough to leave the processor to others.
 	pause = 50 * time.Millisecond
+	// slowPause is that of a writer with turns, of which there are many.
+	slowPause = 100 * time.Millisecond
 	// rest is between two turns: somebody else who asks every second gets the lock.
 	rest = 1500 * time.Millisecond
 )
@@ -78,7 +80,7 @@ func (w *writer) run(ctx context.Context) error {
 		if err := w.acquire(ctx, c, func() error { return nil }); err != nil {
 			return err
 		}
-		return write(w.prefix, nil)
+		return write(w.prefix, pause, nil)
 	}
 	for n := 1; ; n++ {
 		if err := w.once(ctx, c, fmt.Sprintf("%s-%04d", w.prefix, n)); err != nil {
@@ -100,7 +102,7 @@ func (w *writer) once(ctx context.Context, c *lockprogram.Client, prefix string)
 	if w.turn > 0 {
 		over = time.After(w.turn)
 	}
-	if err := write(prefix, over); err != nil {
+	if err := write(prefix, slowPause, over); err != nil {
 		return err
 	}
 	if err := anew(prefix + "-gives"); err != nil {
@@ -135,8 +137,8 @@ func (w *writer) acquire(ctx context.Context, c *lockprogram.Client, before func
 }
 
 // write makes records until it is over, or for ever.
-func write(prefix string, over <-chan time.Time) error {
-	next := time.NewTicker(pause)
+func write(prefix string, each time.Duration, over <-chan time.Time) error {
+	next := time.NewTicker(each)
 	defer next.Stop()
 	for n := 1; ; n++ {
 		if err := record(fmt.Sprintf("%s-%06d", prefix, n)); err != nil {
