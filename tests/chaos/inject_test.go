@@ -16,30 +16,12 @@ func (w *world) play(f fault) {
 	if !w.wait(w.ctx, time.Until(w.began.Add(f.At))) {
 		return
 	}
-	hit := w.hit(f)
+	hit := w.claim(f)
+	defer w.giveBack(f, hit)
 	if why := w.unfit(f, hit); why != "" {
 		w.miss(f, why)
 		return
 	}
-	s := specOf(f.Kind)
-	for _, h := range hit {
-		h.set(func() {
-			h.faults++
-			if s.unguards {
-				h.unguarded++
-			}
-		})
-	}
-	defer func() {
-		for _, h := range hit {
-			h.set(func() {
-				h.faults--
-				if s.unguards {
-					h.unguarded--
-				}
-			})
-		}
-	}()
 	w.note("%s", f)
 	err := w.do(f, hit)
 	if errors.Is(err, lab.ErrState) || errors.Is(err, lab.ErrNodeOff) || errors.Is(err, lab.ErrNotFound) {
@@ -59,14 +41,33 @@ func (w *world) play(f fault) {
 	w.note("over: %s", f)
 }
 
-// hit lists the hosts that a fault is done to: those that an operator does not just reboot.
-func (w *world) hit(f fault) (list []*host) {
+// claim lists the hosts that a fault is done to, which an operator leaves alone until they are given back. Those that
+// are just being rebooted are not among them.
+func (w *world) claim(f fault) (list []*host) {
 	for _, h := range w.hosts {
-		if (f.Node == 0 || f.Node == h.ID()) && !h.is(func() bool { return h.rebooting }) {
+		h.set(func() {
+			if h.rebooting || f.Node != 0 && f.Node != h.ID() {
+				return
+			}
 			list = append(list, h)
-		}
+			h.faults++
+			if specOf(f.Kind).unguards {
+				h.unguarded++
+			}
+		})
 	}
 	return list
+}
+
+func (w *world) giveBack(f fault, hit []*host) {
+	for _, h := range hit {
+		h.set(func() {
+			h.faults--
+			if specOf(f.Kind).unguards {
+				h.unguarded--
+			}
+		})
+	}
 }
 
 // unfit says why a fault cannot be done now: empty if it can. The schedule leaves time for what was
@@ -213,6 +214,7 @@ func (w *world) confirm(ctx context.Context, off *host) {
 			}
 		}
 	}
+	w.note("no host could be told that %s is off", off.Name())
 }
 
 // undo ends a fault, as far as that can be done: what needs a reboot is left to the operator. What it was done to may be gone.

@@ -32,6 +32,9 @@ func (w *world) operate(ctx context.Context, h *host) {
 				ill = time.Now()
 			case time.Since(ill) > stuckAfter:
 				why = fmt.Sprintf("STUCK for %v: %s\n%s", stuckAfter, brief(st), w.controld(h))
+				if w.complete(h) {
+					w.t.Errorf("node %d is not well, although its dlm_controld has all nodes: %s", h.ID(), brief(st))
+				}
 			}
 		}
 		if why == "" {
@@ -87,6 +90,14 @@ func (w *world) broken(h *host) string {
 		}
 	}
 	return ""
+}
+
+// complete reports whether dlm_controld of a host has all nodes.
+func (w *world) complete(h *host) bool {
+	ctx, cancel := context.WithTimeout(w.ctx, time.Minute)
+	defer cancel()
+	m, err := h.Membership(ctx)
+	return err == nil && m.Quorate && len(m.Members) == nodes
 }
 
 // controld is what dlm_controld knows.
