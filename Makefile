@@ -13,14 +13,14 @@ PEERS_CASES = ^TestCommands$$
 # Of tests/cluster, where no guard is, some beside one in its default mode.
 GUARDED_CASES = ^TestLibvirt$$/^(LiveMigration|DaemonKilled|UpgradeDuringMigration)$$
 # Those for which there is no time in 'make test'.
-MORE_LAB_PACKAGES = ./tests/guard ./tests/identity ./tests/peers ./corosync/corosynctest/conformance/...
+MORE_LAB_PACKAGES = ./tests/guard ./tests/chaos ./tests/identity ./tests/peers ./corosync/corosynctest/conformance/...
 
 # The lab's own program, built once for all packages.
 LAB_BINARY = CGO_ENABLED=0 $(GO) build -o bin/lab ./lab/cmd/lab
 LAB_TEST = VMLOCKD_LAB=1 VMLOCKD_LAB_BINARY=$(CURDIR)/bin/lab scripts/told $(GO) test -count=1
 
 .DEFAULT_GOAL := help
-.PHONY: help build unit unit-long test lab-test lab-more faults demo lint fuzz man bench bench-parts lab clean
+.PHONY: help build unit unit-long test lab-test lab-more faults chaos demo lint fuzz man bench bench-parts lab clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -69,6 +69,10 @@ lab-more: ## more of these: guard, identity, peers and corosync on a cluster, li
 faults: ## the guard on real nodes, in every case, and docs/faults.md made anew of what happened
 	$(LAB_BINARY)
 	VMLOCKD_FAULTS=$(CURDIR)/docs/faults.md $(LAB_TEST) -timeout 45m ./tests/guard
+
+chaos: ## a seeded random mix of faults on real nodes, CHAOS_TIME (default 10m) long, CHAOS_SEED to play one again; docs/chaos.md
+	$(LAB_BINARY)
+	VMLOCKD_CHAOS_TIME=$${CHAOS_TIME:-10m} VMLOCKD_CHAOS_SEED=$${CHAOS_SEED:-} $(LAB_TEST) -v -timeout 3h -run '^TestChaos$$' ./tests/chaos
 
 test: ## installs what is missing, then lint, unit and lab-test
 	scripts/install-deps test

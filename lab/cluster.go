@@ -95,17 +95,28 @@ func (n *Node) WaitRing(ctx context.Context, ids ...int) error {
 	want := slices.Sorted(slices.Values(ids))
 	var last string
 	err := WaitFor(ctx, fmt.Sprintf("corosync to have nodes %v in its ring", want), func(ctx context.Context) (bool, error) {
-		res, err := n.Exec(ctx, "corosync-quorumtool", "-s")
+		ring, res, err := n.ring(ctx)
 		if err != nil {
 			return false, err
 		}
-		last = res.String() // the status is about quorum
-		return slices.Equal(ringOf(res.Stdout), want), nil
+		last = res.String()
+		return slices.Equal(ring, want), nil
 	})
 	if err != nil {
 		return fmt.Errorf("%s: %w; last seen: %s", n.Name(), err, last)
 	}
 	return nil
+}
+
+// Ring lists the nodes that corosync on this one has in its ring, in order; none if it does not answer.
+func (n *Node) Ring(ctx context.Context) ([]int, error) {
+	ring, _, err := n.ring(ctx)
+	return ring, err
+}
+
+func (n *Node) ring(ctx context.Context) ([]int, Result, error) {
+	res, err := n.Exec(ctx, "corosync-quorumtool", "-s") // its status is about quorum
+	return ringOf(res.Stdout), res, err
 }
 
 // ringOf reads the nodes from what corosync-quorumtool -s prints:

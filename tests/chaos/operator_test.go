@@ -1,0 +1,125 @@
+package chaos_test
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/vmlockd/vmlockd/internal/control"
+	"github.com/vmlockd/vmlockd/lab"
+)
+
+// stuckAfter is how long a host may be neither well nor broken, with nothing being done to any
+// of them: longer than a hold-off, and the boot of another one.
+const stuckAfter = 100 * time.Second
+
+// operate looks after a host, as an operator would, or the service manager: where corosync or
+// dlm_controld have ended, or the kernel's lockspace is dead, only a reboot of it helps.
+func (w *world) operate(ctx context.Context, h *host) {
+	ill := time.Now() // since when
+	for round := 0; w.wait(ctx, 1500*time.Millisecond); round++ {
+		if h.is(func() bool { return h.faults > 0 }) {
+			ill = time.Now()
+			continue
+		}
+		why := w.broken(h)
+		if why == "" && round%4 == 0 {
+			st := w.status(h)
+			switch {
+			case st != nil && st.Cluster.Lockspace.State == control.LockspaceDead:
+				why = "its lockspace is dead"
+			case well(st), w.somebody(func(o *host) bool { return o.faults > 0 || o.rebooting }):
+				ill = time.Now()
+			case time.Since(ill) > stuckAfter:
+				why = fmt.Sprintf("STUCK for %v: %s\n%s", stuckAfter, brief(st), w.controld(h))
+				if w.complete(h) {
+					w.t.Errorf("node %d is not well, although its dlm_controld has all nodes: %s", h.ID(), brief(st))
+				}
+			}
+		}
+		if why == "" {
+			continue
+		}
+		if h.is(func() bool {
+			if h.faults > 0 {
+				return true
+			}
+			h.rebooting = true
+			return false
+		}) {
+			continue
+		}
+		w.reboot(h, why)
+		h.set(func() { h.rebooting = false })
+		ill = time.Now()
+	}
+}
+
+func (w *world) somebody(f func(*host) bool) bool {
+	for _, h := range w.hosts {
+		if h.is(func() bool { return f(h) }) {
+			return true
+		}
+	}
+	return false
+}
+
+// broken says what has ended on a host that only a reboot brings back. A vmlockd that has ended is started again.
+func (w *world) broken(h *host) string {
+	ctx, cancel := context.WithTimeout(w.ctx, 30*time.Second)
+	defer cancel()
+	list, err := h.Processes(ctx)
+	if err != nil {
+		return ""
+	}
+	for _, p := range list {
+		if p.State != lab.ProcessExited && p.State != lab.ProcessFailed {
+			continue
+		}
+		switch p.Name {
+		case lab.ServiceCorosync, lab.ServiceDLM:
+			return fmt.Sprintf("%s has ended with status %d", p.Name, p.Status)
+		case lab.ServiceLock:
+			if h.is(func() bool { return h.faults > 0 }) {
+				return ""
+			}
+			w.note("vmlockd of %s has ended by itself, with status %d, and is started again", h.Name(), p.Status)
+			if err := h.Service(lab.ServiceLock).Start(ctx); err != nil {
+				w.note("%s: %v", h.Name(), err)
+			}
+		}
+	}
+	return ""
+}
+
+// complete reports whether dlm_controld of a host has all nodes.
+func (w *world) complete(h *host) bool {
+	ctx, cancel := context.WithTimeout(w.ctx, time.Minute)
+	defer cancel()
+	m, err := h.Membership(ctx)
+	return err == nil && m.Quorate && len(m.Members) == nodes
+}
+
+// controld is what dlm_controld knows.
+func (w *world) controld(h *host) string {
+	ctx, cancel := context.WithTimeout(w.ctx, time.Minute)
+	defer cancel()
+	res, err := h.Shell(ctx, "dlm_tool status; dlm_tool ls; corosync-quorumtool -s")
+	if err != nil {
+		return err.Error()
+	}
+	return res.Stdout
+}
+
+func (w *world) reboot(h *host, why string) {
+	w.note("node %d is rebooted: %s", h.ID(), why)
+	w.mu.Lock()
+	w.reboots = append(w.reboots, fmt.Sprintf("node %d: %s", h.ID(), why))
+	w.mu.Unlock()
+	ctx, cancel := context.WithTimeout(w.ctx, 5*time.Minute)
+	defer cancel()
+	if err := w.boot(ctx, h); err != nil {
+		w.t.Errorf("node %d cannot be rebooted: %v", h.ID(), err)
+	}
+	w.note("node %d has booted", h.ID())
+}

@@ -1,0 +1,249 @@
+// Package chaos_test does one thing after another, and several at once, to three real nodes
+// without fencing, as a seed wants it, while writers on all of them compete for disks; and
+// judges at the end that no two of them have had one at once. docs/chaos.md is about it.
+//
+// A seed gives the same faults at the same moments each time (draw). What the nodes make of
+// them depends on time as well.
+//
+//	VMLOCKD_CHAOS_SEED  the seed; otherwise a new one each time
+//	VMLOCKD_CHAOS_TIME  for how long there are faults, such as 10m; otherwise 2m
+//	VMLOCKD_LAB_LOGS    where the lab's logs, and Porcupine's pictures of a failure, go
+package chaos_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/vmlockd/vmlockd/internal/control"
+	"github.com/vmlockd/vmlockd/lab"
+)
+
+const controlSocket = "/run/vmlockd/control.sock"
+
+const (
+	seedEnv = "VMLOCKD_CHAOS_SEED"
+	timeEnv = "VMLOCKD_CHAOS_TIME"
+)
+
+// config has the default guard mode, which is freeze here, and little more than the
+// shortest times that corosync's timeouts in the lab allow: the longer the hold-off, the fewer
+// grants there are.
+const config = `backend = "cluster"
+[guard]
+grace = "5s"
+hold_off = "40s"
+`
+
+// holdOff is what config says.
+const holdOff = 40 * time.Second
+
+// disks are what writers want, and for how long at a time. The last one is kept until its
+// writer ends: there is always somebody who has something to lose.
+var disks = []disk{{"a", 3 * time.Second}, {"b", 20 * time.Second}, {"c", 0}}
+
+type disk struct {
+	name string
+	turn time.Duration
+}
+
+var binaries struct{ vmlockd, vmlockctl, writer string }
+
+func TestMain(m *testing.M) {
+	lab.Main(m, map[*string]string{
+		&binaries.vmlockd:   "github.com/vmlockd/vmlockd/cmd/vmlockd",
+		&binaries.vmlockctl: "github.com/vmlockd/vmlockd/cmd/vmlockctl",
+		&binaries.writer:    "github.com/vmlockd/vmlockd/tests/guard/writer",
+	})
+}
+
+// world is the lab, and what happens in it.
+type world struct {
+	*lab.Lab
+	t        *testing.T
+	ctx      context.Context
+	seed     uint64
+	whole    time.Duration
+	schedule []fault
+	hosts    []*host
+
+	mu      sync.Mutex // guards what follows
+	began   time.Time  // when the time of the schedule began
+	notes   []string   // what happened, and when
+	done    map[kind]int
+	missed  int                 // of the schedule, as there was nothing to do it to
+	reboots []string            // why, of all that an operator did
+	writers map[string][]writer // by disk
+}
+
+// host is a node, and what is being done to it.
+type host struct {
+	*lab.Node
+	mu        sync.Mutex // guards what follows
+	faults    int        // that last
+	rebooting bool       // by an operator
+	closed    bool       // no writer is started
+	unguarded int        // faults for which its vmlockd does not run
+}
+
+func (h *host) set(f func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	f()
+}
+
+func (h *host) is(f func() bool) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return f()
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	cfg := lab.Config{
+		Nodes: nodes, VMLockd: binaries.vmlockd, VMLockdConfig: func(int) string { return config },
+		Binaries: map[string]string{"vmlockctl": binaries.vmlockctl, "writer": binaries.writer},
+	}
+	lab.Need(t, cfg)
+	w := &world{t: t, seed: rand.Uint64N(1_000_000), whole: 2 * time.Minute, done: map[kind]int{}, writers: map[string][]writer{}, began: time.Now()}
+	var err error
+	if s := os.Getenv(seedEnv); s != "" {
+		if w.seed, err = strconv.ParseUint(s, 10, 64); err != nil {
+			t.Fatalf("%s: %q is no number", seedEnv, s)
+		}
+	}
+	if s := os.Getenv(timeEnv); s != "" {
+		if w.whole, err = time.ParseDuration(s); err != nil || w.whole < time.Minute {
+			t.Fatalf("%s: %q is no duration of a minute or more, such as 10m", timeEnv, s)
+		}
+	}
+	w.schedule = draw(w.seed, w.whole)
+	t.Logf("seed %d, %v:\n%s\nagain: %s", w.seed, w.whole, w.planned(), w.again())
+	ctx, cancel := context.WithTimeout(context.Background(), w.whole+20*time.Minute)
+	t.Cleanup(cancel)
+	w.ctx, w.Lab = ctx, lab.ForTest(t, cfg)
+	for _, n := range w.Nodes() {
+		w.hosts = append(w.hosts, &host{Node: n})
+	}
+	return w
+}
+
+// again is the command that plays the same schedule.
+func (w *world) again() string {
+	return fmt.Sprintf("make chaos CHAOS_SEED=%d CHAOS_TIME=%v", w.seed, w.whole)
+}
+
+func (w *world) planned() string {
+	var lines []string
+	for _, f := range w.schedule {
+		lines = append(lines, f.String())
+	}
+	return strings.Join(lines, "\n")
+}
+
+// note says what happened, with the time since the schedule began.
+func (w *world) note(format string, args ...any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	now := time.Now()
+	line := fmt.Sprintf("%s %6.1f s  %s", now.UTC().Format("15:04:05.000"), now.Sub(w.began).Seconds(), fmt.Sprintf(format, args...))
+	w.notes = append(w.notes, line)
+	w.t.Log(line)
+}
+
+// wait waits for a time to be over, and reports whether the test goes on.
+func (w *world) wait(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// status is what vmlockd says of itself; nil while there is no answer. It is asked from here: to
+// start vmlockctl in a node takes that long on a busy machine that faults would be late.
+func (w *world) status(h *host) *control.Status {
+	ctx, cancel := context.WithTimeout(w.ctx, 30*time.Second)
+	defer cancel()
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) { return h.DialUnix(ctx, controlSocket) }
+	client := http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://vmlockd/v1/status", nil)
+	if err != nil {
+		w.t.Error(err)
+		return nil
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil
+	}
+	defer resp.Body.Close()
+	var st control.Status
+	if json.NewDecoder(resp.Body).Decode(&st) != nil || st.Cluster == nil || st.Cluster.Guard == nil {
+		return nil
+	}
+	return &st
+}
+
+// guards reports whether a host has the cluster, and its vmlockd guards it.
+func guards(st *control.Status) bool {
+	return st != nil && st.Cluster.Guard.Mode == "freeze" && st.Cluster.Guard.Promise && st.Cluster.Guard.Lost == ""
+}
+
+// well reports whether a host guards, is in the lockspace with all others, and holds off for nobody.
+func well(st *control.Status) bool {
+	return guards(st) && st.Cluster.Lockspace.State == control.LockspaceRunning && len(st.Cluster.Guard.Vanished) == 0 && len(st.Members) == nodes &&
+		!slices.ContainsFunc(st.Members, func(m control.Member) bool { return m.Member != control.Yes || m.Version == "" })
+}
+
+// brief is a status in one line.
+func brief(st *control.Status) string {
+	if st == nil {
+		return "vmlockd does not answer"
+	}
+	var members []uint32
+	for _, m := range st.Members {
+		if m.Member == control.Yes {
+			members = append(members, m.NodeID)
+		}
+	}
+	g, l := st.Cluster.Guard, st.Cluster.Lockspace
+	return fmt.Sprintf("lockspace %s %s, members %v, quorate %s, promise %v, lost %q, %d vanished %+v", l.State, l.WaitsFor, members, st.Cluster.Quorate, g.Promise, g.Lost, len(g.Vanished), g.Vanished)
+}
+
+// allWell waits until all hosts are, and says of each how it is if that takes too long.
+func (w *world) allWell(most time.Duration) error {
+	ctx, cancel := context.WithTimeout(w.ctx, most)
+	defer cancel()
+	var last []string
+	err := lab.WaitFor(ctx, "all nodes to be well", func(ctx context.Context) (bool, error) {
+		last = nil
+		ok := true
+		for _, h := range w.hosts {
+			st := w.status(h)
+			last = append(last, h.Name()+": "+brief(st))
+			ok = ok && well(st)
+		}
+		return ok || !w.wait(ctx, time.Second), nil
+	})
+	if err == nil && ctx.Err() == nil {
+		return nil
+	}
+	return fmt.Errorf("not all nodes are well after %v:\n%s", most, strings.Join(last, "\n"))
+}
+
+// dir is where the writers of a disk write.
+func (w *world) dir(d disk) string { return filepath.Join(w.Shared(), d.name) }
