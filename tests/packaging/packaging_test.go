@@ -208,3 +208,32 @@ func TestManPage(t *testing.T) {
 		}
 	}
 }
+
+// TestInstallGuide: docs/install.md has the corosync.conf of README.md, which a test has corosync read, and names only
+// commands and options that exist.
+func TestInstallGuide(t *testing.T) {
+	conf := func(path string) (lines []string) {
+		in := false
+		for line := range strings.Lines(read(t, path)) {
+			line = strings.TrimSpace(line)
+			in = in || line == "totem {"
+			if in && (line == "" || strings.HasPrefix(line, "`") || regexp.MustCompile(`^\d+\. `).MatchString(line)) {
+				break
+			}
+			if in {
+				lines = append(lines, line)
+			}
+		}
+		return lines
+	}
+	ours, tested := conf("../../docs/install.md"), conf("../../README.md")
+	if len(ours) < 20 || !slices.Equal(ours, tested) {
+		t.Errorf("docs/install.md has %q\nand README.md %q", ours, tested)
+	}
+	for _, m := range regexp.MustCompile(`vmlockctl ([a-z-]+)(?: (--[a-z]+))?`).FindAllStringSubmatch(read(t, "../../docs/install.md"), -1) {
+		page := strings.ReplaceAll(read(t, "../../docs/man/vmlockctl-"+m[1]+".8"), `\-`, "-")
+		if m[2] != "" && !strings.Contains(page, m[2]) {
+			t.Errorf("docs/install.md says %q, and there is no such option", m[0])
+		}
+	}
+}
