@@ -20,7 +20,7 @@ LAB_BINARY = CGO_ENABLED=0 $(GO) build -o bin/lab ./lab/cmd/lab
 LAB_TEST = VMLOCKD_LAB=1 VMLOCKD_LAB_BINARY=$(CURDIR)/bin/lab scripts/told $(GO) test -count=1
 
 .DEFAULT_GOAL := help
-.PHONY: help build unit unit-long test lab-test lab-more faults chaos demo lint fuzz man bench bench-parts lab clean
+.PHONY: help build unit unit-long test lab-test lab-more faults chaos demo lint fuzz man bench bench-parts lab clean deb deb-test
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -92,6 +92,13 @@ fuzz: ## fuzz what reads bytes from outside, FUZZTIME (default 1m) for each
 
 man: ## write the manual pages of vmlockctl anew
 	$(GO) test ./internal/cli -run '^TestManPages$$' -update
+
+# Each is told GO, and makes VERSION itself.
+deb: ## build out/vmlockd_VERSION_ARCH.deb for amd64 and arm64, the same to the byte each time
+	GO='$(GO)' scripts/deb
+
+deb-test: ## test the package: lintian, and installed, upgraded and removed in a fresh Debian with systemd (root; installs what is missing)
+	GO='$(GO)' scripts/deb-test
 
 bench: ## measure restarts, memory, deaths and throughput, beside virtlockd and in the lab (root)
 	mkdir -p out

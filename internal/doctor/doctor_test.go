@@ -131,6 +131,11 @@ func TestStillHealthy(t *testing.T) {
 			w.link("/etc/systemd/system/sockets.target.wants/virtlockd.socket", "/lib/systemd/system/virtlockd.socket")
 			w.link("/proc/1/fd/9", "socket:[193]")
 		},
+		"virtlockd.socket enabled, and left out while vmlockd is enabled": func(w *world) {
+			w.write("/lib/systemd/system/virtlockd.socket.d/50-vmlockd.conf", "[Unit]\nConditionPathExists=!/etc/systemd/system/multi-user.target.wants/vmlockd.service\n")
+			w.link("/etc/systemd/system/sockets.target.wants/virtlockd.socket", "/lib/systemd/system/virtlockd.socket")
+			w.replace("/etc/systemd/system/libvirtd.service", "Requires=virtlogd.socket\n", "Requires=virtlogd.socket\nRequires=virtlockd.socket\n")
+		},
 		"virtlockd.socket elsewhere": func(w *world) {
 			w.write("/etc/systemd/system/virtlockd.socket", "[Socket]\nListenStream=/run/unused\n")
 			w.link("/etc/systemd/system/sockets.target.wants/virtlockd.socket", "/etc/systemd/system/virtlockd.socket")

@@ -95,6 +95,10 @@ var daemonFaults = []fault{
 	{"RuntimeDirectoryPreserve", true, func(w *world) {
 		w.replace("/etc/systemd/system/vmlockd.service", "Preserve=yes", "Preserve=restart")
 	}, []string{idUnitRuntime}, "", "/run/vmlockd", "RuntimeDirectoryPreserve=yes"},
+	{"virtlockd.socket is left out only while something else exists", true, func(w *world) {
+		w.write("/lib/systemd/system/virtlockd.socket.d/50-vmlockd.conf", "[Unit]\nConditionPathExists=!/etc/systemd/system/multi-user.target.wants/other.service\n")
+		w.link("/etc/systemd/system/sockets.target.wants/virtlockd.socket", "/lib/systemd/system/virtlockd.socket")
+	}, []string{idVirtlockdUnit}, "virtlockd.socket", "enabled", "disable --now virtlockd.socket"},
 	{"a unit cannot be read", true, func(w *world) { w.at("/etc/systemd/system/vmlockd.service").err = errTest }, []string{idUnchecked}, "vmlockd.service", "", ""},
 	{"virtlockd.socket is enabled", true, func(w *world) {
 		w.link("/etc/systemd/system/sockets.target.wants/virtlockd.socket", "/lib/systemd/system/virtlockd.socket")

@@ -85,6 +85,9 @@ func (x *exam) virtlockdUnit() {
 	if s, ok := u.last("Socket.Service"); ok && s.text == x.unitName() {
 		return // it is vmlockd that gets the connections
 	}
+	if x.left(u) {
+		return // the drop-in of our package, while vmlockd's unit is enabled
+	}
 	on, err := enabled(x.System, name)
 	if err != nil {
 		x.unchecked(name, err, "whether it is started at boot")
@@ -110,4 +113,13 @@ func (x *exam) virtlockdUnit() {
 			}
 		}
 	}
+}
+
+// left reports whether systemd leaves a unit out because a path exists: a condition
+// that is not met is no failure for those that require the unit (systemd.unit(5)).
+func (x *exam) left(u unit) bool {
+	return slices.ContainsFunc(u.values["Unit.ConditionPathExists"], func(s setting) bool {
+		p, negated := strings.CutPrefix(s.text, "!")
+		return negated && exists(x.System, strings.TrimSpace(p))
+	})
 }

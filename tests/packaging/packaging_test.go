@@ -1,0 +1,239 @@
+// Package packaging_test holds together what the package installs and what the programs do. What needs a root file
+// system of its own is in scripts/deb-test.
+package packaging_test
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vmlockd/vmlockd/internal/config"
+)
+
+const packaging = "../../packaging/"
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// defaults are those of the system's daemon, whoever runs the test: internal/config has a test that the file tells them.
+func defaults(t *testing.T) config.Config {
+	t.Helper()
+	var text strings.Builder
+	for line := range strings.Lines(read(t, packaging+"vmlockd.toml")) {
+		if strings.HasPrefix(line, "#") && !strings.HasPrefix(line, "# ") {
+			line = line[1:]
+		}
+		text.WriteString(line)
+	}
+	c, err := config.Parse("vmlockd.toml", []byte(text.String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// settings are those of a unit, by name; none of ours is there twice but those that systemd joins.
+func settings(t *testing.T, path string) map[string][]string {
+	t.Helper()
+	s := map[string][]string{}
+	for line := range strings.Lines(read(t, path)) {
+		line = strings.TrimSpace(line)
+		if line == "" || strings.HasPrefix(line, "#") || strings.HasPrefix(line, "[") {
+			continue
+		}
+		key, value, ok := strings.Cut(line, "=")
+		if !ok {
+			t.Errorf("%s: %q is no setting", path, line)
+		}
+		s[key] = append(s[key], strings.Fields(value)...)
+	}
+	return s
+}
+
+func TestUnit(t *testing.T) {
+	c, unit := defaults(t), settings(t, packaging+"vmlockd.service")
+	one := func(key string) string {
+		if len(unit[key]) != 1 {
+			t.Fatalf("%s has %q", key, unit[key])
+		}
+		return unit[key][0]
+	}
+	for key, want := range map[string]string{
+		"RuntimeDirectory":         strings.TrimPrefix(c.RunDir, "/run/"),
+		"LogsDirectory":            strings.TrimPrefix(filepath.Dir(c.AuditLog), "/var/log/"),
+		"ExecStart":                "/usr/sbin/vmlockd",
+		"Type":                     "notify",
+		"KillMode":                 "process",
+		"OOMPolicy":                "continue",
+		"RuntimeDirectoryPreserve": "yes",
+		"Restart":                  "always",
+		"StartLimitIntervalSec":    "0",
+	} {
+		if got := one(key); got != want {
+			t.Errorf("%s=%s, and it should be %s", key, got, want)
+		}
+	}
+	if n, err := strconv.Atoi(one("LimitNOFILE")); err != nil || n < 12*c.MaxClients {
+		t.Errorf("LimitNOFILE=%d (%v) for %d clients with a process and ten disks each", n, err, c.MaxClients)
+	}
+	stop, err := time.ParseDuration(strings.Replace(one("TimeoutStopSec"), "min", "m", 1))
+	if need := time.Duration(c.Guard.Grace+c.Guard.HoldOff) + time.Minute; err != nil || stop < need {
+		t.Errorf("TimeoutStopSec=%v (%v), and stopping may take %v", stop, err, need)
+	}
+	for key, want := range map[string][]string{
+		"After":  {"corosync.service", "dlm.service"},
+		"Before": {"libvirtd.service", "virtqemud.service", "machine.slice"},
+	} {
+		for _, w := range want {
+			if !slices.Contains(unit[key], w) {
+				t.Errorf("%s= does not name %s", key, w)
+			}
+		}
+	}
+	// What would hide disks or the DLM, or stop vmlockd with something else; the unit says why.
+	for _, key := range []string{"Requires", "BindsTo", "PartOf", "Conflicts", "ProtectHome", "PrivateTmp", "PrivateDevices", "DeviceAllow", "DevicePolicy",
+		"ProtectClock", "ProtectControlGroups", "ProtectProc", "ProcSubset", "PrivateIPC", "PrivateNetwork", "PrivateUsers", "MountFlags", "UMask", "SendSIGKILL", "WatchdogSec"} {
+		if v, ok := unit[key]; ok {
+			t.Errorf("%s=%q must not be there", key, v)
+		}
+	}
+	if one("ProtectSystem") != "full" {
+		t.Error("ProtectSystem= hides disks, or protects nothing")
+	}
+}
+
+// TestUnitExplainsCapabilities: each capability has its line, and none is explained that is not given.
+func TestUnitExplainsCapabilities(t *testing.T) {
+	path := packaging + "vmlockd.service"
+	var explained []string
+	for _, m := range regexp.MustCompile(`(?m)^# (CAP_\w+) +\S`).FindAllStringSubmatch(read(t, path), -1) {
+		explained = append(explained, m[1])
+	}
+	if given := settings(t, path)["CapabilityBoundingSet"]; len(given) == 0 || !slices.Equal(given, explained) {
+		t.Errorf("given are %q, explained are %q", given, explained)
+	}
+}
+
+// TestUnitHasWhatReadmeSays: the unit of the package is not less than the one that README.md explains.
+func TestUnitHasWhatReadmeSays(t *testing.T) {
+	_, needs, found := strings.Cut(read(t, "../../README.md"), "\n* The unit needs ")
+	needs, _, _ = strings.Cut(needs, "\n* ")
+	unit := settings(t, packaging+"vmlockd.service")
+	n := 0
+	for i, word := range strings.Split(needs, "`") {
+		if key, value, ok := strings.Cut(word, "="); ok && i%2 == 1 {
+			n++
+			if key == "Restart" { // always is more than on-failure
+				continue
+			}
+			if len(unit[key]) == 0 || value != "" && !slices.Contains(unit[key], value) {
+				t.Errorf("the unit has %s=%q, and README.md says that it needs %s", key, unit[key], word)
+			}
+		}
+	}
+	if !found || n < 5 {
+		t.Errorf("README.md names %d settings", n)
+	}
+}
+
+// TestVirtlockdStaysAway: virtlockd's units look at the link that enabling ours makes.
+func TestVirtlockdStaysAway(t *testing.T) {
+	wanted := settings(t, packaging+"vmlockd.service")["WantedBy"]
+	for _, unit := range []string{"virtlockd.service", "virtlockd.socket", "virtlockd-admin.socket"} {
+		on := settings(t, packaging+"dropins/"+unit+".conf")["ConditionPathExists"]
+		if len(on) != 1 {
+			t.Fatalf("%s has the conditions %q", unit, on)
+		}
+		target, ok := strings.CutPrefix(on[0], "!/etc/systemd/system/")
+		target, ok2 := strings.CutSuffix(target, ".wants/vmlockd.service")
+		if !ok || !ok2 || !slices.Contains(wanted, target) {
+			t.Errorf("%s looks at %s, and vmlockd is wanted by %q", unit, on[0], wanted)
+		}
+	}
+	if !slices.Contains(wanted, "libvirtd.service") {
+		t.Error("starting libvirt does not start vmlockd")
+	}
+}
+
+// TestScripts: the maintainer scripts have the paths that the programs have, and are scripts.
+func TestScripts(t *testing.T) {
+	c := defaults(t)
+	for file, lines := range map[string][]string{
+		"replace-virtlockd": {"socket=" + c.Socket, "unit=vmlockd.service"},
+		"prerm":             {"run=" + c.RunDir, "if [ -S $run/control.sock ]; then", `for journal in $run/journal-cluster-*; do`},
+		"postinst":          {"program=/usr/sbin/vmlockd"},
+		"postrm":            {"rm -rf " + filepath.Dir(c.AuditLog)},
+	} {
+		path := packaging + "deb/" + file
+		text := read(t, path)
+		for _, l := range lines {
+			if !slices.ContainsFunc(strings.Split(text, "\n"), func(s string) bool { return strings.TrimSpace(s) == l }) {
+				t.Errorf("%s has no line %q", file, l)
+			}
+		}
+		if out, err := exec.Command("sh", "-n", path).CombinedOutput(); err != nil {
+			t.Errorf("sh -n %s: %v\n%s", file, err, out)
+		}
+		if strings.Contains(text, "rm -rf "+c.RunDir) {
+			t.Errorf("%s removes what may explain held locks", file)
+		}
+	}
+	if c.ControlSocket != c.RunDir+"/control.sock" || c.HolderSocket() != c.RunDir+"/holder.sock" {
+		t.Errorf("prerm looks for other sockets than %s and %s", c.ControlSocket, c.HolderSocket())
+	}
+}
+
+// TestManPage: the page of vmlockd has its options, which are where it defines them.
+func TestManPage(t *testing.T) {
+	page := strings.ReplaceAll(read(t, packaging+"vmlockd.8"), `\-`, "-")
+	options := regexp.MustCompile(`Flags\(\)\.\w+\((?:&[\w.]+, )?"([\w-]+)", (?:"(\w)")?`).FindAllStringSubmatch(read(t, "../../cmd/vmlockd/main.go"), -1)
+	if len(options) < 4 {
+		t.Fatalf("only %q were found", options)
+	}
+	for _, o := range options {
+		if !strings.Contains(page, "--"+o[1]) || o[2] != "" && !strings.Contains(page, "-"+o[2]+" ") {
+			t.Errorf("the page lacks --%s -%s", o[1], o[2])
+		}
+	}
+}
+
+// TestInstallGuide: docs/install.md has the corosync.conf of README.md, which a test has corosync read, and names only
+// commands and options that exist.
+func TestInstallGuide(t *testing.T) {
+	conf := func(path string) (lines []string) {
+		in := false
+		for line := range strings.Lines(read(t, path)) {
+			line = strings.TrimSpace(line)
+			in = in || line == "totem {"
+			if in && (line == "" || strings.HasPrefix(line, "`") || regexp.MustCompile(`^\d+\. `).MatchString(line)) {
+				break
+			}
+			if in {
+				lines = append(lines, line)
+			}
+		}
+		return lines
+	}
+	ours, tested := conf("../../docs/install.md"), conf("../../README.md")
+	if len(ours) < 20 || !slices.Equal(ours, tested) {
+		t.Errorf("docs/install.md has %q\nand README.md %q", ours, tested)
+	}
+	for _, m := range regexp.MustCompile(`vmlockctl ([a-z-]+)(?: (--[a-z]+))?`).FindAllStringSubmatch(read(t, "../../docs/install.md"), -1) {
+		page := strings.ReplaceAll(read(t, "../../docs/man/vmlockctl-"+m[1]+".8"), `\-`, "-")
+		if m[2] != "" && !strings.Contains(page, m[2]) {
+			t.Errorf("docs/install.md says %q, and there is no such option", m[0])
+		}
+	}
+}
