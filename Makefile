@@ -102,7 +102,7 @@ deb-test: ## test the package: lintian, and installed, upgraded and removed in a
 
 bench: ## measure restarts, memory, deaths and throughput, beside virtlockd and in the lab (root)
 	mkdir -p out
-	$(GO) run ./bench --json out/bench.json
+	$(GO) run ./bench --json out/bench.json --markdown out/bench.md
 
 bench-parts: ## Go benchmarks of the parts
 	$(GO) test -run '^$$' -bench . -benchmem ./dlm/... ./internal/...

@@ -22,6 +22,7 @@ type options struct {
 	backend string
 	only    string
 	json    string
+	tables  string
 	vmlockd string
 	profile string
 	logs    string
@@ -76,6 +77,7 @@ func main() {
 	flag.StringVar(&o.backend, "backend", "all", "local, cluster (needs root) or all")
 	flag.StringVar(&o.only, "only", "", "parts, with commas: held (restart, re-exec, memory), death, pairs, records (who holds a lock); all if empty")
 	flag.StringVar(&o.json, "json", "", "`file` for the results")
+	flag.StringVar(&o.tables, "markdown", "", "`file` for the tables of docs/performance.md")
 	flag.StringVar(&o.vmlockd, "vmlockd", "", "the vmlockd `program` to measure, linked statically; built if empty")
 	flag.StringVar(&o.profile, "profile", "", "`file` for a profile of the processor time of vmlockd while pairs are measured; slows it down")
 	flag.StringVar(&o.logs, "logs", "", "`directory` for the logs of the lab")
@@ -138,6 +140,11 @@ func run(ctx context.Context, o *options) error {
 	}
 	r.Took, r.LoadEnd = time.Since(r.Begin).Round(time.Second).String(), load()
 	r.print(os.Stdout)
+	if o.tables != "" {
+		if err := r.markdown(o.tables); err != nil {
+			return err
+		}
+	}
 	if o.json != "" {
 		return r.write(o.json)
 	}
