@@ -27,6 +27,7 @@ func TestStorageHangs(t *testing.T) {
 	t.Cleanup(cancel)
 	s := &suite{lab.ForTest(t, cfg), ctx}
 	s.shell(t, "mkfs.ext4 -q "+lab.Device+" && mkdir "+frozenDir+" && mount "+lab.Device+" "+frozenDir+" && mkdir "+frozenDir+"/space && touch /root/disk /root/other")
+	s.logged(t, nil, 1, "vmlockd is ready") // or there is no socket yet
 	t.Run("OwnerCannotBeEnded", s.ownerStuck)
 	if !t.Failed() {
 		t.Run("StopTwice", s.stopTwice)
