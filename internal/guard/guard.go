@@ -244,7 +244,7 @@ func (g *Guard) step(ctx context.Context, wg *sync.WaitGroup) {
 	}
 	g.lockedTend(ctx, v, why == "", wg)
 	g.lockedDog(v, mode)
-	if g.doubtful.ring != 0 && v.at-g.doubtful.at >= ringLag {
+	if g.doubtful.ring != 0 && v.at-g.doubtful.at >= ringLag && v.agreed(0) {
 		g.news() // what comes back now makes it a proof
 	}
 	if promise := g.lockedPromise(); promise != g.promised {

@@ -21,14 +21,8 @@ type bench struct {
 // onBench runs f when the process runs and all guards know all.
 func onBench(t *testing.T, b breach, f func(*bench)) {
 	t.Helper()
-	onBenchFor(t, b, simTiming(), f)
-}
-
-func onBenchFor(t *testing.T, b breach, timing Timing, f func(*bench)) {
-	t.Helper()
 	fakeclock.Test(t, func(t *testing.T) {
 		w := newWorld(1, 3, b)
-		w.timing = timing
 		for _, x := range w.nodes {
 			x.start()
 		}
@@ -114,13 +108,7 @@ func TestStoppedOutlivesTheGuard(t *testing.T) {
 		"the cluster is back, and the next guard is not": {true, 7 * time.Second, false, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			timing := simTiming()
-			if tc.running {
-				// From the new ring to the proof in it, with a guard that starts meanwhile, it may take five seconds.
-				timing.Grace = 10 * time.Second
-				timing.HoldOff = timing.LeastHoldOff()
-			}
-			onBenchFor(t, none, timing, func(b *bench) {
+			onBench(t, none, func(b *bench) {
 				x := b.nodes[0]
 				b.fall()
 				b.stops()

@@ -207,6 +207,7 @@ func (g *Guard) lockedProof(sent time.Duration) {
 	}
 	if before.ring != g.provenRing {
 		if !v.agreed(0) {
+			g.doubtful = doubtful // it waited for its moment, and does not have to once more
 			return
 		}
 		g.provenRing = before.ring
