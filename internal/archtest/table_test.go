@@ -104,7 +104,8 @@ var rooms = []room{
 	// Libraries for everybody.
 	{place: "internal/inherited", theirs: []string{xsys}},
 	{place: "internal/failpoint", theirs: []string{xsys}},
-	{place: fakeclock, forTests: true},
+	{place: fakeclock, ours: []string{"internal/testenv"}, forTests: true},
+	{place: "internal/testenv", forTests: true},
 	{place: "dlm/dlmtest/...", ours: []string{"dlm", "dlm/internal/abi", "dlm/dlmtest/..."}, forTests: true},
 	{place: "dlm", ours: []string{"dlm/internal/abi"}, theirs: []string{xsys}},
 	{place: "dlm/controld/controldtest", ours: []string{"dlm/controld", "dlm/controld/internal/wire"}, theirs: []string{xsys}, forTests: true},

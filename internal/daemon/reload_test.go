@@ -19,24 +19,12 @@ import (
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/lockprogram"
 	"github.com/vmlockd/vmlockd/internal/logs/logstest"
+	"github.com/vmlockd/vmlockd/internal/testenv"
 )
 
 // usualLocks is more than a host has disks, and than max_clients and a usual limit of
 // descriptors, 4096 both. VMLOCKD_LOCKS says another number; 'make unit-long' has 15,000.
 const usualLocks = 5000
-
-func locksOfReload(t *testing.T) int {
-	t.Helper()
-	text := os.Getenv("VMLOCKD_LOCKS")
-	if text == "" {
-		return usualLocks
-	}
-	n, err := strconv.Atoi(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
-}
 
 // manager is what systemd has of the daemon: the socket that it notifies.
 type manager struct {
@@ -147,7 +135,7 @@ func (g *gate) stopAfterHalf() (goOn func()) {
 // connection that has not registered and one in the middle of a message. The service
 // manager is told when it begins and when it is over.
 func TestReload(t *testing.T) {
-	manyLocks := locksOfReload(t)
+	manyLocks := testenv.Rounds(t, "VMLOCKD_LOCKS", usualLocks)
 	need := uint64(manyLocks) + 500
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {

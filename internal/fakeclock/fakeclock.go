@@ -12,17 +12,16 @@ import (
 	"runtime"
 	"testing"
 	"testing/synctest"
-)
 
-// withRace is set when the race detector is there.
-var withRace bool
+	"github.com/vmlockd/vmlockd/internal/testenv"
+)
 
 // Test is synctest.Test. Under the race detector, the program has one processor
 // meanwhile: what the detector knows of an order does not depend on that. Two of
 // these must not run at once.
 func Test(t *testing.T, f func(*testing.T)) {
 	t.Helper()
-	if withRace {
+	if testenv.WithRace {
 		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	}
 	synctest.Test(t, f)

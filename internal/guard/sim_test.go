@@ -3,13 +3,12 @@ package guard
 import (
 	"context"
 	"fmt"
-	"os"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/vmlockd/vmlockd/internal/fakeclock"
+	"github.com/vmlockd/vmlockd/internal/testenv"
 )
 
 // work starts and ends processes on x until ctx ends, as virtual machines do.
@@ -337,23 +336,13 @@ func report(t *testing.T, w *world) {
 }
 
 // seeds is how many are played; VMLOCKD_SEEDS says another number.
-func seeds(t *testing.T, usual int) int {
-	text := os.Getenv("VMLOCKD_SEEDS")
-	if text == "" {
-		return usual
-	}
-	n, err := strconv.Atoi(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
-}
+func seeds(t *testing.T, usual int) int { return testenv.Rounds(t, "VMLOCKD_SEEDS", usual) }
 
 // With all assumptions of docs/guard.md there is no overlap.
 func TestNoOverlap(t *testing.T) {
 	grants, freed, held := 0, 0, 0
 	usual := 25
-	if withRace {
+	if testenv.WithRace {
 		usual = 8 // each takes seven times as long; 'make unit' plays the others without
 	}
 	n := seeds(t, usual)
@@ -374,12 +363,9 @@ func TestNoOverlap(t *testing.T) {
 	}
 }
 
-// withRace is set when the race detector is there.
-var withRace bool
-
 // Without any one of them there is.
 func TestEachAssumptionCounts(t *testing.T) {
-	if withRace {
+	if testenv.WithRace {
 		t.Skip("a search, with the race detector ten times as long; 'make unit' does it without, and TestNoOverlap has the same code with it")
 	}
 	for name, b := range map[string]breach{

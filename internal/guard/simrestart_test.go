@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/vmlockd/vmlockd/internal/fakeclock"
+	"github.com/vmlockd/vmlockd/internal/testenv"
 )
 
 func (x *node) isRestarting() bool {
@@ -59,7 +60,7 @@ func (w *world) restarts() {
 
 // fewSeeds is seeds, and less with the race detector, which takes ten times as long.
 func fewSeeds(t *testing.T, usual int) int {
-	if withRace {
+	if testenv.WithRace {
 		usual /= 4
 	}
 	return seeds(t, usual)

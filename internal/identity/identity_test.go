@@ -18,6 +18,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/vmlockd/vmlockd/internal/fakeclock"
+	"github.com/vmlockd/vmlockd/internal/testenv"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -178,7 +179,7 @@ func TestMountsAreSeen(t *testing.T) {
 }
 
 func TestOneNameAtATime(t *testing.T) {
-	if withRace { // that the detector sees the code; 'make unit' does all of them without
+	if testenv.WithRace { // that the detector sees the code; 'make unit' does all of them without
 		given := flag.Lookup("rapid.checks").Value.String()
 		_ = flag.Set("rapid.checks", "10")
 		defer func() { _ = flag.Set("rapid.checks", given) }()
@@ -193,9 +194,6 @@ func TestOneNameAtATime(t *testing.T) {
 	r := newResolver(as{&host, "hostfs"}, Options{})
 	rapid.Check(t, func(t *rapid.T) { oneNameAtATime(t, r, true) })
 }
-
-// withRace is set when the race detector is there.
-var withRace bool
 
 // oneNameAtATime renames and links files at random. After each step all paths of
 // an inode have one name, which is that of no other, and the one that it had before.

@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -18,6 +17,7 @@ import (
 
 	"github.com/vmlockd/vmlockd/internal/failpoint"
 	"github.com/vmlockd/vmlockd/internal/locking"
+	"github.com/vmlockd/vmlockd/internal/testenv"
 )
 
 // What the child says of a call before it is made, and after it was.
@@ -213,23 +213,12 @@ func (w *witness) reopen(t *testing.T, dir string) {
 	must(t, j.Close())
 }
 
-// kills is how many processes are killed at random; VMLOCKD_KILLS says another number.
-func kills(t *testing.T, usual int) int {
-	text := os.Getenv("VMLOCKD_KILLS")
-	if text == "" {
-		return usual
-	}
-	n, err := strconv.Atoi(text)
-	must(t, err)
-	return n
-}
-
 // A process that is killed at a random moment leaves what it was told was there.
 func TestKilledAtRandom(t *testing.T) {
 	dir := memoryDir(t)
 	w := &witness{map[string]*fate{}, map[string]bool{}}
 	killed := 0
-	n := kills(t, 12)
+	n := testenv.Rounds(t, "VMLOCKD_KILLS", 12)
 	for run := range n {
 		if w.runChild(t, dir, fmt.Sprint(run), "", 1+rand.IntN(1000)) {
 			killed++

@@ -9,6 +9,8 @@ import (
 	"testing/iotest"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/vmlockd/vmlockd/internal/testenv"
 )
 
 // got is a message as tests compare it.
@@ -164,7 +166,7 @@ func (p *pausing) Read(b []byte) (int, error) {
 // TestInboundGoesOn: after an error of the reader nothing is lost, neither here
 // nor when another inbound goes on with what is pending.
 func TestInboundGoesOn(t *testing.T) {
-	if withRace {
+	if testenv.WithRace {
 		t.Skip("every stream cut at every place, in one goroutine; 'make unit' does it without the race detector")
 	}
 	for name, stream := range streams() {

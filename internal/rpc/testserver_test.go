@@ -19,9 +19,6 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// withRace is set when the race detector is there.
-var withRace bool
-
 // testProgram is a Program for tests. Its procedures:
 const (
 	procEcho   int32 = 1 // returns the string that it gets

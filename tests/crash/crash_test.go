@@ -14,13 +14,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/vmlockd/vmlockd/internal/failpoint"
+	"github.com/vmlockd/vmlockd/internal/testenv"
 	"github.com/vmlockd/vmlockd/lab"
 
 	_ "github.com/vmlockd/vmlockd/internal/daemon" // for its fail points
@@ -148,17 +148,11 @@ const roundsEnv = "VMLOCKD_CRASH_ROUNDS"
 
 func randomRounds(t *testing.T) int {
 	t.Helper()
-	switch text := os.Getenv(roundsEnv); {
-	case text != "":
-		n, err := strconv.Atoi(text)
-		if err != nil || n < 1 {
-			t.Fatalf("%s=%q is no number of rounds", roundsEnv, text)
-		}
-		return n
-	case inside():
-		return 10
+	usual := 25
+	if inside() {
+		usual = 10
 	}
-	return 25
+	return testenv.Rounds(t, roundsEnv, usual)
 }
 
 // randomWorkload is about as much as can be done until the daemon is killed.

@@ -9,7 +9,6 @@
 package history_test
 
 import (
-	"cmp"
 	"flag"
 	"maps"
 	"os"
@@ -27,6 +26,7 @@ import (
 	"github.com/vmlockd/vmlockd/internal/failpoint"
 	"github.com/vmlockd/vmlockd/internal/fakeclock"
 	"github.com/vmlockd/vmlockd/internal/locking"
+	"github.com/vmlockd/vmlockd/internal/testenv"
 )
 
 // 'make unit' plays defaultHistories without the race detector, with which each takes
@@ -35,9 +35,6 @@ const (
 	defaultHistories = 2000
 	racedHistories   = 300
 )
-
-// withRace is set when the race detector is there.
-var withRace bool
 
 // perBubble bounds how long a clock runs: rapid gives up after a day of it.
 const perBubble = 500
@@ -52,13 +49,10 @@ func TestMain(m *testing.M) {
 // wanted is how many histories are to be played.
 func wanted(t *testing.T) int {
 	usual := defaultHistories
-	if withRace {
+	if testenv.WithRace {
 		usual = racedHistories
 	}
-	n, err := strconv.Atoi(cmp.Or(os.Getenv("VMLOCKD_HISTORIES"), strconv.Itoa(usual)))
-	if err != nil {
-		t.Fatal(err)
-	}
+	n := testenv.Rounds(t, "VMLOCKD_HISTORIES", usual)
 	if testing.Short() {
 		n = min(n, 100)
 	}

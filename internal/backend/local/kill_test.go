@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -21,6 +20,7 @@ import (
 
 	"github.com/vmlockd/vmlockd/internal/holder"
 	"github.com/vmlockd/vmlockd/internal/locking"
+	"github.com/vmlockd/vmlockd/internal/testenv"
 )
 
 // line is what a test and the daemon it started tell each other.
@@ -179,19 +179,6 @@ func (w *world) round(lines int) {
 	_ = cmd.Wait()
 }
 
-// kills is how often a daemon is killed; VMLOCKD_KILLS says another number.
-func kills(t *testing.T, usual int) int {
-	text := os.Getenv("VMLOCKD_KILLS")
-	if text == "" {
-		return usual
-	}
-	n, err := strconv.Atoi(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
-}
-
 // A daemon is killed again and again, at any instruction, while another process
 // tries without end to lock what is held.
 func TestKilledDaemonKeepsEveryLock(t *testing.T) {
@@ -217,7 +204,7 @@ func TestKilledDaemonKeepsEveryLock(t *testing.T) {
 	stop := make(chan struct{})
 	var intruder sync.WaitGroup
 	intruder.Go(func() { w.intrude(fds, stop) })
-	for range kills(t, 10) {
+	for range testenv.Rounds(t, "VMLOCKD_KILLS", 10) {
 		w.round(rand.N(60))
 		if t.Failed() {
 			break

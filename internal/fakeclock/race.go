@@ -1,5 +1,0 @@
-//go:build race
-
-package fakeclock
-
-func init() { withRace = true }

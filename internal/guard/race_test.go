@@ -1,5 +1,0 @@
-//go:build race
-
-package guard
-
-func init() { withRace = true }

@@ -1,5 +1,0 @@
-//go:build race
-
-package identity
-
-func init() { withRace = true }

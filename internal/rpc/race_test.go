@@ -1,5 +1,0 @@
-//go:build race
-
-package rpc
-
-func init() { withRace = true }
