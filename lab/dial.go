@@ -31,6 +31,15 @@ func (n *Node) DialUnix(ctx context.Context, path string) (net.Conn, error) {
 	return c, nil
 }
 
+// HTTPClient speaks HTTP to whoever listens on the unix socket at path in the node, whatever host an address names. Each
+// request has a connection of its own, as with DialUnix.
+func (n *Node) HTTPClient(path string) *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return n.DialUnix(ctx, path) },
+	}}
+}
+
 func (n *Node) dialUnix(ctx context.Context, path string) (_ net.Conn, err error) {
 	conn, err := new(net.Dialer).DialContext(ctx, "unix", filepath.Join(RunDir, n.lab.name, supervisor.SocketFile))
 	if err != nil {

@@ -15,7 +15,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -179,14 +178,12 @@ func (w *world) wait(ctx context.Context, d time.Duration) bool {
 func (w *world) status(h *host) *control.Status {
 	ctx, cancel := context.WithTimeout(w.ctx, 30*time.Second)
 	defer cancel()
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) { return h.DialUnix(ctx, controlSocket) }
-	client := http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://vmlockd/v1/status", nil)
 	if err != nil {
 		w.t.Error(err)
 		return nil
 	}
-	resp, err := client.Do(req)
+	resp, err := h.HTTPClient(controlSocket).Do(req)
 	if err != nil {
 		return nil
 	}

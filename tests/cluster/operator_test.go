@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"encoding/xml"
 	"fmt"
-	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -234,10 +233,7 @@ func listDuringLoad(t *testing.T, s *suite) {
 		load = append(load, p)
 	}
 	// Not by vmlockctl, which takes a node longer to start than to ask.
-	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return s.Node(1).DialUnix(ctx, "/run/vmlockd/control.sock")
-	}}}
-	defer client.CloseIdleConnections()
+	client := s.Node(1).HTTPClient("/run/vmlockd/control.sock")
 	var lists []listing
 	for so := (tally{}); so.whole < snapshots || so.busy < busySnapshots; so = tallyOf(lists) {
 		var l listing

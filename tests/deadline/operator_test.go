@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -28,19 +27,13 @@ const mostRead = 4 << 20
 
 // get asks a node's daemon as operators do, on a connection of its own.
 func (s *suite) get(node int, path string) ([]byte, error) {
-	client := http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return s.Node(node).DialUnix(ctx, controlSocket)
-		},
-	}}
 	ctx, cancel := context.WithTimeout(s.ctx, 20*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://vmlockd"+path, nil)
 	if err != nil {
 		return nil, err
 	}
-	resp, err := client.Do(req)
+	resp, err := s.Node(node).HTTPClient(controlSocket).Do(req)
 	if err != nil {
 		return nil, err
 	}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -215,9 +214,7 @@ func (o *operators) questions(t *testing.T, from int, gone ...uint32) (said stri
 // shows waits until the metrics of a node's daemon have these lines.
 func (o *operators) shows(t *testing.T, node int, lines ...string) {
 	t.Helper()
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return o.Node(node).DialUnix(ctx, "/run/vmlockd/control.sock")
-	}}}
+	client := o.Node(node).HTTPClient("/run/vmlockd/control.sock")
 	ctx, cancel := context.WithTimeout(o.ctx, time.Minute)
 	defer cancel()
 	var text []byte

@@ -6,7 +6,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -151,13 +150,9 @@ func (a answer) String() string {
 // counts double, as in the tests of deadlines: all nodes share this machine's processors. One in ten may be slower than that.
 func (s *suite) get(t *testing.T, node int, path string) answer {
 	t.Helper()
-	client := &http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return s.Node(node).DialUnix(ctx, socket) },
-	}}
 	req, err := http.NewRequestWithContext(s.ctx, http.MethodGet, "http://peersnode"+path, nil)
 	s.must(t, err)
-	resp, err := client.Do(req)
+	resp, err := s.Node(node).HTTPClient(socket).Do(req)
 	if err != nil {
 		return answer{Err: err.Error()} // not listening yet
 	}

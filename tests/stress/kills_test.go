@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"regexp"
 	"slices"
@@ -161,9 +160,7 @@ func (s *labSystem) waitServing(ctx context.Context, node int) error {
 func (s *labSystem) waitTakenBack(ctx context.Context, node int) error {
 	ctx, cancel := context.WithTimeout(ctx, servesWithin)
 	defer cancel()
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return s.lab.Node(node+1).DialUnix(ctx, controlSocket)
-	}}}
+	client := s.lab.Node(node + 1).HTTPClient(controlSocket)
 	return lab.WaitFor(ctx, fmt.Sprintf("the daemon of node %d to take its locks back", node+1), func(ctx context.Context) (bool, error) {
 		r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://vmlockd/v1/status", nil)
 		if err != nil {
