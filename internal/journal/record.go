@@ -118,7 +118,8 @@ func appendEntry(b []byte, m mark, off int64, e *locking.Entry) []byte {
 		b = le.AppendUint32(b, uint32(len(s)))
 		b = append(b, s...)
 	}
-	// Older versions know no notes, and read entries without one.
+	// Older versions know no notes, and read entries without one. One that has a note they
+	// take for damaged: such a program does not take over (Check), and a start of it doubts.
 	if n := len(e.Note); n > 0 && n <= MaxNote {
 		b = le.AppendUint32(b, uint32(n))
 		b = append(b, e.Note...)

@@ -300,7 +300,7 @@ func (m *Manager) drop(ctx context.Context, r *resource, h *hold, kind EventKind
 				// The owner still has it, so the next process must not release it.
 				_ = m.journal.Grant(h.seq)
 				e.Kind = ReleaseFailed
-				e.now(start)
+				e.endsNow(start)
 				m.observe(e)
 				return e.Err
 			}
@@ -313,7 +313,7 @@ func (m *Manager) drop(ctx context.Context, r *resource, h *hold, kind EventKind
 	}
 	m.lockedRemoveHold(r, h)
 	m.mu.Unlock()
-	e.now(start)
+	e.endsNow(start)
 	m.observe(e)
 	return e.Err
 }

@@ -177,8 +177,8 @@ type Event struct {
 	Locks int           // for OwnerGone
 }
 
-// now says that it happened at this moment, and began at start.
-func (e *Event) now(start time.Time) {
+// endsNow says that it happened at this moment, and began at start.
+func (e *Event) endsNow(start time.Time) {
 	e.Time = time.Now()
 	e.Took = e.Time.Sub(start)
 }

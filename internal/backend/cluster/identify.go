@@ -196,8 +196,8 @@ func (b *Backend) lockedRemember(h *handle, note string) bool {
 const recallTimeout = 2 * time.Second
 
 // awaitRecall waits until it is known which things all locks from before a restart
-// stand for, which is at once unless an earlier version has taken some of them. Until this host is in the lockspace it waits for nothing: the error is
-// why it is not.
+// stand for, which is at once unless an earlier version has taken some of them. Until
+// this host is in the lockspace it waits for nothing: the error is why it is not.
 func (b *Backend) awaitRecall(ctx context.Context) error {
 	for {
 		b.mu.Lock()
@@ -241,9 +241,10 @@ func (b *Backend) endRecall() {
 }
 
 // recall finds out in the background which things the locks stand for that were
-// taken back, after beginRecall, and of which an earlier version has noted nothing. It changes none of them. A path that leads elsewhere
-// by now tells nothing. One that hangs costs recallTimeout, and of one mount only the
-// first few do, so this ends within a minute or so.
+// taken back, after beginRecall, and of which an earlier version has noted nothing. It
+// changes none of them. A path that leads elsewhere by now tells nothing. One that hangs
+// costs recallTimeout, and of one mount only the first few do, so this ends within a
+// minute or so.
 func (b *Backend) recall(handles []*handle) {
 	b.mu.Lock()
 	b.recallDue = false
