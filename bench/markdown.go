@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"strings"
 )
 
 // markdown writes the tables of docs/performance.md: one for each backend, of the run that
@@ -17,7 +18,7 @@ func (r *report) markdown(path string) error {
 			backend = x.Backend
 			fmt.Fprintf(&b, "\n### Backend %s\n\n| measure | who | median | least..greatest | rounds | goal |\n|---|---|---|---|---|---|\n", backend)
 		}
-		fmt.Fprintf(&b, "| %s | %s | %s %s | %s..%s | %d | %s |\n", x.Measure, x.Who, number(x.Median), x.Unit, number(x.Min), number(x.Max), len(x.Rounds), x.Goal)
+		fmt.Fprintf(&b, "| %s | %s | %s | %s..%s | %d | %s |\n", x.Measure, x.Who, strings.TrimSpace(number(x.Median)+" "+x.Unit), number(x.Min), number(x.Max), len(x.Rounds), x.Goal)
 	}
 	fmt.Fprintln(&b)
 	for _, x := range r.Results {
