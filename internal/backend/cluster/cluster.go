@@ -100,6 +100,8 @@ type Backend struct {
 	handedMore []*dlm.Lock
 	// known has one handle of each thing that handles stand for, by Disk.Local.
 	known map[string]*handle
+	// lost are in the place of handles that could not be taken back, by name.
+	lost map[string]*handle
 	// recalls counts what awaitRecall waits for, until recalled is closed; one of them is
 	// due if locks from before a restart are not taken back.
 	recalls   int
@@ -117,7 +119,7 @@ var errJoining error = &stopped{reason{causeJoining, "this host is still joining
 // provide: the DLM module, a running dlm_controld, or the privilege.
 func New(o Options) (*Backend, error) {
 	b := &Backend{kernel: o.Kernel, name: o.Lockspace, log: o.Log, joined: make(chan struct{}), why: errJoining,
-		releasing: map[string]chan struct{}{}, known: map[string]*handle{}, identify: o.Identify}
+		releasing: map[string]chan struct{}{}, known: map[string]*handle{}, lost: map[string]*handle{}, identify: o.Identify}
 	b.controld, b.last = o.Controld, o.LastClose
 	if b.kernel == nil {
 		b.kernel = dlm.Host()

@@ -147,6 +147,10 @@ func (b *Backend) lockedKnow(h *handle, local string, byPath bool) {
 func (b *Backend) end(h *handle) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.lockedEnd(h)
+}
+
+func (b *Backend) lockedEnd(h *handle) {
 	h.ended = true
 	first := b.known[h.local]
 	switch {

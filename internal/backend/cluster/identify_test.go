@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/vmlockd/vmlockd/dlm/dlmtest"
 	"github.com/vmlockd/vmlockd/internal/backend/cluster"
 	"github.com/vmlockd/vmlockd/internal/fakeclock"
 	"github.com/vmlockd/vmlockd/internal/locking"
@@ -251,6 +253,61 @@ func TestWhatIsNotedNeedNotBeFoundOut(t *testing.T) {
 			t.Errorf("%d things are known that nobody holds", n)
 		}
 	})
+}
+
+// What could not be taken back is found under its name by every path, until it is known
+// whether it is held.
+func TestWhatIsLostIsFoundByEveryPath(t *testing.T) {
+	for _, isHeld := range []bool{true, false} {
+		onDisks(t, 1, map[string]cluster.Disk{"/srv/a": byPath("/srv/a", "file 0:45 7"), "/srv/link": byPath("/srv/link", "file 0:45 7")}, func(hs *hosts) {
+			h := hs.hold(1, "/srv/a", locking.Exclusive, vm(1))
+			held := []locking.Held{{ID: h.ID(), Ref: ref("/srv/a"), Mode: locking.Exclusive, Note: h.(locking.Noter).Note(), Told: true}}
+			if !isHeld {
+				hs.unlock(h)
+			}
+			hs.kill(1)
+			hs.host(1).setFault(func(op dlmtest.Op) (f dlmtest.Fault) {
+				if op.Op == "adopt" {
+					f.Err = syscall.EIO
+				}
+				return f
+			})
+			hs.start(1)
+			id := func() string {
+				o, err := hs.host(1).Open(context.Background(), ref("/srv/link"), false)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer o.Close()
+				return o.ID()
+			}
+			for range 2 {
+				if r := hs.host(1).Restore(context.Background(), held)[0]; !errors.Is(r.Err, syscall.EIO) {
+					t.Fatalf("it could be asked for: %v", r.Err)
+				}
+				if id() != held[0].ID {
+					t.Error("another path to what may be held has another name")
+				}
+			}
+			hs.host(1).setFault(nil)
+			r := hs.host(1).Restore(context.Background(), held)[0]
+			if isHeld != (r.Err == nil) || !isHeld && !errors.Is(r.Err, locking.ErrNotHeld) {
+				t.Fatal(r.Err)
+			}
+			if isHeld {
+				if id() != held[0].ID {
+					t.Error("another path to what is held has another name")
+				}
+				hs.unlock(r.Handle)
+			}
+			if id() == held[0].ID {
+				t.Error("nobody holds it any more, and it has the old name")
+			}
+			if n := hs.host(1).Known(); n != 0 {
+				t.Errorf("%d things are known that nobody holds", n)
+			}
+		})
+	}
 }
 
 // What a daemon that knew paths only has locked stays locked after the upgrade, on

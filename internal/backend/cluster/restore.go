@@ -122,7 +122,9 @@ func (b *Backend) DropUnclaimed() (n int) {
 }
 
 // remember takes in what is noted of the locks, and returns those of which nothing is,
-// and whose names are paths.
+// and whose names are paths. What could not be taken back may be held all the same, so
+// whoever comes by another path has to find it under its name, until it is known: the
+// place of its handle has one that holds nothing.
 func (b *Backend) remember(held []locking.Held, results []locking.Restored) (unknown []*handle) {
 	if b.identify == nil {
 		return nil
@@ -130,9 +132,26 @@ func (b *Backend) remember(held []locking.Held, results []locking.Restored) (unk
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for i, r := range results {
+		if held[i].Ref.Lockspace != "" {
+			continue
+		}
+		id := held[i].ID
+		place := b.lost[id]
 		h, ok := r.Handle.(*handle)
-		if ok && h.lock != nil && h.ref.Lockspace == "" && !b.lockedRemember(h, held[i].Note) {
+		switch {
+		case r.Err != nil && !errors.Is(r.Err, locking.ErrNotHeld):
+			// Of what no client was told (Told) nobody asks again.
+			if place == nil && held[i].Told {
+				b.lost[id] = &handle{b: b, ref: held[i].Ref, name: id}
+				b.lockedRemember(b.lost[id], held[i].Note)
+			}
+			continue
+		case ok && h.lock != nil && !b.lockedRemember(h, held[i].Note):
 			unknown = append(unknown, h)
+		}
+		if place != nil {
+			delete(b.lost, id)
+			b.lockedEnd(place)
 		}
 	}
 	return unknown
