@@ -73,6 +73,9 @@ func (d *Duration) UnmarshalText(b []byte) error {
 	return nil
 }
 
+// MarshalText writes what UnmarshalText reads.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
 func (d Duration) String() string { return time.Duration(d).String() }
 
 // Default is the configuration of a host that has no file. The socket is

@@ -3,9 +3,10 @@ package config
 import (
 	"fmt"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"time"
+
+	"github.com/vmlockd/vmlockd/internal/lazyregexp"
 )
 
 // The modes of the guard; docs/guard.md explains them.
@@ -51,7 +52,7 @@ func defaultGuard() Guard {
 // maxGuardVMs bounds how many can be named.
 const maxGuardVMs = 10_000
 
-var uuidText = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
+var uuidText = lazyregexp.New(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
 func (g *Guard) problems() (list []problem) {
 	add := func(key, format string, args ...any) {
@@ -93,7 +94,7 @@ func (g *Guard) problems() (list []problem) {
 		switch {
 		case (vm.Name == "") == (vm.UUID == ""):
 			add("guard.vm", "%swrite either name or uuid", who)
-		case vm.UUID != "" && !uuidText.MatchString(strings.ToLower(vm.UUID)):
+		case vm.UUID != "" && !uuidText().MatchString(strings.ToLower(vm.UUID)):
 			add("guard.vm", "%suuid %q is none: it has 32 hexadecimal digits in groups of 8, 4, 4, 4 and 12", who, vm.UUID)
 		}
 		switch vm.OnLoss {

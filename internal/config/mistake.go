@@ -5,12 +5,13 @@ import (
 	"fmt"
 	"maps"
 	"reflect"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/BurntSushi/toml"
+
+	"github.com/vmlockd/vmlockd/internal/lazyregexp"
 )
 
 // Mistake is one thing that is wrong in a file.
@@ -35,10 +36,10 @@ func (m *Mistake) Error() string {
 // wrongType is how the library tells a value of the wrong type, or one where a
 // table belongs; neither is a toml.ParseError. It leaves the line out of what is
 // in an inline table.
-var wrongType = regexp.MustCompile(`^toml: (?:line (\d+) )?\(last key "(.*?)"\): (?:incompatible types: TOML value has type|type mismatch for \S+: expected table but found) (.+?)(?:; destination .*)?$`)
+var wrongType = lazyregexp.New(`^toml: (?:line (\d+) )?\(last key "(.*?)"\): (?:incompatible types: TOML value has type|type mismatch for \S+: expected table but found) (.+?)(?:; destination .*)?$`)
 
 func mistakeOf(path string, text []byte, err error) error {
-	if m := wrongType.FindStringSubmatch(err.Error()); m != nil {
+	if m := wrongType().FindStringSubmatch(err.Error()); m != nil {
 		line, _ := strconv.Atoi(m[1])
 		if line == 0 {
 			line = lineOf(text, strings.Split(m[2], "."))
@@ -133,8 +134,8 @@ func keyTypes() map[string]string {
 }
 
 var (
-	header     = regexp.MustCompile(`^\s*\[+\s*([^\]]+?)\s*\]`)
-	assignment = regexp.MustCompile(`^\s*([^=#\[]+?)\s*=`)
+	header     = lazyregexp.New(`^\s*\[+\s*([^\]]+?)\s*\]`)
+	assignment = lazyregexp.New(`^\s*([^=#\[]+?)\s*=`)
 )
 
 // lineOf finds the line that sets a key, as the library tells the place of
@@ -154,14 +155,14 @@ func lineOfExactly(text []byte, key []string) int {
 	n := 0
 	for line := range strings.Lines(string(text)) {
 		n++
-		if m := header.FindStringSubmatch(line); m != nil {
+		if m := header().FindStringSubmatch(line); m != nil {
 			table = parts(m[1])
 			if slices.Equal(table, key) {
 				return n
 			}
 			continue
 		}
-		if m := assignment.FindStringSubmatch(line); m != nil && slices.Equal(slices.Concat(table, parts(m[1])), key) {
+		if m := assignment().FindStringSubmatch(line); m != nil && slices.Equal(slices.Concat(table, parts(m[1])), key) {
 			return n
 		}
 	}
@@ -185,7 +186,7 @@ func lineInTable(text []byte, name string, n int, key string) int {
 	at, count, found := 0, 0, 0
 	for line := range strings.Lines(string(text)) {
 		at++
-		if m := header.FindStringSubmatch(line); m != nil {
+		if m := header().FindStringSubmatch(line); m != nil {
 			if count == n && found > 0 {
 				return found
 			}
@@ -196,7 +197,7 @@ func lineInTable(text []byte, name string, n int, key string) int {
 			}
 			continue
 		}
-		if m := assignment.FindStringSubmatch(line); m != nil && count == n && found > 0 && slices.Equal(parts(m[1]), []string{key}) {
+		if m := assignment().FindStringSubmatch(line); m != nil && count == n && found > 0 && slices.Equal(parts(m[1]), []string{key}) {
 			return at
 		}
 	}

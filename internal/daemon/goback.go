@@ -3,7 +3,6 @@ package daemon
 import (
 	"bytes"
 	"context"
-	"encoding/gob"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -53,7 +52,7 @@ func pathOf(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 type leftBehind struct {
 	Back   int
 	Args   []string
-	Config []byte
+	Config json.RawMessage
 }
 
 func readLeftBehind() (s leftBehind, err error) {
@@ -90,7 +89,7 @@ func EarlierConfig() (c config.Config, ok bool) {
 	}
 	s, err := readLeftBehind()
 	if err == nil {
-		err = gob.NewDecoder(bytes.NewReader(s.Config)).Decode(&c)
+		c, err = config.Kept(s.Config)
 	}
 	return c, err == nil
 }

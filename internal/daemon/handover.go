@@ -62,10 +62,10 @@ type state struct {
 	// Back is a descriptor of the program that has left the state, for the case that
 	// the new one cannot start; 0 if there is none.
 	Back int `json:",omitempty"`
-	// Args are that program's, and Config its configuration, in gob, as the file may
-	// be what keeps the new one from starting.
-	Args   []string `json:",omitempty"`
-	Config []byte   `json:",omitempty"`
+	// Args are that program's, and Config its configuration, as the file may be what
+	// keeps the new one from starting. Only that program reads them again.
+	Args   []string        `json:",omitempty"`
+	Config json.RawMessage `json:",omitempty"`
 	// Told is a descriptor from which a byte can be read if that program was told to
 	// stop; 0 if there is none.
 	Told int `json:",omitempty"`

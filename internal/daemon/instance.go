@@ -1,9 +1,7 @@
 package daemon
 
 import (
-	"bytes"
 	"context"
-	"encoding/gob"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -357,11 +355,10 @@ func (i *instance) handOver(version int) *state {
 		Version: version, Socket: i.cfg.Socket, RunDir: i.cfg.RunDir, Backend: i.cfg.Backend, Lockspace: lockspaceOf(i.cfg),
 		listener: i.again, handovers: list,
 	}
-	var text bytes.Buffer
-	if err := gob.NewEncoder(&text).Encode(i.cfg); err != nil {
-		i.log.Error("the configuration cannot be kept", "reason", err)
+	var bad error
+	if s.Config, bad = i.cfg.Keep(); bad != nil {
+		i.log.Error("the configuration cannot be kept", "reason", bad)
 	}
-	s.Config = text.Bytes()
 	// A call that has not ended may yet change what is held.
 	quiet := i.closeLocks() && err == nil
 	i.keep(s, quiet)

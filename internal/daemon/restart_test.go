@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vmlockd/vmlockd/internal/control"
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/lockprogram"
 	"github.com/vmlockd/vmlockd/internal/logs/logstest"
@@ -33,6 +35,19 @@ func (s *served) configure(key, value string) {
 	}
 	fmt.Fprintf(&b, "%s = %q\n", key, value)
 	if err := os.WriteFile(path, []byte(b.String()), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// rule adds one that names a disk. It must be the last that is added to the configuration.
+func (s *served) rule(disk, name string) {
+	s.t.Helper()
+	f, err := os.OpenFile(filepath.Join(s.dir, "vmlockd.toml"), os.O_WRONLY|os.O_APPEND, 0)
+	if err == nil {
+		_, err = fmt.Fprintf(f, "[[identity.rule]]\npath = %q\nscope = \"cluster\"\nname = %q\n", disk, name)
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
 		s.t.Fatal(err)
 	}
 }
@@ -230,6 +245,7 @@ func TestIncompleteHolder(t *testing.T) {
 // earlier one goes on, with its locks and connections.
 func TestNewProgramFails(t *testing.T) {
 	built := build(t)
+	built.rule(built.disk("web.img"), "ruled")
 	for name, bad := range map[string]string{
 		"configuration": "nonsense = 1\n",
 		"socket":        "socket = \"DIR/file/sock\"\nrun_dir = \"DIR/run\"\n",
@@ -301,6 +317,11 @@ func TestNewProgramFails(t *testing.T) {
 				t.Errorf("a connection that had registered: %v", err)
 			}
 			s.shows(`vmlockd_locks_held{mode="exclusive"}`, "2")
+			// With what it had read, and what follows from that.
+			d, err := control.NewClient(filepath.Join(s.dir, "run", "control.sock")).Identify(ctx, disk, false)
+			if err != nil || len(d.Disks) != 1 || d.Disks[0].Name != "rule:ruled" {
+				t.Errorf("the disk is %+v, error %v", d, err)
+			}
 			proc := fmt.Sprintf("/proc/%d/", s.cmd.Process.Pid)
 			comm, _ := os.ReadFile(proc + "comm")
 			exe, _ := os.Readlink(proc + "exe")

@@ -3,10 +3,11 @@ package identity
 import (
 	"fmt"
 	"path"
-	"regexp"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vmlockd/vmlockd/internal/lazyregexp"
 )
 
 // The kinds of devices, as rules name them.
@@ -146,7 +147,7 @@ func (r *Resolver) scsi(id *Identity, dir string) {
 	real, err := r.real(dir, "device")
 	session := ""
 	if err == nil {
-		session = iscsiSession.FindString(real)
+		session = iscsiSession().FindString(real)
 	}
 	if session != "" {
 		id.Type = TypeISCSI
@@ -173,7 +174,7 @@ func (r *Resolver) scsi(id *Identity, dir string) {
 }
 
 // iscsiSession is the part of a device's path up to its iSCSI session.
-var iscsiSession = regexp.MustCompile(`^.*/session\d+`)
+var iscsiSession = lazyregexp.New(`^.*/session\d+`)
 
 // md takes the array's UUID from the kernel, or from the link that udev makes.
 func (r *Resolver) md(id *Identity, dir string) {
@@ -252,7 +253,7 @@ func (r *Resolver) rbd(id *Identity, kernelName string) {
 func (r *Resolver) nbd(id *Identity, dir string) {
 	id.Type = TypeNBD
 	const otherwise = "to a host where it is called otherwise it is another disk"
-	if backend := r.read(dir, "backend"); backend != "" && !plainUUID.MatchString(backend) {
+	if backend := r.read(dir, "backend"); backend != "" && !plainUUID().MatchString(backend) {
 		id.Name, id.Doubt = "nbd:"+backend, true
 		id.step("%s is the export that its client calls %s; %s", id.Path, backend, otherwise)
 		return
@@ -263,7 +264,7 @@ func (r *Resolver) nbd(id *Identity, dir string) {
 	}
 }
 
-var plainUUID = regexp.MustCompile(`^[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}$`)
+var plainUUID = lazyregexp.New(`^[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}$`)
 
 // loop is what its file is. The part of the file that it shows does not count: two
 // parts may overlap.

@@ -2,17 +2,18 @@ package identity
 
 import (
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/vmlockd/vmlockd/internal/lazyregexp"
 )
 
 // A device of the device mapper has a name and a UUID, which whoever made it has
 // given it; both are in sysfs. The UUID begins with what that was.
 var (
-	lvmUUID   = regexp.MustCompile(`^LVM-([0-9A-Za-z]{32})([0-9A-Za-z]{32})(-.+)?$`)
-	cryptUUID = regexp.MustCompile(`^(CRYPT-[0-9A-Z]+-[0-9a-f]{32})-`)
-	partUUID  = regexp.MustCompile(`^part(\d+)-`)
+	lvmUUID   = lazyregexp.New(`^LVM-([0-9A-Za-z]{32})([0-9A-Za-z]{32})(-.+)?$`)
+	cryptUUID = lazyregexp.New(`^(CRYPT-[0-9A-Z]+-[0-9a-f]{32})-`)
+	partUUID  = lazyregexp.New(`^part(\d+)-`)
 )
 
 func (r *Resolver) mapper(id *Identity, dir string, depth int) error {
@@ -21,7 +22,7 @@ func (r *Resolver) mapper(id *Identity, dir string, depth int) error {
 	if name != "" {
 		id.Path = "/dev/mapper/" + name
 	}
-	switch m := lvmUUID.FindStringSubmatch(uuid); {
+	switch m := lvmUUID().FindStringSubmatch(uuid); {
 	case m != nil:
 		id.Type = TypeLVM
 		id.Name = "lvm:" + m[1] + "/" + m[2] + m[3]
@@ -32,15 +33,15 @@ func (r *Resolver) mapper(id *Identity, dir string, depth int) error {
 		return r.fromBelow(id, dir, onePath, "", depth)
 	case strings.HasPrefix(uuid, "CRYPT-"):
 		id.Type = TypeCrypt
-		if c := cryptUUID.FindStringSubmatch(uuid); c != nil {
+		if c := cryptUUID().FindStringSubmatch(uuid); c != nil {
 			// What follows is the name that this host gave it.
 			id.Name = "dm:" + c[1]
 			id.step("%s is the encrypted volume %s", id.Path, c[1])
 			return nil
 		}
 		return r.fromBelow(id, dir, allBelow, "", depth)
-	case partUUID.MatchString(uuid):
-		return r.fromBelow(id, dir, onePath, "-part"+partUUID.FindStringSubmatch(uuid)[1], depth)
+	case partUUID().MatchString(uuid):
+		return r.fromBelow(id, dir, onePath, "-part"+partUUID().FindStringSubmatch(uuid)[1], depth)
 	case uuid != "":
 		id.Name = "dm:" + uuid
 		id.step("%s is the mapped device with UUID %s", id.Path, uuid)

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vmlockd/vmlockd/internal/lazyregexp"
 )
 
 // Rule says what cannot be found out. The zero Rule matches nothing; see NewRule.
@@ -49,8 +51,8 @@ const (
 )
 
 var (
-	typeName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)
-	variable = regexp.MustCompile(`\{[^{}]*\}`)
+	typeName = lazyregexp.New(`^[a-z0-9][a-z0-9._-]{0,63}$`)
+	variable = lazyregexp.New(`\{[^{}]*\}`)
 )
 
 // NewRule checks a rule. Every error is a *RuleError.
@@ -72,7 +74,7 @@ func NewRule(t RuleText) (Rule, error) {
 		return wrong("path", "%q can match nothing, as paths are compared without links: write %q", t.Path, path.Clean(t.Path))
 	case strings.ContainsAny(t.Path, `[]{}\`):
 		return wrong("path", `%q has one of [ ] { } \, which stand for nothing here: use * or ? for such a character`, t.Path)
-	case t.Type != "" && !typeName.MatchString(t.Type):
+	case t.Type != "" && !typeName().MatchString(t.Type):
 		return wrong("type", "%q is no kind of device or file system: use one of %s, or a file system's type as in /proc/self/mountinfo", t.Type, strings.Join(DeviceTypes(), ", "))
 	}
 	switch t.Scope {
@@ -103,7 +105,7 @@ func templateProblem(t RuleText) string {
 	if len(t.Name) > maxTemplate {
 		return fmt.Sprintf("it has %d bytes: use up to %d", len(t.Name), maxTemplate)
 	}
-	used := variable.FindAllString(t.Name, -1)
+	used := variable().FindAllString(t.Name, -1)
 	for _, v := range used {
 		switch v {
 		case "{path}", "{base}", "{inode}":
@@ -118,7 +120,7 @@ func templateProblem(t RuleText) string {
 	if len(used) == 0 && (t.Path == "" || strings.ContainsAny(t.Path, "*?")) {
 		return fmt.Sprintf("all disks would have the one name %q, and only one of them could be used at a time: add {rest}, {path}, {base} or {inode}", t.Name)
 	}
-	if strings.ContainsAny(variable.ReplaceAllString(t.Name, ""), "{}") {
+	if strings.ContainsAny(variable().ReplaceAllString(t.Name, ""), "{}") {
 		return fmt.Sprintf("%q has a { or } that belongs to no variable: remove it", t.Name)
 	}
 	return ""
