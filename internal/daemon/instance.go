@@ -109,6 +109,10 @@ func start(c config.Config, version string, log *slog.Logger, from *state) (i *i
 	if err := noOtherLocks(c, boot); err != nil {
 		return i, err
 	}
+	// All that is read now stays, so collecting meanwhile finds little and delays the
+	// first answer. What is left over goes when that was given.
+	percent := debug.SetGCPercent(restoreGC)
+	i.tidy.did(0, func() { debug.SetGCPercent(percent) })
 	// Before anything is joined: whoever is killed after that has a journal.
 	there := lockspaceIsThere(c)
 	found, err := i.openJournal(boot)
@@ -226,10 +230,7 @@ func (i *instance) takeBack(found journal.Recovered) {
 	if doubt {
 		i.doubt.suspect(found.Damage.String())
 	}
-	// All of it stays, so collecting meanwhile finds little and delays the first
-	// answer. What is left over goes when that was given.
-	percent := debug.SetGCPercent(restoreGC)
-	defer i.tidy.did(int64(len(found.Entries)), func() { debug.SetGCPercent(percent) })
+	defer i.tidy.did(int64(len(found.Entries)), nil)
 	later := i.locks.Restore(ctx, i.backend, found.Entries, found.Lockspaces, doubt)
 	if n := len(found.Entries); n > 0 && later == 0 {
 		i.log.Info("locks from before the restart were taken back", "event", "locks-restored", "entries", n, "took", time.Since(begin))

@@ -60,7 +60,7 @@ func look(dir, bootID string) (live int, err error) {
 		return 0, nil
 	}
 	var d Damage
-	r, idx := file{f: f, mark: h.mark}, newIndex(h.next)
+	r, idx := file{f: f, mark: h.mark}, newIndex(h.next, 0)
 	if err := r.scan(idx, st.Size(), &d); err != nil {
 		return 0, err
 	}

@@ -40,7 +40,7 @@ func newFresh(dir, boot string, next uint64) (_ *fresh, err error) {
 		return nil, err
 	}
 	stepCreate.after.Pass()
-	w := &fresh{dir: dir, file: file{f: f}, idx: newIndex(next), buf: make([]byte, 0, freshBuffer+4096)}
+	w := &fresh{dir: dir, file: file{f: f}, idx: newIndex(next, 0), buf: make([]byte, 0, freshBuffer+4096)}
 	_, _ = rand.Read(w.mark[:]) // never fails
 	w.header = header{boot: boot, next: w.idx.next, mark: w.mark}
 	w.buf = append(w.buf, w.header.encode()...)

@@ -70,7 +70,7 @@ func FuzzRecord(f *testing.F) {
 	f.Add(byte(kindDoubt), []byte("why"))
 	f.Add(byte(0), []byte("what"))
 	f.Fuzz(func(t *testing.T, k byte, body []byte) {
-		idx := newIndex(1)
+		idx := newIndex(1, 0)
 		rec := appendText(nil, mark{}, 0, kind(k), string(body))
 		if err := idx.apply(0, rec); err != nil {
 			return

@@ -29,8 +29,9 @@ type index struct {
 	bytes  int64    // what all this would take in a fresh file, without the headers
 }
 
-func newIndex(next uint64) *index {
-	return &index{live: map[uint64]slot{}, spaces: map[string]struct{}{}, next: max(next, 1)}
+// newIndex is empty, with room for so many entries.
+func newIndex(next uint64, room int) *index {
+	return &index{live: make(map[uint64]slot, room), spaces: map[string]struct{}{}, next: max(next, 1)}
 }
 
 func (x *index) add(seq uint64, s slot) {
@@ -119,6 +120,16 @@ func (x *index) apply(off int64, rec []byte) error {
 		return fmt.Errorf("a record has the unknown kind %d: a newer version may have written it", k)
 	}
 	return nil
+}
+
+// seqs are those of the live entries, in order.
+func (x *index) seqs() []uint64 {
+	s := make([]uint64, 0, len(x.live))
+	for seq := range x.live {
+		s = append(s, seq)
+	}
+	slices.Sort(s)
+	return s
 }
 
 // liveEntry is a slot and its seq.

@@ -136,7 +136,7 @@ func (j *Journal) load(lastBoot string, d *Damage) (fresh bool, err error) {
 			d.Missing = true
 			d.unknown("there was a journal in this boot, and it is gone")
 		}
-		return !d.Missing, j.replace(&file{}, newIndex(1), d)
+		return !d.Missing, j.replace(&file{}, newIndex(1, 0), d)
 	}
 	if err != nil {
 		return false, err
@@ -167,18 +167,19 @@ func (j *Journal) load(lastBoot string, d *Damage) (fresh bool, err error) {
 		if err := j.setAside(&old, size, "", d); err != nil {
 			return false, err
 		}
-		return false, j.replace(&old, newIndex(1), d)
+		return false, j.replace(&old, newIndex(1, 0), d)
 	}
 	if h.boot != j.boot {
 		d.OtherBoot = h.boot
 		if err := j.setAside(&old, size, otherBootSuffix, d); err != nil {
 			return false, err
 		}
-		return true, j.replace(&old, newIndex(1), d)
+		return true, j.replace(&old, newIndex(1, 0), d)
 	}
 
 	old.mark = h.mark
-	idx := newIndex(h.next)
+	// Of a file that is compacted most is entries, of perhaps 200 bytes.
+	idx := newIndex(h.next, int(min(size, compactMin)/256))
 	if err := old.scan(idx, size, d); err != nil {
 		return false, err
 	}
@@ -330,14 +331,14 @@ func (j *Journal) replace(old *file, idx *index, d *Damage) error {
 
 // decodeAll returns the live entries, in order.
 func (j *Journal) decodeAll() ([]locking.Entry, error) {
-	live := j.idx.entries(make([]liveEntry, 0, len(j.idx.live)))
-	inOrder(live)
-	entries := make([]locking.Entry, 0, len(live))
+	seqs := j.idx.seqs()
+	entries := make([]locking.Entry, 0, len(seqs))
 	// The entries are read once more, but not into memory that is new again.
 	win := &window{f: j.f, mark: j.mark, end: j.end, buf: j.spare}
 	j.spare = nil
 	same := commons{}
-	for _, l := range live {
+	for _, seq := range seqs {
+		l := liveEntry{seq, j.idx.live[seq]}
 		rec, err := readEntry(win, l)
 		if err != nil {
 			return nil, err
