@@ -149,8 +149,8 @@ func (b *adoptBatch) prepare(from, to int) []attempt {
 	if b.left || ls.stopErr != nil {
 		return nil
 	}
-	if len(ls.locks) == 0 && len(b.todo) > chunk {
-		ls.locks = make(map[uint64]*Lock, len(b.todo))
+	if ls.locks.Len() == 0 && len(b.todo) > chunk {
+		ls.locks.Expect(len(b.todo))
 	}
 	work := b.work[:to-from]
 	clear(work)

@@ -120,8 +120,8 @@ func (ls *Lockspace) Handover(ctx context.Context) (*Handover, error) {
 // handLocked notes all locks in h and forgets them.
 func (ls *Lockspace) handLocked(h *Handover) {
 	h.lastCookie = ls.lastCookie
-	h.locks = make([]handedLock, 0, len(ls.locks))
-	for _, l := range ls.locks {
+	h.locks = make([]handedLock, 0, ls.locks.Len())
+	for l := range ls.locks.All() {
 		if l.dead {
 			continue
 		}
@@ -202,10 +202,11 @@ func (h *Handover) open(k Kernel) (Device, error) {
 // resumed makes the locks of h those of ls, before anything is read.
 func (ls *Lockspace) resumed(h *Handover) ([]*Lock, error) {
 	list := make([]*Lock, len(h.locks))
-	ls.lastCookie, ls.locks = h.lastCookie, make(map[uint64]*Lock, len(h.locks))
+	ls.lastCookie = h.lastCookie
+	ls.locks.Expect(len(h.locks))
 	for i := range h.locks {
 		n := &h.locks[i]
-		if n.lkid == 0 || n.cookie == 0 || n.cookie > h.lastCookie || ls.locks[n.cookie] != nil || checkLock(n.name, n.mode) != nil ||
+		if n.lkid == 0 || n.cookie == 0 || n.cookie > h.lastCookie || ls.locks.Get(n.cookie) != nil || checkLock(n.name, n.mode) != nil ||
 			n.owed != nil && !n.owed.mode.valid() {
 			return nil, fmt.Errorf("%w: the lock on %s is damaged in what was handed over", ErrInvalid, quoteName(n.name))
 		}
@@ -219,7 +220,8 @@ func (ls *Lockspace) resumed(h *Handover) ([]*Lock, error) {
 				l.blocking <- m
 			}
 		}
-		ls.locks[l.cookie], list[i] = l, l
+		ls.locks.Put(l)
+		list[i] = l
 	}
 	for _, l := range list {
 		l.countLocked() // nobody else knows ls yet; what is owed is under way

@@ -1,7 +1,6 @@
 package dlm
 
 import (
-	"container/list"
 	"context"
 	"fmt"
 	"time"
@@ -20,21 +19,20 @@ type Lock struct {
 	blocking chan Mode // nil without LockOptions.Notify; closed when the lock has ended
 
 	// Guarded by ls.mu.
-	cur       *request // the request or conversion under way
-	unlock    *request // the release under way
-	write     *write   // the write about this lock that is under way; there is never a second one
-	owed      *request // a conversion that ended without its result, which may come yet; see lost.go
-	retry     *time.Timer
-	unsettled *list.Element // in ls.unsettled
-	lvb       LVB
-	lkid      uint32
-	place     int32 // in Options.UnderWay; 0 if this does not count there
-	mode      Mode  // as granted last
-	lvbValid  bool
-	lvbAsked  bool // by the request that was granted last
-	dead      bool // the kernel has said its last word
-	adopted   bool // results about it may get lost, see lost.go
-	busy      bool
+	cur      *request // the request or conversion under way
+	unlock   *request // the release under way
+	write    *write   // the write about this lock that is under way; there is never a second one
+	owed     *request // a conversion that ended without its result, which may come yet; see lost.go
+	retry    *time.Timer
+	lvb      LVB
+	lkid     uint32
+	place    int32 // in Options.UnderWay; 0 if this does not count there
+	mode     Mode  // as granted last
+	lvbValid bool
+	lvbAsked bool // by the request that was granted last
+	dead     bool // the kernel has said its last word
+	adopted  bool // results about it may get lost, see lost.go
+	busy     bool
 
 	persistent bool // never changed
 }
@@ -147,7 +145,7 @@ func (ls *Lockspace) newLockLocked(name string, opts LockOptions) *Lock {
 	if opts.Notify {
 		l.blocking = make(chan Mode, 1)
 	}
-	ls.locks[l.cookie] = l
+	ls.locks.Put(l)
 	return l
 }
 

@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/vmlockd/vmlockd/dlm/internal/abi"
+	"github.com/vmlockd/vmlockd/internal/table"
 )
 
 // DefaultInFlight is how many writes a Lockspace has in the kernel at once unless Options say otherwise. While a
@@ -51,12 +53,12 @@ type Lockspace struct {
 	handing    bool // Handover has begun: it waits for writes too
 	gone       bool // the device is being closed: writes are pointless
 	closeErr   error
-	locks      map[uint64]*Lock // by cookie, until the kernel has said its last word about them
+	locks      table.Table[uint64, Lock] // by cookie, until the kernel has said its last word about them
 	lastCookie uint64
-	late       map[orphan][]*Lock // adopted after the caller had left
-	busy       int                // locks with a request under way
-	idle       chan struct{}      // while Close or Handover waits: closed when nothing is under way
-	unsettled  list.List          // for each Lock that is unsettled the time.Time since when, the oldest first
+	late       map[orphan][]*Lock  // adopted after the caller had left
+	busy       int                 // locks with a request under way
+	idle       chan struct{}       // while Close or Handover waits: closed when nothing is under way
+	unsettled  map[*Lock]time.Time // since when
 	writing    map[*write]struct{}
 	adopting   *write
 	lines      [2]list.List // of *write: releases, then all others
@@ -75,7 +77,7 @@ func newLockspace(k Kernel, name string, dev Device, opts Options) *Lockspace {
 	ls := &Lockspace{
 		name: name, kernel: k, dev: dev, limit: opts.InFlight,
 		stop: make(chan struct{}), finished: make(chan struct{}), adoptTurn: make(chan struct{}, 1),
-		locks: map[uint64]*Lock{}, late: map[orphan][]*Lock{}, writing: map[*write]struct{}{},
+		locks: table.New(func(l *Lock) uint64 { return l.cookie }), late: map[orphan][]*Lock{}, unsettled: map[*Lock]time.Time{}, writing: map[*write]struct{}{},
 	}
 	if opts.UnderWay != nil {
 		ls.underWay.Store(opts.UnderWay)
@@ -124,7 +126,7 @@ func (ls *Lockspace) resultLocked(buf []byte) {
 		ls.malformed++
 		return
 	}
-	l := ls.locks[res.UserAstparam]
+	l := ls.locks.Get(res.UserAstparam)
 	if l == nil {
 		ls.stray++
 		return
@@ -162,7 +164,7 @@ func (ls *Lockspace) endAllLocked(err error) {
 			w.done(0, err)
 		}
 	}
-	for _, l := range ls.locks {
+	for _, l := range slices.Collect(ls.locks.All()) { // some are forgotten
 		l.stopRetryLocked()
 		l.dead = true
 		l.endRequestsLocked(err)
@@ -211,7 +213,7 @@ func (ls *Lockspace) Close(ctx context.Context) error {
 // drain gives up all requests and waits until they have an outcome or ctx ends. It returns nil or which are left.
 func (ls *Lockspace) drain(ctx context.Context) error {
 	ls.mu.Lock()
-	for _, l := range ls.locks {
+	for _, l := range slices.Collect(ls.locks.All()) { // some may be forgotten
 		if l.cur != nil {
 			l.giveUpLocked(l.cur)
 			l.stepLocked()
@@ -235,7 +237,7 @@ func (ls *Lockspace) drain(ctx context.Context) error {
 	}
 	const most = 10 // names in the text
 	text, n := "", 0
-	for _, l := range ls.locks {
+	for l := range ls.locks.All() {
 		if l.busy {
 			if n++; n <= most {
 				text += " " + quoteName(l.name)
@@ -296,14 +298,14 @@ type Stats struct {
 	Malformed uint64 // results that made no sense, since the start: never seen from a real kernel
 }
 
-// Stats returns the present numbers. It costs a walk over the writes in flight.
+// Stats returns the present numbers. It costs a walk over the writes in flight, and over what is unsettled.
 func (ls *Lockspace) Stats() Stats {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
 	now := time.Now()
 	s := Stats{
-		Locks: len(ls.locks), InFlight: len(ls.writing), Queued: ls.lines[0].Len() + ls.lines[1].Len(),
-		Unsettled: ls.unsettled.Len(), Stray: ls.stray, Malformed: ls.malformed,
+		Locks: ls.locks.Len(), InFlight: len(ls.writing), Queued: ls.lines[0].Len() + ls.lines[1].Len(),
+		Unsettled: len(ls.unsettled), Stray: ls.stray, Malformed: ls.malformed,
 	}
 	if ls.adopting != nil {
 		s.InFlight++
@@ -312,8 +314,8 @@ func (ls *Lockspace) Stats() Stats {
 	for w := range ls.writing {
 		s.OldestWrite = max(s.OldestWrite, now.Sub(w.since))
 	}
-	if e := ls.unsettled.Front(); e != nil {
-		s.OldestUnsettled = now.Sub(e.Value.(time.Time))
+	for _, since := range ls.unsettled {
+		s.OldestUnsettled = max(s.OldestUnsettled, now.Sub(since))
 	}
 	return s
 }

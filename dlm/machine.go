@@ -111,8 +111,8 @@ func (l *Lock) endRequestsLocked(err error) {
 
 // forgetLocked ends the record of l. Its cookie is never used again.
 func (l *Lock) forgetLocked() {
-	if _, ok := l.ls.locks[l.cookie]; ok {
-		delete(l.ls.locks, l.cookie)
+	if l.ls.locks.Get(l.cookie) != nil {
+		l.ls.locks.Remove(l.cookie)
 		if l.blocking != nil {
 			close(l.blocking)
 		}
@@ -133,11 +133,10 @@ func (l *Lock) accountLocked() {
 	l.countLocked()
 	open := l.cur != nil && l.cur.givenUp || l.unlock != nil && l.unlock.givenUp
 	switch {
-	case open && l.unsettled == nil:
-		l.unsettled = ls.unsettled.PushBack(time.Now())
-	case !open && l.unsettled != nil:
-		ls.unsettled.Remove(l.unsettled)
-		l.unsettled = nil
+	case !open:
+		delete(ls.unsettled, l)
+	case ls.unsettled[l].IsZero():
+		ls.unsettled[l] = time.Now()
 	}
 	ls.checkIdleLocked()
 }

@@ -33,7 +33,7 @@ func (m *Manager) lockedNotTakenBack() error {
 		return nil
 	}
 	var holders []Holder
-	for r := range m.resources.all() {
+	for r := range m.resources.All() {
 		if r.lost != nil {
 			holders = append(holders, r.lockedHolders()...)
 		}

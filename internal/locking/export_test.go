@@ -24,7 +24,7 @@ type Sizes struct{ Resources, Names, Owners int }
 func (m *Manager) Sizes() Sizes {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return Sizes{m.resources.len(), m.names.len(), len(m.owners)}
+	return Sizes{m.resources.Len(), m.names.Len(), len(m.owners)}
 }
 
 // AddLockspaces fills the table as if clients had.
@@ -50,9 +50,9 @@ func (m *Manager) Check() error {
 	defer m.mu.Unlock()
 	names := map[Ref]*resource{}
 	count, holders := Counts{Lockspaces: len(m.lockspaces)}, map[*owner]bool{}
-	for r := range m.resources.all() {
+	for r := range m.resources.All() {
 		id := r.id
-		if m.resources.get(id) != r {
+		if m.resources.Get(id) != r {
 			return fmt.Errorf("resource %q is not found by its id", id)
 		}
 		if r.users == 0 && len(r.holds) == 0 {
@@ -84,13 +84,13 @@ func (m *Manager) Check() error {
 	if got := m.Counts(); got != count {
 		return fmt.Errorf("counted %+v, and there are %+v", got, count)
 	}
-	for h := range m.names.all() {
-		if h.of == nil || names[h.ref] != h.of || !slices.Contains(h.of.holds, h) || m.names.get(h.ref) != h {
+	for h := range m.names.All() {
+		if h.of == nil || names[h.ref] != h.of || !slices.Contains(h.of.holds, h) || m.names.Get(h.ref) != h {
 			return fmt.Errorf("name %v leads to %+v, where nobody holds it", h.ref, h.of)
 		}
 	}
-	if len(names) != m.names.len() {
-		return fmt.Errorf("%d names are held and %d are known", len(names), m.names.len())
+	if len(names) != m.names.Len() {
+		return fmt.Errorf("%d names are held and %d are known", len(names), m.names.Len())
 	}
 	for pid, o := range m.owners {
 		if o.pid != pid || o.gone {

@@ -47,7 +47,7 @@ func (m *Manager) HoldingProcesses() []HoldingProcess {
 	}
 	list := []HoldingProcess{}
 	seen := map[*owner]struct{}{}
-	for r := range m.resources.all() {
+	for r := range m.resources.All() {
 		if m.onlyHere(r.id) {
 			continue
 		}
@@ -82,7 +82,7 @@ func (o *owner) lockedStart() uint64 {
 func (m *Manager) Prove(ctx context.Context, pid int32, start uint64) error {
 	var list []*resource
 	m.mu.Lock()
-	for r := range m.resources.all() {
+	for r := range m.resources.All() {
 		if !m.onlyHere(r.id) && r.lockedHeldBy(pid, start) {
 			r.users++
 			list = append(list, r)

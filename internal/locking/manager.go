@@ -9,6 +9,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/vmlockd/vmlockd/internal/table"
 )
 
 // maxLockspaces bounds the table that CREATE_LOCKSPACE fills. libvirt makes one
@@ -61,8 +63,8 @@ type Manager struct {
 	mu         sync.Mutex // guards all below, and every field of resource, hold and owner that says so
 	closed     bool
 	lockspaces map[string]struct{}
-	resources  table[string, resource] // by Handle.ID, for as long as it is held or worked on
-	names      table[Ref, hold]        // the names under which resources are held, with one hold of each
+	resources  table.Table[string, resource] // by Handle.ID, for as long as it is held or worked on
+	names      table.Table[Ref, hold]        // the names under which resources are held, with one hold of each
 	owners     map[int32]*owner
 	underway   map[*Waiter]struct{} // requests for locks
 	draining   bool
@@ -100,8 +102,8 @@ func New(o Options) *Manager {
 		timeout:      o.RequestTimeout,
 		anyLockspace: o.AnyLockspace,
 		lockspaces:   map[string]struct{}{"": {}},
-		resources:    newTable(func(r *resource) string { return r.id }),
-		names:        newTable(func(h *hold) Ref { return h.ref }),
+		resources:    table.New(func(r *resource) string { return r.id }),
+		names:        table.New(func(h *hold) Ref { return h.ref }),
 		owners:       map[int32]*owner{},
 		underway:     map[*Waiter]struct{}{},
 		returners:    map[*owner]struct{}{},
@@ -149,7 +151,7 @@ func (m *Manager) Close(ctx context.Context) error {
 func (m *Manager) Holders() []Holder {
 	m.mu.Lock()
 	list := []Holder{}
-	for r := range m.resources.all() {
+	for r := range m.resources.All() {
 		list = append(list, r.lockedHolders()...)
 	}
 	m.mu.Unlock() // requests for locks do not wait for the order
@@ -167,7 +169,7 @@ func (m *Manager) Holders() []Holder {
 func (m *Manager) HoldersOf(id string) []Holder {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	r := m.resources.get(id)
+	r := m.resources.Get(id)
 	if r == nil {
 		return []Holder{}
 	}

@@ -77,10 +77,10 @@ func (r *resource) lockedHeldByGone() (list []*hold) {
 
 // lockedUse finds or makes the resource and keeps it in the table until leave.
 func (m *Manager) lockedUse(id string) *resource {
-	r := m.resources.get(id)
+	r := m.resources.Get(id)
 	if r == nil {
 		r = &resource{id: id}
-		m.resources.put(r)
+		m.resources.Put(r)
 	}
 	r.users++
 	return r
@@ -91,7 +91,7 @@ func (m *Manager) leave(r *resource) {
 	defer m.mu.Unlock()
 	r.users--
 	if r.users == 0 && len(r.holds) == 0 {
-		m.resources.remove(r.id)
+		m.resources.Remove(r.id)
 	}
 }
 
@@ -99,7 +99,7 @@ func (m *Manager) lockedAddHold(r *resource, h *hold) {
 	m.holding = holding{}
 	r.holds = append(r.holds, h)
 	h.of = r
-	m.names.put(h)
+	m.names.Put(h)
 	h.owner.lockedAdd(h)
 	m.counts.changed(r, h, 1)
 }
@@ -108,10 +108,10 @@ func (m *Manager) lockedRemoveHold(r *resource, h *hold) {
 	m.holding = holding{}
 	i := slices.Index(r.holds, h)
 	r.holds = slices.Delete(r.holds, i, i+1)
-	if m.names.get(h.ref) == h {
-		m.names.remove(h.ref)
+	if m.names.Get(h.ref) == h {
+		m.names.Remove(h.ref)
 		if i := slices.IndexFunc(r.holds, func(o *hold) bool { return o.ref == h.ref }); i >= 0 {
-			m.names.put(r.holds[i])
+			m.names.Put(r.holds[i])
 		}
 	}
 	m.counts.changed(r, h, -1)
@@ -125,7 +125,7 @@ func (m *Manager) lockedRemoveHold(r *resource, h *hold) {
 
 // lockedNamed is the resource that is held under a name, or nil.
 func (m *Manager) lockedNamed(ref Ref) *resource {
-	if h := m.names.get(ref); h != nil {
+	if h := m.names.Get(ref); h != nil {
 		return h.of
 	}
 	return nil

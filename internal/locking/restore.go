@@ -192,8 +192,8 @@ func (m *Manager) takeBack(ctx context.Context, b Restorer, entries []Entry) (li
 	var ended, late []*Entry
 	owners := map[ownerKey]*owner{}
 	m.mu.Lock()
-	m.resources.expect(len(list))
-	m.names.expect(len(list))
+	m.resources.Expect(len(list))
+	m.names.Expect(len(list))
 	for i := range list {
 		c := &list[i]
 		c.results, results = results[:len(c.held)], results[len(c.held):]
@@ -203,7 +203,7 @@ func (m *Manager) takeBack(ctx context.Context, b Restorer, entries []Entry) (li
 		} else {
 			ended = append(ended, c.resolve(b)...)
 		}
-		m.resources.put(c.r)
+		m.resources.Put(c.r)
 		if len(c.entries) > 0 && why == nil {
 			describe(c.r.handle, c.entries[0].Owner, c.entries[0].Since)
 		}
@@ -308,7 +308,7 @@ func (m *Manager) settle(ctx context.Context, b Restorer, entries []Entry, doubt
 	if doubt {
 		m.mu.Lock()
 		entries = slices.DeleteFunc(slices.Clone(entries), func(e Entry) bool {
-			r := m.resources.get(e.ID)
+			r := m.resources.Get(e.ID)
 			return r != nil && r.lost != nil
 		})
 		m.mu.Unlock()
@@ -351,11 +351,11 @@ func (m *Manager) settle(ctx context.Context, b Restorer, entries []Entry, doubt
 func (m *Manager) keepForNobody(e Entry, h Handle, why error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.resources.get(e.ID) != nil {
+	if m.resources.Get(e.ID) != nil {
 		return // a second shared lock; the next process finds it
 	}
 	r := &resource{id: e.ID, mode: e.Mode, handle: h, lost: why}
-	m.resources.put(r)
+	m.resources.Put(r)
 	o := nobody(e.Owner.PID)
 	m.lockedAddHold(r, &hold{owner: o, info: o.lockedInfo(e.Owner), ref: e.Ref, since: e.Since, seq: e.Seq})
 }

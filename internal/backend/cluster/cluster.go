@@ -26,6 +26,7 @@ import (
 	"github.com/vmlockd/vmlockd/dlm"
 	"github.com/vmlockd/vmlockd/dlm/controld"
 	"github.com/vmlockd/vmlockd/internal/locking"
+	"github.com/vmlockd/vmlockd/internal/table"
 )
 
 // Options say where locks are held. Lockspace must be set.
@@ -99,7 +100,7 @@ type Backend struct {
 	handed     map[string]*dlm.Lock
 	handedMore []*dlm.Lock
 	// known has one handle of each thing that handles stand for, by Disk.Local.
-	known map[string]*handle
+	known table.Table[string, handle]
 	// lost are in the place of handles that could not be taken back, by name.
 	lost map[string]*handle
 	// recalls counts what awaitRecall waits for, until recalled is closed; one of them is
@@ -119,7 +120,7 @@ var errJoining error = &stopped{reason{causeJoining, "this host is still joining
 // provide: the DLM module, a running dlm_controld, or the privilege.
 func New(o Options) (*Backend, error) {
 	b := &Backend{kernel: o.Kernel, name: o.Lockspace, log: o.Log, joined: make(chan struct{}), why: errJoining,
-		releasing: map[string]chan struct{}{}, known: map[string]*handle{}, lost: map[string]*handle{}, identify: o.Identify}
+		releasing: map[string]chan struct{}{}, known: table.New(func(h *handle) string { return h.local }), lost: map[string]*handle{}, identify: o.Identify}
 	b.controld, b.last = o.Controld, o.LastClose
 	if b.kernel == nil {
 		b.kernel = dlm.Host()

@@ -127,11 +127,11 @@ func (b *Backend) lockedKnow(h *handle, local string, byPath bool) {
 	if local == "" || h.ended {
 		return
 	}
-	k := b.known[local]
+	k := b.known.Get(local)
 	switch {
 	case k == nil:
 		h.local, h.byPath = local, byPath
-		b.known[local] = h
+		b.known.Put(h)
 		return
 	case k.name == h.name:
 	case k.byPath || byPath:
@@ -152,20 +152,19 @@ func (b *Backend) end(h *handle) {
 
 func (b *Backend) lockedEnd(h *handle) {
 	h.ended = true
-	first := b.known[h.local]
-	switch {
-	case h.local == "":
+	if h.local == "" {
 		return
+	}
+	switch first := b.known.Get(h.local); {
 	case first != h:
 		for first.next != h {
 			first = first.next
 		}
 		first.next = h.next
 	case h.next == nil:
-		delete(b.known, h.local)
+		b.known.Remove(h.local)
 	default:
-		// The key is that of a handle that has ended, and equal.
-		b.known[h.local] = h.next
+		b.known.Put(h.next) // in the place of h
 	}
 	h.local, h.next = "", nil
 }
@@ -190,7 +189,7 @@ func (b *Backend) lockedRemember(h *handle, note string) bool {
 	if local == "" {
 		return false
 	}
-	if k := b.known[local]; k == nil || k.name == h.name {
+	if k := b.known.Get(local); k == nil || k.name == h.name {
 		b.lockedKnow(h, local, byPath)
 	}
 	return true // or the earlier daemon took it for another one
@@ -285,7 +284,7 @@ func (b *Backend) recallOne(h *handle) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if k := b.known[d.Local]; k != nil && k.name != h.name {
+	if k := b.known.Get(d.Local); k != nil && k.name != h.name {
 		return // two that the earlier daemon took for two
 	}
 	b.lockedKnow(h, d.Local, d.ByPath || asPath)

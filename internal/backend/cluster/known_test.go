@@ -4,5 +4,5 @@ package cluster
 func (b *Backend) Known() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return len(b.known)
+	return b.known.Len()
 }

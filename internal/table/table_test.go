@@ -1,4 +1,4 @@
-package locking
+package table
 
 import (
 	"fmt"
@@ -16,16 +16,16 @@ type thing struct {
 // again.
 func TestTableIsAMap(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		tab := newTable(func(v *thing) string { return v.name })
+		tab := New(func(v *thing) string { return v.name })
 		want := map[string]*thing{}
 		no := 0
 		name := rapid.Map(rapid.IntRange(0, 40), func(n int) string { return fmt.Sprint(n) })
 		check := func() {
-			if tab.len() != len(want) {
-				t.Fatalf("%d things, want %d", tab.len(), len(want))
+			if tab.Len() != len(want) {
+				t.Fatalf("%d things, want %d", tab.Len(), len(want))
 			}
 			seen := 0
-			for v := range tab.all() {
+			for v := range tab.All() {
 				if want[v.name] != v {
 					t.Fatalf("%v is in it, want %v", v, want[v.name])
 				}
@@ -34,32 +34,32 @@ func TestTableIsAMap(t *testing.T) {
 			if seen != len(want) {
 				t.Fatalf("lists %d things of %d", seen, len(want))
 			}
-			if n := len(tab.slots); n > leastSlots && 4*tab.len() > 3*n || tab.len() > 0 && n&(n-1) != 0 {
-				t.Fatalf("%d things in %d slots", tab.len(), n)
+			if n := len(tab.slots); n > leastSlots && 4*tab.Len() > 3*n || tab.Len() > 0 && n&(n-1) != 0 {
+				t.Fatalf("%d things in %d slots", tab.Len(), n)
 			}
 		}
 		t.Repeat(map[string]func(*rapid.T){
 			"put": func(t *rapid.T) {
 				no++
 				v := &thing{name.Draw(t, "name"), no}
-				tab.put(v)
+				tab.Put(v)
 				want[v.name] = v
 			},
 			"remove": func(t *rapid.T) {
 				n := name.Draw(t, "name")
-				tab.remove(n)
+				tab.Remove(n)
 				delete(want, n)
 			},
 			"get": func(t *rapid.T) {
 				n := name.Draw(t, "name")
-				if got := tab.get(n); got != want[n] {
+				if got := tab.Get(n); got != want[n] {
 					t.Fatalf("%s: %v, want %v", n, got, want[n])
 				}
 			},
 			"expect": func(t *rapid.T) {
-				if tab.len() == 0 {
+				if tab.Len() == 0 {
 					n := rapid.IntRange(0, 20).Draw(t, "n")
-					tab.expect(n)
+					tab.Expect(n)
 					if 3*len(tab.slots) < 4*n {
 						t.Fatalf("%d slots for %d things", len(tab.slots), n)
 					}
@@ -72,21 +72,21 @@ func TestTableIsAMap(t *testing.T) {
 
 // Filled and emptied it keeps next to nothing.
 func TestTableGetsSmaller(t *testing.T) {
-	tab := newTable(func(v *thing) int { return v.no })
+	tab := New(func(v *thing) int { return v.no })
 	const n = 10000
 	for i := range n {
-		tab.put(&thing{no: i})
+		tab.Put(&thing{no: i})
 	}
 	for i := range n {
-		if v := tab.get(i); v == nil || v.no != i {
+		if v := tab.Get(i); v == nil || v.no != i {
 			t.Fatalf("%d leads to %v", i, v)
 		}
-		tab.remove(i)
-		if tab.get(i) != nil {
+		tab.Remove(i)
+		if tab.Get(i) != nil {
 			t.Fatalf("%d is still there", i)
 		}
 	}
-	if len(tab.slots) > leastSlots || tab.len() != 0 {
-		t.Errorf("%d slots for %d things", len(tab.slots), tab.len())
+	if len(tab.slots) > leastSlots || tab.Len() != 0 {
+		t.Errorf("%d slots for %d things", len(tab.slots), tab.Len())
 	}
 }

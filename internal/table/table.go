@@ -1,17 +1,18 @@
-package locking
+// Package table has a hash table of things that know their keys themselves.
+package table
 
 import (
 	"hash/maphash"
 	"iter"
 )
 
-// table finds things by a key that each of them knows itself. A map would keep every
+// Table finds things by a key that each of them knows itself. A map would keep every
 // key once more, and stay as large as it ever was; of ten thousand held disks this
 // has a quarter of a map's memory.
 //
 // It is open addressing with linear probing: a thing is at the place that its key's
 // hash names, or in the unbroken row of others that begins there.
-type table[K comparable, V any] struct {
+type Table[K comparable, V any] struct {
 	key   func(*V) K // of a thing in the table; must not change while it is there
 	seed  maphash.Seed
 	slots []*V // a power of two of them, or none; at least a quarter is nil
@@ -21,22 +22,24 @@ type table[K comparable, V any] struct {
 // leastSlots is the smallest size of a table that has something in it.
 const leastSlots = 8
 
-func newTable[K comparable, V any](key func(*V) K) table[K, V] {
-	return table[K, V]{key: key, seed: maphash.MakeSeed()}
+// New is an empty table of things with that key. It is for one goroutine at a time.
+func New[K comparable, V any](key func(*V) K) Table[K, V] {
+	return Table[K, V]{key: key, seed: maphash.MakeSeed()}
 }
 
-func (t *table[K, V]) len() int { return t.count }
+// Len is how many things there are.
+func (t *Table[K, V]) Len() int { return t.count }
 
-// get is nil if nothing has this key.
-func (t *table[K, V]) get(k K) *V {
+// Get is nil if nothing has this key.
+func (t *Table[K, V]) Get(k K) *V {
 	if t.count == 0 {
 		return nil
 	}
 	return t.slots[t.find(k)]
 }
 
-// put adds v, in the place of what has the same key.
-func (t *table[K, V]) put(v *V) {
+// Put adds v, in the place of what has the same key.
+func (t *Table[K, V]) Put(v *V) {
 	if 4*(t.count+1) > 3*len(t.slots) {
 		t.resize(max(leastSlots, 2*len(t.slots)))
 	}
@@ -47,8 +50,8 @@ func (t *table[K, V]) put(v *V) {
 	t.slots[i] = v
 }
 
-// remove ignores a key that nothing has.
-func (t *table[K, V]) remove(k K) {
+// Remove ignores a key that nothing has.
+func (t *Table[K, V]) Remove(k K) {
 	if t.count == 0 {
 		return
 	}
@@ -72,8 +75,8 @@ func (t *table[K, V]) remove(k K) {
 	}
 }
 
-// all gives everything in no order. The table must not change meanwhile.
-func (t *table[K, V]) all() iter.Seq[*V] {
+// All gives everything in no order. The table must not change meanwhile.
+func (t *Table[K, V]) All() iter.Seq[*V] {
 	return func(yield func(*V) bool) {
 		for _, v := range t.slots {
 			if v != nil && !yield(v) {
@@ -83,8 +86,8 @@ func (t *table[K, V]) all() iter.Seq[*V] {
 	}
 }
 
-// expect makes room for n things at once, as growing would touch twice the memory.
-func (t *table[K, V]) expect(n int) {
+// Expect makes room for n things at once, as growing would touch twice the memory.
+func (t *Table[K, V]) Expect(n int) {
 	size := leastSlots
 	for 3*size < 4*n {
 		size *= 2
@@ -95,7 +98,7 @@ func (t *table[K, V]) expect(n int) {
 }
 
 // find is where k is, or where it belongs; the slot is nil then. There must be slots.
-func (t *table[K, V]) find(k K) int {
+func (t *Table[K, V]) find(k K) int {
 	mask := len(t.slots) - 1
 	i := t.home(k)
 	for t.slots[i] != nil && t.key(t.slots[i]) != k {
@@ -104,11 +107,11 @@ func (t *table[K, V]) find(k K) int {
 	return i
 }
 
-func (t *table[K, V]) home(k K) int {
+func (t *Table[K, V]) home(k K) int {
 	return int(maphash.Comparable(t.seed, k) & uint64(len(t.slots)-1))
 }
 
-func (t *table[K, V]) resize(size int) {
+func (t *Table[K, V]) resize(size int) {
 	old := t.slots
 	t.slots = make([]*V, size)
 	for _, v := range old {
