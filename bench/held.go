@@ -195,13 +195,31 @@ func (d *daemon) size() size {
 	return z
 }
 
-// calm is how long after the last load memory is measured. The daemon gives back what is
+// calm is how long nothing was done before memory is measured. The daemon gives back what is
 // left over one to two seconds after it.
 const calm = 3 * time.Second
 
+// restMost bounds how long is waited for that. In the lab it takes minutes to publish the
+// owners of 10,000 locks one after the other.
+const restMost = 5 * time.Minute
+
+// rest waits until the daemon has done next to nothing for a while.
+func (d *daemon) rest() {
+	tick := time.NewTicker(calm)
+	defer tick.Stop()
+	for end := time.Now().Add(restMost); time.Now().Before(end); {
+		before := processorTime(d.cmd.Process.Pid)
+		<-tick.C
+		if processorTime(d.cmd.Process.Pid)-before < calm/100 {
+			return
+		}
+	}
+	progress("%s did not come to rest within %v", d.who, restMost)
+}
+
 // perLock adds the rows about memory.
 func (d *daemon) perLock(s *series, when string, empty size, count int) {
-	<-time.After(calm)
+	d.rest()
 	z := d.size()
 	row := s.add(fmt.Sprintf("memory for a lock, %d %s", count, when), d.who, "byte", (z.daemon-empty.daemon+z.holder-empty.holder)*1024/float64(count))
 	row.Goal = "1024"

@@ -125,6 +125,9 @@ func start(c config.Config, version string, log *slog.Logger, from *state) (i *i
 	if i.backend, err = newBackend(c, log, i.holders, i.disks, i.others, i.admission.admit, from.keptLocks(), from.closer()); err != nil {
 		return i, err
 	}
+	if b, ok := i.backend.(dlmLocks); ok {
+		i.tidy.until(b.Publishing)
+	}
 	if err := i.startGuard(); err != nil {
 		return i, err
 	}

@@ -27,12 +27,21 @@ type tidier struct {
 
 	mu      sync.Mutex // guards what follows; held while free runs
 	timer   *time.Timer
+	busy    func() bool // work of its own goes on, for each lock that was taken; nil if there never is any
+	freed   bool        // since it went on
 	seen    int64 // events when the timer was set
 	stopped bool
 	after   []func() // done when the timer runs out, calm or not
 }
 
 func newTidier() *tidier { return &tidier{free: debug.FreeOSMemory} }
+
+// until has memory given back once more when busy is not true any more.
+func (t *tidier) until(busy func() bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.busy = busy
+}
 
 // observe is told of what happens to locks.
 func (t *tidier) observe(e locking.Event) {
@@ -71,9 +80,18 @@ func (t *tidier) look() {
 		t.seen = now
 		t.timer.Reset(calm)
 		return
+	case now >= tidyFrom && t.busy != nil && t.busy():
+		// That may take minutes, and leaves something too.
+		if !t.freed {
+			t.free()
+			t.freed = true
+		}
+		t.timer.Reset(calm)
+		return
 	case now >= tidyFrom:
 		t.free()
 	}
+	t.freed = false
 	// What was counted since the look is for the next time, or for nobody.
 	t.events.Store(0)
 	t.timer = nil

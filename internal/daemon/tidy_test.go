@@ -51,6 +51,18 @@ func TestTidyWhenCalm(t *testing.T) {
 		}
 		time.Sleep(2 * calm)
 		want("much was taken back", 2)
+		var busy atomic.Bool
+		busy.Store(true)
+		tidy.until(busy.Load)
+		granted(tidyFrom)
+		time.Sleep(time.Minute)
+		want("while they are published", 3)
+		busy.Store(false)
+		time.Sleep(2 * calm)
+		want("when that is over", 4)
+		granted(tidyFrom)
+		time.Sleep(2 * calm)
+		want("at the next time", 5)
 		tidy.did(tidyFrom, func() { finished.Add(1) })
 		tidy.stop()
 		if n := finished.Load(); n != 3 {
@@ -58,6 +70,6 @@ func TestTidyWhenCalm(t *testing.T) {
 		}
 		granted(2 * tidyFrom)
 		time.Sleep(time.Minute)
-		want("after the end", 2)
+		want("after the end", 5)
 	})
 }

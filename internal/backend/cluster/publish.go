@@ -101,6 +101,14 @@ func newPublisher(b *Backend) *publisher {
 	return &publisher{b: b, began: time.Now(), kick: make(chan struct{}, 1)}
 }
 
+// Publishing says that records of holders wait to be published, which goes on in the background.
+func (b *Backend) Publishing() bool {
+	p := b.publisher
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.fresh.first != nil || p.later.first != nil
+}
+
 // enter says which node this host is, before there are any locks.
 func (p *publisher) enter(node uint32) {
 	p.mu.Lock()

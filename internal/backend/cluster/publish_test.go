@@ -42,7 +42,13 @@ func TestRefusalNamesHolder(t *testing.T) {
 		since := time.Now()
 		h := hs.hold(1, "/a", ex, vm(799))
 		hs.says(2, ex, unknown) // not yet
+		if !hs.list[0].Publishing() {
+			t.Error("nothing waits to be published")
+		}
 		pass(soon)
+		if hs.list[0].Publishing() {
+			t.Error("something waits after that")
+		}
 		hs.says(2, ex, saysVM(799, since, "host kvm1 (node 1)"))
 		hs.says(3, sh, saysVM(799, since, "host kvm1 (node 1)"))
 		hs.release(h)
