@@ -74,6 +74,13 @@ func Run(ctx context.Context, p Program, c config.Config, log *slog.Logger) erro
 		GoBack(err)
 		return err
 	}
+	if from == nil {
+		if from, err = fromVirtlockd(c, log); err != nil {
+			logs.Flush(log)
+			GoBack(err)
+			return err
+		}
+	}
 	if why := wentBack(); why != "" {
 		log.Error("the new program could not start, this one goes on", "event", "restart-refused", "reason", why)
 		from.noWayBack()
@@ -88,6 +95,9 @@ func Run(ctx context.Context, p Program, c config.Config, log *slog.Logger) erro
 	if err != nil {
 		log.Warn("a new program that cannot start would not be followed by this one", "reason", err)
 		self = nil
+	}
+	if from != nil {
+		from.stop = ctx
 	}
 	for {
 		i, err := start(c, p.Version, log, from)

@@ -81,21 +81,24 @@ const incompletePatience = 2 * time.Second
 
 // warnIncomplete says that locks will end with this process, if so.
 func (i *instance) warnIncomplete(held int) {
+	if err := i.incomplete(); err != nil {
+		i.log.Error("stopping while locks are held that nobody keeps: they end with this process, and another program can use these disks until vmlockd is started again",
+			"event", "holder-incomplete", "locks", held, "reason", err)
+	}
+}
+
+// incomplete is nil as soon as the holder has everything, or says after a while why not.
+func (i *instance) incomplete() error {
 	k, ok := i.backend.(keptFiles)
 	if !ok {
-		return
+		return nil
 	}
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for begin := time.Now(); ; <-tick.C {
 		err := k.keeper.Complete()
-		if err == nil {
-			return
-		}
-		if time.Since(begin) > incompletePatience {
-			i.log.Error("stopping while locks are held that nobody keeps: they end with this process, and another program can use these disks until vmlockd is started again",
-				"event", "holder-incomplete", "locks", held, "reason", err)
-			return
+		if err == nil || time.Since(begin) > incompletePatience {
+			return err
 		}
 	}
 }

@@ -72,6 +72,10 @@ func readLeftBehind() (s leftBehind, err error) {
 // taken and Run has not begun to use what it left. It returns if there is none, or
 // it cannot be executed.
 func GoBack(why error) {
+	if os.Getenv(stateEnv) == "" {
+		backToVirtlockd(why)
+		return
+	}
 	s, err := readLeftBehind()
 	if err != nil || s.Back < 3 || len(s.Args) == 0 || os.Getenv(wentBackEnv) != "" {
 		return

@@ -70,6 +70,8 @@ type state struct {
 	// stop; 0 if there is none.
 	Told int `json:",omitempty"`
 
+	replaced  *replaced // if a virtlockd has left it; nil if it was a vmlockd
+	stop      context.Context
 	listener  *os.File
 	handovers []*rpc.Handover
 	kept      keptLocks
@@ -137,6 +139,14 @@ func (s *state) keptLocks() *keptLocks {
 		return &keptLocks{}
 	}
 	return &s.kept
+}
+
+// virtlockd is what there is of one; nil if a vmlockd has left the state, or nobody.
+func (s *state) virtlockd() *replaced {
+	if s == nil {
+		return nil
+	}
+	return s.replaced
 }
 
 // closer is the process that the earlier program left to close the DLM device.

@@ -119,6 +119,9 @@ func start(c config.Config, version string, log *slog.Logger, from *state) (i *i
 	if err != nil {
 		return i, err
 	}
+	if err := from.virtlockd().note(c, i.journal, &found); err != nil {
+		return i, err
+	}
 	i.disks = newDisks(c)
 	i.others = meetOthers(c, version, i, i.disks, log)
 	i.admission.off = !guarded(c)
@@ -154,6 +157,14 @@ func start(c config.Config, version string, log *slog.Logger, from *state) (i *i
 	i.drain = openDrainer(c.RunDir, i.locks, i.others.drains, log)
 	i.takeBack(found)
 	i.guard.run()
+	if v := from.virtlockd(); v != nil {
+		if err := v.ask(from.stop, i.locks, log); err != nil {
+			return i, err
+		}
+		if err := i.incomplete(); err != nil {
+			log.Error("the locks of virtlockd would end with this process", "event", "holder-incomplete", "locks", len(v.entries), "reason", err)
+		}
+	}
 	if i.listener, err = from.listen(c.Socket); err != nil {
 		return i, err
 	}
@@ -171,6 +182,7 @@ func start(c config.Config, version string, log *slog.Logger, from *state) (i *i
 		log.Warn("not every connection could be kept across the restart", "reason", err)
 	}
 	i.serving.Go(func() { i.failed <- i.server.Serve(context.Background(), i.listener) })
+	from.virtlockd().done(log)
 	i.showMetrics(from != nil)
 	i.openAudit()
 	i.startControl()

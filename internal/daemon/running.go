@@ -3,7 +3,9 @@ package daemon
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -102,6 +104,12 @@ func CheckTakeOver(c config.Config, version int) error {
 			return fmt.Errorf("socket: %w", err)
 		}
 	}
+	return checkStart(c, false)
+}
+
+// checkStart is nil if this program would start with this configuration. With first there need not
+// be a journal.
+func checkStart(c config.Config, first bool) error {
 	if err := writable(c.RunDir); err != nil {
 		return fmt.Errorf("run_dir: %w", err)
 	}
@@ -113,7 +121,7 @@ func CheckTakeOver(c config.Config, version int) error {
 	if err := writable(dir); err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
-	if err := journal.Check(dir, boot); err != nil {
+	if err := journal.Check(dir, boot); err != nil && !(first && errors.Is(err, fs.ErrNotExist)) {
 		return err
 	}
 	if c.Backend == config.BackendCluster {

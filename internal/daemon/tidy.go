@@ -29,7 +29,7 @@ type tidier struct {
 	timer   *time.Timer
 	busy    func() bool // work of its own goes on, for each lock that was taken; nil if there never is any
 	freed   bool        // since it went on
-	seen    int64 // events when the timer was set
+	seen    int64       // events when the timer was set
 	stopped bool
 	after   []func() // done when the timer runs out, calm or not
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -32,6 +33,24 @@ type handed struct {
 }
 
 func byID(a, b handed) int { return cmp.Compare(a.id, b.id) }
+
+// Kept is a descriptor for a holder, with its key.
+type Kept struct {
+	FD  int
+	Key string
+}
+
+// Gathered is for descriptors that no Client has had: the one that resumes with them gives them to a
+// holder, and its Complete says when that has them all.
+func Gathered(list []Kept) *Handover {
+	// A holder that is there already has given out lower ones.
+	h := &Handover{fd: -1, missing: errNoHolder, next: uint64(time.Now().UnixNano())}
+	for _, k := range list {
+		h.entries = append(h.entries, handed{fd: k.FD, id: h.next, key: k.Key})
+		h.next++
+	}
+	return h
+}
 
 // FDs are the descriptors that must stay open, all close-on-exec.
 func (h *Handover) FDs() []int {

@@ -16,17 +16,26 @@ var (
 // restricted, whether an owner is registered, and if so when its process started
 // and the arguments of its REGISTER.
 func (s *session) Export() ([]byte, error) {
-	e := rpc.NewEncoder(nil)
-	e.Bool(s.restricted)
-	e.Bool(s.owner != nil)
-	if s.owner != nil {
-		start := s.owner.StartTime()
-		e.Uint32(uint32(start >> 32))
-		e.Uint32(uint32(start))
-		call := registerCall{owner: s.owner.Owner()}
-		call.EncodeXDR(e)
+	if s.owner == nil {
+		e := rpc.NewEncoder(nil)
+		e.Bool(s.restricted)
+		e.Bool(false)
+		return e.Bytes(), nil
 	}
-	return e.Bytes(), nil
+	return Session(s.restricted, s.owner.Owner(), s.owner.StartTime()).State, nil
+}
+
+// Session is the state of a session in which an owner is registered, whose process started
+// then (locking.Process.StartTime), or is not there if that is 0.
+func Session(restricted bool, owner locking.Owner, start uint64) rpc.SessionState {
+	e := rpc.NewEncoder(nil)
+	e.Bool(restricted)
+	e.Bool(true)
+	e.Uint32(uint32(start >> 32))
+	e.Uint32(uint32(start))
+	call := registerCall{owner: owner}
+	call.EncodeXDR(e)
+	return rpc.SessionState{Program: ProgramNumber, Version: Version, State: e.Bytes()}
 }
 
 // RestoreSession implements rpc.Restorer. It registers the owner again. When the

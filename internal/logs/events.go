@@ -44,6 +44,8 @@ var Events = []Event{
 	{"locks-not-yet", "7f0b8c3e92d14a5e8d6a41c7b05f39e2"},
 	{"holder-incomplete", "50a30a850f20544569405a285cd50e33"},
 	{"doubt-settled", "747cbad373751c1fd55f86854af530f0"},
+	{"virtlockd-replaced", "71b3a64d752cce55d7aa11e81db6500d"},
+	{"virtlockd-conflict", "a763dbe333f7a23919d4cbd5397209d8"},
 	{"journal-damaged", "10615b5df4e5767276f02d1b924b5470"},
 	{"restart-refused", "97bff9d062fd0df3623241f6aed902de"},
 	{"log-lost", "b017e043763cf95589979f33a859b56e"},

@@ -28,6 +28,15 @@ func idOf(st unix.Stat_t) string {
 	return string(b)
 }
 
+// IDOf is the Handle.ID of a lock on an open file.
+func IDOf(fd int) (string, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return "", fmt.Errorf("fstat: %w", err)
+	}
+	return idOf(st), nil
+}
+
 // handle is an open file. There is one for each lock, so the small fields are
 // together, and everybody gets the same memory for the ID.
 type handle struct {
