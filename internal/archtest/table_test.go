@@ -70,7 +70,7 @@ var rooms = []room{
 		"internal/adminprogram", "internal/audit", "internal/backend/cluster", "internal/backend/local", "internal/closer", "internal/config",
 		"internal/control", "internal/failpoint", "internal/guard", "internal/holder", "internal/identity", "internal/journal", "internal/locking",
 		"internal/lockprogram", "internal/logs", "internal/metrics", "internal/owner", "internal/peers",
-		"internal/rpc", "corosync", "dlm", "dlm/controld",
+		"internal/rpc", "internal/virtlockd", "corosync", "dlm", "dlm/controld",
 	}, theirs: []string{systemd, xsync, xsys}},
 	{place: "internal/cli", ours: []string{"internal/config", "internal/control", "internal/doctor", "internal/locking", "internal/lockprogram", "internal/rpc", "dlm/controld"}, theirs: []string{cobra, xsys}},
 	{place: "internal/doctor", ours: []string{"internal/config", "dlm/controld"}, theirs: []string{xsys}},
@@ -91,6 +91,7 @@ var rooms = []room{
 	{place: "internal/holder", ours: []string{"internal/failpoint", "internal/inherited"}, theirs: []string{xsys}},
 	{place: "internal/closer", ours: []string{"internal/failpoint", "internal/inherited", "dlm"}, theirs: []string{xsys}},
 	{place: "internal/peers", ours: []string{"corosync"}, pure: true}, // it has no port of its own
+	{place: "internal/virtlockd", ours: []string{"internal/locking"}, theirs: []string{xsys}},
 	{place: "internal/audit", ours: []string{"internal/failpoint"}},
 	{place: "internal/config", ours: []string{"internal/identity", "internal/lazyregexp"}, theirs: []string{toml}},
 	{place: "internal/identity", ours: []string{"internal/lazyregexp"}, theirs: []string{xsys}},
