@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io/fs"
 	"os"
-	"slices"
 	"syscall"
 )
 
@@ -43,19 +42,4 @@ func (w fileWriter) Write(p []byte) (int, error) {
 		return 0, errNoFile
 	}
 	return queuedWriter{w.queue, f.f}.Write(p)
-}
-
-// closeFile closes the file that records go to, if there is one, when those that were
-// logged are written.
-func (s *shared) closeFile() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	r := *s.rules.Load()
-	if r.file == nil {
-		return
-	}
-	s.queue.after(r.file.close)
-	r.file, r.outputs[toFile] = nil, off
-	r.order = slices.DeleteFunc(slices.Clone(r.order), func(place int) bool { return place == toFile })
-	s.rules.Store(&r)
 }

@@ -9,8 +9,8 @@ import (
 )
 
 // What libvirt's daemons are told about their log, as virt-admin has it: levels 1 to
-// 4, outputs "LEVEL:stderr", "LEVEL:journald" and "LEVEL:file:PATH", filters
-// "LEVEL:SOURCE". Formats and words of errors are those of src/util/virlog.c in
+// 4, outputs "LEVEL:stderr", "LEVEL:journald", "LEVEL:syslog:NAME" and
+// "LEVEL:file:PATH", filters "LEVEL:SOURCE". Formats and words of errors are those of src/util/virlog.c in
 // libvirt 9.0.
 
 // maxFilters bounds what a record is compared with.
@@ -18,7 +18,7 @@ const maxFilters = 64
 
 var (
 	levels    = [...]slog.Level{1: slog.LevelDebug, 2: slog.LevelInfo, 3: slog.LevelWarn, 4: slog.LevelError}
-	placeName = [places]string{toStderr: "stderr", toJournald: "journald", toFile: "file"}
+	placeName = [places]string{toStderr: "stderr", toJournald: "journald", toFile: "file", toSyslog: "syslog"}
 )
 
 // levelOf reads a level; false if it is none.
@@ -58,8 +58,11 @@ func Outputs(log *slog.Logger) (text string, n int) {
 	list := make([]string, 0, len(r.order))
 	for _, place := range r.order {
 		s := fmt.Sprintf("%d:%s", numberOf(r.outputs[place]), placeName[place])
-		if place == toFile {
+		switch place {
+		case toFile:
 			s += ":" + r.file.path
+		case toSyslog:
+			s += ":" + r.syslog.tag
 		}
 		list = append(list, s)
 	}
@@ -67,8 +70,8 @@ func Outputs(log *slog.Logger) (text string, n int) {
 }
 
 // SetOutputs changes where log goes, with all loggers that derive from the same one;
-// "" is where it went in the beginning. There can be one output of each kind; of several to
-// stderr or journald the last one counts. Nothing is changed by an error, which is an
+// "" is where it went in the beginning. There can be one output of each kind; of several
+// the last one counts, but a second file is an error. Nothing is changed by an error, which is an
 // *fs.PathError if a file cannot be opened.
 func SetOutputs(log *slog.Logger, text string) error {
 	h, ok := log.Handler().(handler)
@@ -81,16 +84,18 @@ func SetOutputs(log *slog.Logger, text string) error {
 	next := rules{level: before.level, filters: before.filters, outputs: h.start.outputs, order: h.start.order}
 	if words := strings.Fields(text); len(words) > 0 {
 		next.outputs, next.order = nowhere, nil
-		path := ""
+		path, tag := "", ""
 		for _, word := range words {
-			place, level, file, err := parseOutput(word)
+			place, level, name, err := parseOutput(word)
 			switch {
 			case err != nil:
 				return err
-			case place == toFile && path != "" && path != file:
+			case place == toFile && path != "" && path != name:
 				return wrong("Log output '%s' is the second file, and vmlockd writes to one at most", word)
 			case place == toFile:
-				path = file
+				path = name
+			case place == toSyslog:
+				tag = name
 			}
 			if next.outputs[place] == off {
 				next.order = append(next.order, place)
@@ -104,17 +109,17 @@ func SetOutputs(log *slog.Logger, text string) error {
 			}
 			next.file = f
 		}
+		if tag != "" {
+			next.syslog = &syslogOut{tag: tag}
+		}
 	}
-	h.rules.Store(&next)
-	if before.file != nil {
-		h.queue.after(before.file.close)
-	}
+	h.replace(&next)
 	return nil
 }
 
-var nowhere = [places]slog.Level{off, off, off}
+var nowhere = [places]slog.Level{off, off, off, off}
 
-func parseOutput(word string) (place int, level slog.Level, file string, err error) {
+func parseOutput(word string) (place int, level slog.Level, name string, err error) {
 	part := strings.Split(word, ":")
 	if len(part) < 2 {
 		return 0, 0, "", wrong("Malformed format for log output '%s'", word)
@@ -132,20 +137,20 @@ func parseOutput(word string) (place int, level slog.Level, file string, err err
 	case "file":
 		place, want = toFile, 3
 	case "syslog":
-		return 0, 0, "", wrong("Log output '%s' is not known to vmlockd: use journald, from where a syslog daemon gets it too", word)
+		place, want = toSyslog, 3
 	default:
 		return 0, 0, "", wrong("Invalid log destination '%s' for log output '%s'", part[1], word)
 	}
-	if len(part) != want {
+	if len(part) != want || want == 3 && part[2] == "" {
 		return 0, 0, "", wrong("Log output '%s' does not meet the format requirements for destination type '%s'", word, part[1])
 	}
-	if place == toFile {
-		file = part[2]
-		if !filepath.IsAbs(file) {
-			return 0, 0, "", wrong("Log output '%s' has no absolute path: begin it with /", word)
-		}
+	if want == 3 {
+		name = part[2]
 	}
-	return place, level, file, nil
+	if place == toFile && !filepath.IsAbs(name) {
+		return 0, 0, "", wrong("Log output '%s' has no absolute path: begin it with /", word)
+	}
+	return place, level, name, nil
 }
 
 // Filters returns the filters of log, and how many there are.
@@ -194,7 +199,7 @@ func SetFilters(log *slog.Logger, text string) error {
 	defer h.mu.Unlock()
 	next := *h.rules.Load()
 	next.filters = list
-	h.rules.Store(&next)
+	h.replace(&next)
 	return nil
 }
 

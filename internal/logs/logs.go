@@ -69,7 +69,7 @@ func Close(log *slog.Logger) bool {
 	if !ok {
 		return false
 	}
-	h.closeFile()
+	h.closeOutputs()
 	return h.queue.close(flushTime)
 }
 
@@ -85,7 +85,10 @@ func Dropped(log *slog.Logger) uint64 {
 }
 
 func newLogger(level slog.Level, format string, w io.Writer, send sendFunc) (*slog.Logger, error) {
-	toJournal := sendOr(send, slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	orText := func(send sendFunc) func(message) {
+		return sendOr(send, slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
+	toJournal := orText(send)
 	now, err := newHandler(format, w, toJournal)
 	if err != nil {
 		return nil, err
@@ -102,20 +105,11 @@ func newLogger(level slog.Level, format string, w io.Writer, send sendFunc) (*sl
 	s.start.outputs[first] = level
 	s.rules.Store(s.start)
 	h := handler{shared: s}
-	for place, sink := range map[int]struct {
-		format string
-		w      io.Writer
-	}{
-		toStderr:   {onStderr, queuedWriter{s.queue, w}},
-		toJournald: {"journal", nil},
-		toFile:     {"text", fileWriter{s}},
-	} {
-		h.sinks[place], err = newHandler(sink.format, sink.w, func(m message) { s.queue.put(m.bytes(), func() { toJournal(m) }) })
-		if err != nil {
-			return nil, err
-		}
-	}
-	return slog.New(h), nil
+	h.sinks[toStderr], err = newHandler(onStderr, queuedWriter{s.queue, w}, nil)
+	h.sinks[toJournald] = &journalHandler{level: slog.LevelDebug, send: func(m message) { s.queue.put(m.bytes(), func() { toJournal(m) }) }}
+	h.sinks[toFile] = slog.NewTextHandler(fileWriter{s}, &slog.HandlerOptions{Level: slog.LevelDebug})
+	h.sinks[toSyslog] = &journalHandler{level: slog.LevelDebug, send: s.toSyslogOf(orText)}
+	return slog.New(h), err
 }
 
 // newHandler makes one that takes all levels.

@@ -17,6 +17,7 @@ const (
 	toStderr = iota // as text or JSON
 	toJournald
 	toFile // as text
+	toSyslog
 	places
 )
 
@@ -30,6 +31,7 @@ type rules struct {
 	outputs [places]slog.Level // off where nothing goes
 	order   []int              // of outputs that are not off, as they were set
 	file    *logFile           // nil without toFile
+	syslog  *syslogOut         // nil without toSyslog
 }
 
 // filter is what a source's records need to be kept.
@@ -89,6 +91,29 @@ type shared struct {
 	start *rules // with which the logger was made
 
 	mu sync.Mutex // is held while rules are replaced
+}
+
+// replace makes r the rules. What they do not need any more is closed when all that
+// was logged is written. It is called with mu held.
+func (s *shared) replace(r *rules) {
+	before := s.rules.Swap(r)
+	if f := before.file; f != nil && f != r.file {
+		s.queue.after(f.close)
+	}
+	if out := before.syslog; out != nil && out != r.syslog {
+		s.queue.after(out.close)
+	}
+}
+
+// closeOutputs gives up what was opened.
+func (s *shared) closeOutputs() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := *s.rules.Load()
+	r.file, r.syslog = nil, nil
+	r.outputs[toFile], r.outputs[toSyslog] = off, off
+	r.order = slices.DeleteFunc(slices.Clone(r.order), func(place int) bool { return place == toFile || place == toSyslog })
+	s.replace(&r)
 }
 
 // handler makes records ready for the queue.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -203,7 +204,8 @@ func TestMistakes(t *testing.T) {
 		{SetOutputs, "1:stderr:x", "Log output '1:stderr:x' does not meet the format requirements for destination type 'stderr'"},
 		{SetOutputs, "1:file", "Log output '1:file' does not meet the format requirements for destination type 'file'"},
 		{SetOutputs, "1:file:rel", "Log output '1:file:rel' has no absolute path: begin it with /"},
-		{SetOutputs, "1:syslog:x", "Log output '1:syslog:x' is not known to vmlockd: use journald, from where a syslog daemon gets it too"},
+		{SetOutputs, "1:syslog", "Log output '1:syslog' does not meet the format requirements for destination type 'syslog'"},
+		{SetOutputs, "1:syslog:", "Log output '1:syslog:' does not meet the format requirements for destination type 'syslog'"},
 		{SetOutputs, "1:file:/a 1:file:/b", "Log output '1:file:/b' is the second file, and vmlockd writes to one at most"},
 		{SetFilters, "x", "Malformed format for filter 'x'"},
 		{SetFilters, "9:x", "Invalid priority '9' for filter '9:x'"},
@@ -270,6 +272,48 @@ func TestFileIsClosed(t *testing.T) {
 	}
 	if got, n := Outputs(e.Logger); got != "" || n != 0 {
 		t.Errorf("%q after the end", got)
+	}
+}
+
+// TestSyslog: records get to syslog as another program of it, and to stderr while
+// there is none.
+func TestSyslog(t *testing.T) {
+	dir := t.TempDir()
+	syslogAt = filepath.Join(dir, "log")
+	t.Cleanup(func() { syslogAt = "" })
+	e := newEverywhere(t, "text")
+	if err := SetOutputs(e.Logger, "3:syslog:one 2:syslog:locks"); err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := Outputs(e.Logger); got != "2:syslog:locks" {
+		t.Errorf("%q", got)
+	}
+	e.Info("nobody listens")
+	if stderr, _ := e.took(t); !strings.Contains(stderr, "nobody listens") {
+		t.Errorf("lost, with %q on stderr", stderr)
+	}
+	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: syslogAt, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	// Facility daemon (3), and the severities of syslog(3).
+	for _, k := range []struct {
+		log  func(string, ...any)
+		want string
+	}{{e.Error, "<27>"}, {e.Warn, "<28>"}, {e.Info, "<30>"}} {
+		k.log("told", "a", 1)
+		if !Flush(e.Logger) {
+			t.Fatal("not written")
+		}
+		b := make([]byte, 1000)
+		n, err := l.Read(b)
+		if got := string(b[:n]); err != nil || !strings.HasPrefix(got, k.want) || !strings.Contains(got, " locks[") || !strings.HasSuffix(got, ": told a=1\n") {
+			t.Errorf("%q, %v; want %s", got, err, k.want)
+		}
+	}
+	if stderr, _ := e.took(t); stderr != "" {
+		t.Errorf("on stderr as well: %q", stderr)
 	}
 }
 

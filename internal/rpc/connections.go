@@ -23,6 +23,9 @@ type Connection struct {
 // the moment when it connected (SO_PEERSEC, unix(7)); "" if there is none or the
 // connection has ended.
 func (c Connection) Label() string {
+	if c.sock == nil { // of a test
+		return ""
+	}
 	raw, err := c.sock.SyscallConn()
 	if err != nil {
 		return ""
