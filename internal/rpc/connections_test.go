@@ -213,6 +213,50 @@ func TestLimitLoweredToTheReserve(t *testing.T) {
 	}
 }
 
+// TestExtraPlaceBecomesOrdinary: the server waits for a connection with one of the few
+// further places, and has a better one when it comes.
+func TestExtraPlaceBecomesOrdinary(t *testing.T) {
+	s := startServer(t, Options{MaxClients: 1, Reserve: 1})
+	first := s.dial()
+	if err := echo(first, "x"); err != nil {
+		t.Fatal(err)
+	}
+	s.untilTaken(1, 1)
+	s.SetMaxClients(2)
+	second := s.dial()
+	if err := echo(second, "x"); err != nil {
+		t.Errorf("after the limit was raised: %v", err)
+	}
+	s.untilTaken(2, 1)
+	first.Close()
+	s.wantEnded(PeerClosed)
+	s.untilTaken(1, 1)
+	if err := echo(s.dial(), "x"); err != nil {
+		t.Errorf("after somebody has left: %v", err)
+	}
+}
+
+// untilTaken waits until so many places are taken, that of who comes next included.
+func (s *testServer) untilTaken(ordinary, extra int) {
+	s.t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	end := time.After(time.Minute)
+	for {
+		s.places.mu.Lock()
+		taken := s.places.taken
+		s.places.mu.Unlock()
+		if taken == [2]int{ordinary, extra} {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-end:
+			s.t.Fatalf("%v places are taken", taken)
+		}
+	}
+}
+
 // TestHandoverKeepsIDs: connections are the same ones in the next Server.
 func TestHandoverKeepsIDs(t *testing.T) {
 	s := startServer(t, Options{LastID: 6})

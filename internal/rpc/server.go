@@ -185,11 +185,16 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 			}
 			continue
 		}
-		if place == ordinary && !s.places.within() {
+		switch {
+		case place == ordinary && !s.places.within():
 			// The limit was lowered while this loop waited for a connection. Without
 			// a place it is closed, or handed over.
 			s.places.leave(place)
 			place = s.takePlace(ctx)
+		case place == extra && s.places.try(false) == ordinary:
+			// It was raised meanwhile, or somebody has left.
+			s.places.leave(place)
+			place = ordinary
 		}
 		s.accepted(c, place)
 	}
