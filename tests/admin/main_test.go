@@ -113,7 +113,11 @@ func startVmlockd(t *testing.T) *daemon {
 	d := newDaemon(t, "vmlockd")
 	t.Cleanup(func() { d.endHolder() })
 	d.configure("log.level = \"warning\"\n")
-	d.start(exec.Command(program(t), "--config", d.file("vmlockd.toml")))
+	// By a name of its own, which a test can make another program's.
+	if err := os.Symlink(program(t), d.file("vmlockd")); err != nil {
+		t.Fatal(err)
+	}
+	d.start(exec.Command(d.file("vmlockd"), "--config", d.file("vmlockd.toml")))
 	return d
 }
 
