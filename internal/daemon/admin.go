@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"time"
 
 	"github.com/vmlockd/vmlockd/internal/adminprogram"
 	"github.com/vmlockd/vmlockd/internal/logs"
@@ -52,10 +53,10 @@ func (i *instance) serveAdmin(l *net.UnixListener, path string, from *adminState
 		l.Close()
 		return err
 	}
-	program := adminprogram.New(adminprogram.Options{Logging: logging{i.log}, SetTimeout: i.idle.set, Log: i.log})
+	program := adminprogram.New(adminprogram.Options{Logging: logging{i.log}, SetTimeout: i.setTimeout, Log: i.log})
 	a.server = rpc.NewServer(rpc.Options{
 		Programs: []rpc.Program{program}, MaxClients: from.limits(adminServerName).clients(i.cfg.AdminMaxClients),
-		LastID: from.lastID(), Log: i.log,
+		LastID: from.lastID(), Allow: sameUser, Log: i.log,
 	})
 	a.own = &adminprogram.Server{
 		Name: adminServerName, Clients: a.server,
@@ -78,6 +79,16 @@ func (i *instance) serveAdmin(l *net.UnixListener, path string, from *adminState
 			i.log.Error("the admin socket is not served any more; locks are", "reason", err)
 		}
 	})
+	return nil
+}
+
+// sameUser is whom virtlockd serves its admin program: root for the system's daemon, and
+// of a session's nobody but its user.
+func sameUser(p rpc.Peer) bool { return int64(p.UID) == int64(os.Geteuid()) }
+
+// setTimeout sets after which time an idle daemon ends; 0 is never.
+func (i *instance) setTimeout(seconds uint32) error {
+	i.idle.set(time.Duration(seconds) * time.Second)
 	return nil
 }
 

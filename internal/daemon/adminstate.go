@@ -118,7 +118,7 @@ func (s *state) adminState() *adminState {
 	if s == nil {
 		return nil
 	}
-	return s.Admin
+	return s.VirtAdmin
 }
 
 // listenAdmin goes on with the admin listener, or makes one.

@@ -54,7 +54,7 @@ func TestAdminState(t *testing.T) {
 	if again := s.fds(); len(fds) != 2 || !reflect.DeepEqual(fds, again) || len(s.Connections) != 1 {
 		t.Fatalf("%v, and then %v", fds, again)
 	}
-	text, err := json.Marshal(&state{Admin: s})
+	text, err := json.Marshal(&state{VirtAdmin: s})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +63,7 @@ func TestAdminState(t *testing.T) {
 		t.Fatal(err)
 	}
 	var names []string
-	if err := got.Admin.inherit(func(fd int, name string) (*os.File, error) {
+	if err := got.VirtAdmin.inherit(func(fd int, name string) (*os.File, error) {
 		names = append(names, name)
 		if !reflect.DeepEqual(fds[len(names)-1], fd) {
 			t.Errorf("%s is %d, of %v", name, fd, fds)
@@ -72,20 +72,20 @@ func TestAdminState(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	defer got.Admin.close()
+	defer got.VirtAdmin.close()
 	if strings.Join(names, " ") != "/admin-sock connection" {
 		t.Errorf("%v", names)
 	}
 	h := got.adminState().connections()
-	if len(h) != 1 || h[0].ID != 7 || !h[0].Since.Equal(since) || h[0].Peer.PID != 70 || string(h[0].Pending) != "x" || len(h[0].Sessions) != 1 || got.Admin.lastID() != 9 {
+	if len(h) != 1 || h[0].ID != 7 || !h[0].Since.Equal(since) || h[0].Peer.PID != 70 || string(h[0].Pending) != "x" || len(h[0].Sessions) != 1 || got.VirtAdmin.lastID() != 9 {
 		t.Errorf("%+v", h)
 	}
-	if got.Admin.limits(lockServerName) != s.Limits[lockServerName] {
-		t.Errorf("%+v", got.Admin.Limits)
+	if got.VirtAdmin.limits(lockServerName) != s.Limits[lockServerName] {
+		t.Errorf("%+v", got.VirtAdmin.Limits)
 	}
 	// A state of a version that knows nothing of it.
 	text, err = json.Marshal(&state{})
-	if err != nil || strings.Contains(string(text), "Admin") {
+	if err != nil || strings.Contains(string(text), "VirtAdmin") {
 		t.Errorf("%s, %v", text, err)
 	}
 }

@@ -55,7 +55,7 @@ type state struct {
 	Listener    int    // descriptor
 	Connections []connection
 	LastID      uint64      `json:",omitempty"`        // of connections; 0 if an earlier version has left the state
-	Admin       *adminState `json:",omitempty"`        // nil if there was no admin socket
+	VirtAdmin   *adminState `json:",omitempty"`        // nil if there was no admin socket
 	Kept        string      `json:"Backend,omitempty"` // backend of what is kept; empty if nothing is
 	Closer      int         `json:",omitempty"`        // pid of the process that closes the DLM device last (internal/closer); 0 if there is none
 
@@ -194,7 +194,7 @@ func (s *state) execute(ctx, told context.Context, path string, args []string, b
 		s.Connections = append(s.Connections, c)
 		keep = append(keep, c.FD)
 	}
-	keep = append(keep, s.Admin.fds()...)
+	keep = append(keep, s.VirtAdmin.fds()...)
 	if back != nil {
 		s.Back, s.Args = int(back.Fd()), args
 		keep = append(keep, s.Back)
@@ -321,7 +321,7 @@ func inherit() (*state, error) {
 	if s.handovers, err = handoversOf(s.Connections, adopt); err != nil {
 		return nil, err
 	}
-	if err := s.Admin.inherit(adopt); err != nil {
+	if err := s.VirtAdmin.inherit(adopt); err != nil {
 		return nil, err
 	}
 	return s, nil

@@ -24,12 +24,11 @@ type idler struct {
 func newIdler() *idler { return &idler{look: make(chan struct{}, 1)} }
 
 // set sets the time; 0 is for ever.
-func (d *idler) set(seconds uint32) error {
+func (d *idler) set(after time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.timeout, d.since = time.Duration(seconds)*time.Second, time.Time{}
+	d.timeout, d.since = after, time.Time{}
 	d.lockedBegin(0)
-	return nil
 }
 
 // lockedBegin waits until it has to be looked again.
@@ -67,7 +66,7 @@ func (d *idler) check(idle bool, last uint64) bool {
 }
 
 // stop ends looking.
-func (d *idler) stop() { _ = d.set(0) }
+func (d *idler) stop() { d.set(0) }
 
 // isIdle says whether nobody uses the daemon: no client is there and nothing is
 // held, nor may be.

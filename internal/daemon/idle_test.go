@@ -16,9 +16,7 @@ func TestIdler(t *testing.T) {
 		d := newIdler()
 		defer d.stop()
 		began := time.Now()
-		if err := d.set(10); err != nil {
-			t.Fatal(err)
-		}
+		d.set(10 * time.Second)
 		// What is the case at which second, until the end is told.
 		until := func(idle func(second int) bool, last func(second int) uint64) (second int) {
 			for {
@@ -37,22 +35,16 @@ func TestIdler(t *testing.T) {
 			t.Errorf("an idle one ends after %d s", at)
 		}
 		began = time.Now()
-		if err := d.set(10); err != nil {
-			t.Fatal(err)
-		}
+		d.set(10 * time.Second)
 		if at := until(func(s int) bool { return s > 25 }, no); at != 36 {
 			t.Errorf("one that is used for 25 s ends after %d s", at)
 		}
 		began = time.Now()
-		if err := d.set(10); err != nil {
-			t.Fatal(err)
-		}
+		d.set(10 * time.Second)
 		if at := until(yes, func(s int) uint64 { return uint64(min(s, 20) / 5) }); at != 30 {
 			t.Errorf("one that had its last short visit after 20 s ends after %d s", at)
 		}
-		if err := d.set(0); err != nil {
-			t.Fatal(err)
-		}
+		d.set(0)
 		time.Sleep(time.Hour)
 		select {
 		case <-d.look:

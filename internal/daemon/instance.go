@@ -363,7 +363,7 @@ func (i *instance) handOver(version int) *state {
 	i.within("the guard", func(ctx context.Context) error { return i.guard.close(ctx, false) })
 	s := &state{
 		Version: version, Socket: i.cfg.Socket, RunDir: i.cfg.RunDir, Backend: i.cfg.Backend, Lockspace: lockspaceOf(i.cfg),
-		LastID: i.server.LastID(), Admin: admin,
+		LastID: i.server.LastID(), VirtAdmin: admin,
 		listener: i.again, handovers: list,
 	}
 	var text bytes.Buffer
