@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -13,12 +14,12 @@ import (
 // "LEVEL:file:PATH", filters "LEVEL:SOURCE". Formats and words of errors are those of src/util/virlog.c in
 // libvirt 9.0.
 
-// maxFilters bounds what a record is compared with.
-const maxFilters = 64
+// maxFilters and maxOutputs bound what a record is compared with, and written to.
+const maxFilters, maxOutputs = 64, 16
 
 var (
-	levels    = [...]slog.Level{1: slog.LevelDebug, 2: slog.LevelInfo, 3: slog.LevelWarn, 4: slog.LevelError}
-	placeName = [places]string{toStderr: "stderr", toJournald: "journald", toFile: "file", toSyslog: "syslog"}
+	levels   = [...]slog.Level{1: slog.LevelDebug, 2: slog.LevelInfo, 3: slog.LevelWarn, 4: slog.LevelError}
+	kindName = [places]string{toStderr: "stderr", toJournald: "journald", toFile: "file", toSyslog: "syslog"}
 )
 
 // levelOf reads a level; false if it is none.
@@ -55,14 +56,14 @@ func Outputs(log *slog.Logger) (text string, n int) {
 		return "", 0
 	}
 	r := h.rules.Load()
-	list := make([]string, 0, len(r.order))
-	for _, place := range r.order {
-		s := fmt.Sprintf("%d:%s", numberOf(r.outputs[place]), placeName[place])
-		switch place {
+	list := make([]string, 0, len(r.outputs))
+	for _, o := range r.outputs {
+		s := fmt.Sprintf("%d:%s", numberOf(o.level), kindName[o.kind])
+		switch o.kind {
 		case toFile:
-			s += ":" + r.file.path
+			s += ":" + o.file.path
 		case toSyslog:
-			s += ":" + r.syslog.tag
+			s += ":" + o.syslog.tag
 		}
 		list = append(list, s)
 	}
@@ -70,87 +71,120 @@ func Outputs(log *slog.Logger) (text string, n int) {
 }
 
 // SetOutputs changes where log goes, with all loggers that derive from the same one;
-// "" is where it went in the beginning. There can be one output of each kind; of several
-// the last one counts, but a second file is an error. Nothing is changed by an error, which is an
-// *fs.PathError if a file cannot be opened.
+// "" is where it went in the beginning, or what Configure has said. Of several outputs to
+// one place the last one counts. Nothing is changed by an error, which is an *fs.PathError
+// if a file cannot be opened.
 func SetOutputs(log *slog.Logger, text string) error {
 	h, ok := log.Handler().(handler)
 	if !ok {
 		return errNotOurs
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	before := h.rules.Load()
-	next := rules{level: before.level, filters: before.filters, outputs: h.start.outputs, order: h.start.order}
-	if words := strings.Fields(text); len(words) > 0 {
-		next.outputs, next.order = nowhere, nil
-		path, tag := "", ""
-		for _, word := range words {
-			place, level, name, err := parseOutput(word)
-			switch {
-			case err != nil:
-				return err
-			case place == toFile && path != "" && path != name:
-				return wrong("Log output '%s' is the second file, and vmlockd writes to one at most", word)
-			case place == toFile:
-				path = name
-			case place == toSyslog:
-				tag = name
-			}
-			if next.outputs[place] == off {
-				next.order = append(next.order, place)
-			}
-			next.outputs[place] = level
+	return h.setOutputs(text)
+}
+
+func (s *shared) setOutputs(text string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if strings.TrimSpace(text) == "" {
+		text = s.configured
+	}
+	next := *s.rules.Load()
+	words := strings.Fields(text)
+	if len(words) == 0 {
+		next.setOutputs(s.first)
+		s.replace(&next)
+		return nil
+	}
+	var list []output
+	for _, word := range words {
+		o, err := parseOutput(word)
+		if err != nil {
+			return err
 		}
-		if path != "" {
-			f, err := openFile(path)
-			if err != nil {
-				return err
-			}
-			next.file = f
-		}
-		if tag != "" {
-			next.syslog = &syslogOut{tag: tag}
+		list = append(slices.DeleteFunc(list, o.samePlace), o)
+		if len(list) > maxOutputs {
+			return fmt.Errorf("there are more than %d outputs", maxOutputs)
 		}
 	}
-	h.replace(&next)
+	for i, o := range list {
+		if o.kind != toFile {
+			continue
+		}
+		if err := o.file.open(); err != nil {
+			for _, before := range list[:i] {
+				if before.kind == toFile {
+					before.file.close()
+				}
+			}
+			return err
+		}
+	}
+	next.setOutputs(list)
+	s.replace(&next)
 	return nil
 }
 
-var nowhere = [places]slog.Level{off, off, off, off}
+// samePlace says whether another output would write to the place of o.
+func (o output) samePlace(other output) bool {
+	if o.kind != other.kind {
+		return false
+	}
+	return (o.kind != toFile || o.file.path == other.file.path) && (o.kind != toSyslog || o.syslog.tag == other.syslog.tag)
+}
 
-func parseOutput(word string) (place int, level slog.Level, name string, err error) {
+// parseOutput reads one output. Its file is not open yet.
+func parseOutput(word string) (o output, err error) {
 	part := strings.Split(word, ":")
 	if len(part) < 2 {
-		return 0, 0, "", wrong("Malformed format for log output '%s'", word)
+		return o, wrong("Malformed format for log output '%s'", word)
 	}
 	level, ok := levelOf(part[0])
 	if !ok {
-		return 0, 0, "", wrong("Invalid log priority '%s' for log output '%s'", part[0], word)
+		return o, wrong("Invalid log priority '%s' for log output '%s'", part[0], word)
 	}
-	want := 2
-	switch part[1] {
-	case "stderr":
-		place = toStderr
-	case "journald":
-		place = toJournald
-	case "file":
-		place, want = toFile, 3
-	case "syslog":
-		place, want = toSyslog, 3
-	default:
-		return 0, 0, "", wrong("Invalid log destination '%s' for log output '%s'", part[1], word)
+	kind := slices.Index(kindName[:], part[1])
+	if kind < 0 {
+		return o, wrong("Invalid log destination '%s' for log output '%s'", part[1], word)
 	}
-	if len(part) != want || want == 3 && part[2] == "" {
-		return 0, 0, "", wrong("Log output '%s' does not meet the format requirements for destination type '%s'", word, part[1])
+	o = output{kind: kind, level: level}
+	name, want := "", 2
+	if kind == toFile || kind == toSyslog {
+		want = 3
 	}
-	if want == 3 {
+	if len(part) == 3 {
 		name = part[2]
 	}
-	if place == toFile && !filepath.IsAbs(name) {
-		return 0, 0, "", wrong("Log output '%s' has no absolute path: begin it with /", word)
+	if len(part) != want || want == 3 && name == "" {
+		return o, wrong("Log output '%s' does not meet the format requirements for destination type '%s'", word, part[1])
 	}
-	return place, level, name, nil
+	switch {
+	case kind == toFile && !filepath.IsAbs(name):
+		return o, wrong("Log output '%s' has no absolute path: begin it with /", word)
+	case kind == toFile:
+		o.file = &logFile{path: name}
+	case kind == toSyslog:
+		o.syslog = &syslogOut{tag: name}
+	}
+	return o, nil
+}
+
+// Configure is SetFilters and SetOutputs for a configuration, which later is what "" means
+// for SetOutputs. With "" nothing is changed.
+func Configure(log *slog.Logger, filters, outputs string) error {
+	h, ok := log.Handler().(handler)
+	if !ok {
+		return errNotOurs
+	}
+	if err := SetFilters(log, filters); err != nil {
+		return err
+	}
+	if err := h.setOutputs(outputs); err != nil {
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.configured = outputs
+	return nil
 }
 
 // Filters returns the filters of log, and how many there are.

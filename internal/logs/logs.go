@@ -101,14 +101,15 @@ func newLogger(level slog.Level, format string, w io.Writer, send sendFunc) (*sl
 	if format == "journal" {
 		first, onStderr = toJournald, "text" // should it be wanted later
 	}
-	s.start = &rules{level: level, outputs: nowhere, order: []int{first}}
-	s.start.outputs[first] = level
-	s.rules.Store(s.start)
+	s.first = []output{{kind: first, level: level}}
+	start := &rules{level: level}
+	start.setOutputs(s.first)
+	s.rules.Store(start)
 	h := handler{shared: s}
 	h.sinks[toStderr], err = newHandler(onStderr, queuedWriter{s.queue, w}, nil)
 	h.sinks[toJournald] = &journalHandler{level: slog.LevelDebug, send: func(m message) { s.queue.put(m.bytes(), func() { toJournal(m) }) }}
-	h.sinks[toFile] = slog.NewTextHandler(fileWriter{s}, &slog.HandlerOptions{Level: slog.LevelDebug})
-	h.sinks[toSyslog] = &journalHandler{level: slog.LevelDebug, send: s.toSyslogOf(orText)}
+	h.sinks[toFile] = newFilesHandler(s)
+	h.sinks[toSyslog] = &journalHandler{level: slog.LevelDebug, send: s.toSyslogs(orText)}
 	return slog.New(h), err
 }
 

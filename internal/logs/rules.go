@@ -12,7 +12,7 @@ import (
 	"sync/atomic"
 )
 
-// The places where records can go. At most one of each is used at a time.
+// The kinds of places where records can go.
 const (
 	toStderr = iota // as text or JSON
 	toJournald
@@ -28,10 +28,27 @@ const off = slog.Level(math.MaxInt)
 type rules struct {
 	level   slog.Level // of records from sources that no filter names
 	filters []filter
-	outputs [places]slog.Level // off where nothing goes
-	order   []int              // of outputs that are not off, as they were set
-	file    *logFile           // nil without toFile
-	syslog  *syslogOut         // nil without toSyslog
+	outputs []output           // one to stderr and one to journald at most
+	least   [places]slog.Level // of the outputs of each kind; off where there is none
+}
+
+// output is one place, and the level from which on records go there.
+type output struct {
+	kind   int
+	level  slog.Level
+	file   *logFile   // with toFile
+	syslog *syslogOut // with toSyslog
+}
+
+// setOutputs is for rules that nobody uses yet.
+func (r *rules) setOutputs(list []output) {
+	r.outputs = list
+	for i := range r.least {
+		r.least[i] = off
+	}
+	for _, o := range list {
+		r.least[o.kind] = min(r.least[o.kind], o.level)
+	}
 }
 
 // filter is what a source's records need to be kept.
@@ -46,7 +63,7 @@ func (r *rules) enabled(l slog.Level) bool {
 	for _, f := range r.filters {
 		least = min(least, f.level)
 	}
-	return l >= max(least, slices.Min(r.outputs[:]))
+	return l >= max(least, slices.Min(r.least[:]))
 }
 
 // keeps says whether a record goes to the outputs. Where more than one filter names
@@ -88,20 +105,23 @@ func source(pc uintptr) string {
 type shared struct {
 	queue *queue
 	rules atomic.Pointer[rules]
-	start *rules // with which the logger was made
+	first []output // with which the logger was made
 
-	mu sync.Mutex // is held while rules are replaced
+	mu         sync.Mutex // is held while rules are replaced; guards configured
+	configured string     // of Configure
 }
 
 // replace makes r the rules. What they do not need any more is closed when all that
 // was logged is written. It is called with mu held.
 func (s *shared) replace(r *rules) {
-	before := s.rules.Swap(r)
-	if f := before.file; f != nil && f != r.file {
-		s.queue.after(f.close)
-	}
-	if out := before.syslog; out != nil && out != r.syslog {
-		s.queue.after(out.close)
+	for _, o := range s.rules.Swap(r).outputs {
+		switch {
+		case slices.Contains(r.outputs, o):
+		case o.file != nil:
+			s.queue.after(o.file.close)
+		case o.syslog != nil:
+			s.queue.after(o.syslog.close)
+		}
 	}
 }
 
@@ -110,9 +130,7 @@ func (s *shared) closeOutputs() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := *s.rules.Load()
-	r.file, r.syslog = nil, nil
-	r.outputs[toFile], r.outputs[toSyslog] = off, off
-	r.order = slices.DeleteFunc(slices.Clone(r.order), func(place int) bool { return place == toFile || place == toSyslog })
+	r.setOutputs(slices.DeleteFunc(slices.Clone(r.outputs), func(o output) bool { return o.kind == toFile || o.kind == toSyslog }))
 	s.replace(&r)
 }
 
@@ -130,7 +148,7 @@ func (h handler) Handle(ctx context.Context, rec slog.Record) error {
 		return nil
 	}
 	for i, sink := range h.sinks {
-		if rec.Level >= r.outputs[i] {
+		if rec.Level >= r.least[i] {
 			_ = sink.Handle(ctx, rec) // into the queue, which takes or counts it
 		}
 	}

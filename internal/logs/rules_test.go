@@ -206,7 +206,7 @@ func TestMistakes(t *testing.T) {
 		{SetOutputs, "1:file:rel", "Log output '1:file:rel' has no absolute path: begin it with /"},
 		{SetOutputs, "1:syslog", "Log output '1:syslog' does not meet the format requirements for destination type 'syslog'"},
 		{SetOutputs, "1:syslog:", "Log output '1:syslog:' does not meet the format requirements for destination type 'syslog'"},
-		{SetOutputs, "1:file:/a 1:file:/b", "Log output '1:file:/b' is the second file, and vmlockd writes to one at most"},
+		{SetOutputs, "1:stderr" + syslogs(maxOutputs), fmt.Sprintf("there are more than %d outputs", maxOutputs)},
 		{SetFilters, "x", "Malformed format for filter 'x'"},
 		{SetFilters, "9:x", "Invalid priority '9' for filter '9:x'"},
 		{SetFilters, "1:", "Invalid match string ''"},
@@ -241,6 +241,81 @@ func TestMistakes(t *testing.T) {
 	}
 	if _, n := Filters(foreign); n != 0 {
 		t.Error(n)
+	}
+}
+
+// syslogs are so many outputs, each with a blank before it.
+func syslogs(n int) (text string) {
+	for i := range n {
+		text += fmt.Sprintf(" 1:syslog:x%d", i)
+	}
+	return text
+}
+
+// TestSeveralFiles: each takes what has its level, and where one cannot be opened the
+// others are not kept open.
+func TestSeveralFiles(t *testing.T) {
+	e := newEverywhere(t, "text")
+	dir := t.TempDir()
+	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
+	set := "3:file:" + a + " 1:file:" + b
+	if err := SetOutputs(e.Logger, set); err != nil {
+		t.Fatal(err)
+	}
+	if got, n := Outputs(e.Logger); got != set || n != 2 {
+		t.Errorf("%q, %d", got, n)
+	}
+	e.each(e.Logger.With("a", 1))
+	if stderr, journald := e.took(t); stderr+journald != "" {
+		t.Errorf("elsewhere too: %q, %q", stderr, journald)
+	}
+	for path, levels := range map[string]int{a: 2, b: 3} {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantWords(t, path, string(text), levels)
+		if strings.Count(string(text), " a=1\n") != levels {
+			t.Errorf("%s: %s", path, text)
+		}
+	}
+	if err := SetOutputs(e.Logger, "1:file:"+b+" 1:file:"+filepath.Join(dir, "none", "c")); err == nil {
+		t.Error("a file in no directory is open")
+	}
+	if n := opened(t, b); n != 1 {
+		t.Errorf("opened %d times", n)
+	}
+	if err := SetOutputs(e.Logger, "1:file:"+b+" 4:file:"+b); err != nil {
+		t.Fatal(err)
+	}
+	Flush(e.Logger)
+	if got, _ := Outputs(e.Logger); got != "4:file:"+b || opened(t, a) != 0 || opened(t, b) != 1 {
+		t.Errorf("%q, and %d and %d times open", got, opened(t, a), opened(t, b))
+	}
+}
+
+// TestConfigure: what a configuration says is where it goes again with "".
+func TestConfigure(t *testing.T) {
+	e := newEverywhere(t, "text")
+	if err := Configure(e.Logger, "4:rpc", "4:journald"); err != nil {
+		t.Fatal(err)
+	}
+	if err := SetOutputs(e.Logger, "1:stderr"); err != nil {
+		t.Fatal(err)
+	}
+	if err := SetOutputs(e.Logger, " "); err != nil {
+		t.Fatal(err)
+	}
+	outputs, _ := Outputs(e.Logger)
+	filters, _ := Filters(e.Logger)
+	if outputs != "4:journald" || filters != "4:*rpc* " {
+		t.Errorf("%q, %q", outputs, filters)
+	}
+	if Configure(e.Logger, "x", "") == nil || Configure(e.Logger, "", "x") == nil || Configure(slog.New(slog.DiscardHandler), "", "") == nil {
+		t.Error("a mistake is none")
+	}
+	if err := Configure(newEverywhere(t, "text").Logger, "", ""); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -282,7 +357,7 @@ func TestSyslog(t *testing.T) {
 	syslogAt = filepath.Join(dir, "log")
 	t.Cleanup(func() { syslogAt = "" })
 	e := newEverywhere(t, "text")
-	if err := SetOutputs(e.Logger, "3:syslog:one 2:syslog:locks"); err != nil {
+	if err := SetOutputs(e.Logger, "3:syslog:locks 2:syslog:locks"); err != nil {
 		t.Fatal(err)
 	}
 	if got, _ := Outputs(e.Logger); got != "2:syslog:locks" {
@@ -348,7 +423,7 @@ func FuzzLibvirt(f *testing.F) {
 		}
 		if err := SetOutputs(log, outputs); err == nil {
 			got, n := Outputs(log)
-			if n == 0 || n > places || SetOutputs(log, got) != nil {
+			if n == 0 || n > maxOutputs || SetOutputs(log, got) != nil {
 				t.Fatalf("%q became %q", outputs, got)
 			}
 		}

@@ -46,12 +46,14 @@ func (s *syslogOut) close() {
 	}
 }
 
-// toSyslogOf gives messages to the syslog output that the rules name when a record is
-// logged, or to fallback if that does not take one.
-func (s *shared) toSyslogOf(fallback func(sendFunc) func(message)) func(message) {
+// toSyslogs gives messages to the syslog outputs that the rules name when a record is
+// logged, or to fallback if one does not take it.
+func (s *shared) toSyslogs(fallback func(sendFunc) func(message)) func(message) {
 	return func(m message) {
-		if out := s.rules.Load().syslog; out != nil { // else they have just been replaced
-			s.queue.put(m.bytes(), func() { fallback(out.send)(m) })
+		for _, o := range s.rules.Load().outputs {
+			if o.kind == toSyslog && m.level >= o.level {
+				s.queue.put(m.bytes(), func() { fallback(o.syslog.send)(m) })
+			}
 		}
 	}
 }

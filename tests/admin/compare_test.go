@@ -106,7 +106,8 @@ var steps = []step{
 	{"daemon-log-outputs --outputs 1:file", noLogging + "error: invalid argument: Log output '1:file' does not meet the format requirements for destination type 'file'" + failed, ""},
 	{"daemon-log-outputs --outputs 1:nosuch", noLogging + "error: invalid argument: Invalid log destination 'nosuch' for log output '1:nosuch'" + failed, ""},
 	{"daemon-log-outputs --outputs 1:file:/nosuch/x", noLogging + "error: failed to open /nosuch/x: No such file or directory" + failed, ""},
-	{"daemon-log-outputs --outputs 1:file:DIR/a_2:file:DIR/b", noLogging + "error: invalid argument: Log output '2:file:DIR/b' is the second file, and vmlockd writes to one at most" + failed, "nothing"},
+	{"daemon-log-outputs --outputs 1:file:DIR/a_2:file:DIR/b_4:syslog:x_3:file:DIR/a", "", ""},
+	{"daemon-log-outputs", " Logging outputs: 2:file:DIR/b 4:syslog:x 3:file:DIR/a", ""},
 	{"daemon-log-outputs --outputs 1:file:a", noLogging + "error: invalid argument: Log output '1:file:a' has no absolute path: begin it with /" + failed,
 		"nothing"}, // in the daemon's directory, wherever that is
 	{"daemon-log-outputs --outputs ", "", ""},
