@@ -83,27 +83,36 @@ func SetOutputs(log *slog.Logger, text string) error {
 }
 
 func (s *shared) setOutputs(text string) error {
+	if strings.TrimSpace(text) == "" {
+		s.mu.Lock()
+		text = s.configured
+		s.mu.Unlock()
+	}
+	list := s.first
+	if words := strings.Fields(text); len(words) > 0 {
+		var err error
+		if list, err = openOutputs(words); err != nil { // which may wait for storage, and nobody for it
+			return err
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if strings.TrimSpace(text) == "" {
-		text = s.configured
-	}
 	next := *s.rules.Load()
-	words := strings.Fields(text)
-	if len(words) == 0 {
-		next.setOutputs(s.first)
-		s.replace(&next)
-		return nil
-	}
-	var list []output
+	next.setOutputs(list)
+	s.replace(&next)
+	return nil
+}
+
+// openOutputs reads outputs and opens their files. With an error nothing stays open.
+func openOutputs(words []string) (list []output, err error) {
 	for _, word := range words {
 		o, err := parseOutput(word)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		list = append(slices.DeleteFunc(list, o.samePlace), o)
 		if len(list) > maxOutputs {
-			return fmt.Errorf("there are more than %d outputs", maxOutputs)
+			return nil, fmt.Errorf("there are more than %d outputs", maxOutputs)
 		}
 	}
 	for i, o := range list {
@@ -116,12 +125,10 @@ func (s *shared) setOutputs(text string) error {
 					before.file.close()
 				}
 			}
-			return err
+			return nil, err
 		}
 	}
-	next.setOutputs(list)
-	s.replace(&next)
-	return nil
+	return list, nil
 }
 
 // samePlace says whether another output would write to the place of o.
