@@ -56,7 +56,7 @@ func (i *instance) serveAdmin(l *net.UnixListener, path string, from *adminState
 	program := adminprogram.New(adminprogram.Options{Logging: logging{i.log}, SetTimeout: i.setTimeout, Log: i.log})
 	a.server = rpc.NewServer(rpc.Options{
 		Programs: []rpc.Program{program}, MaxClients: from.limits(adminServerName).clients(i.cfg.AdminMaxClients),
-		LastID: from.lastID(), Allow: sameUser, Log: i.log,
+		LastID: from.lastID(), Allow: sameUser, Log: i.log.With("server", adminServerName),
 	})
 	a.own = &adminprogram.Server{
 		Name: adminServerName, Clients: a.server,
