@@ -2,6 +2,7 @@ package admin_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -120,7 +121,6 @@ var steps = []step{
 	{"client-disconnect nosuch 1", noServer, ""},
 	{"client-disconnect virtlockd 9999", "error: Client not found: No client with matching ID '9999'" + failed, ""},
 	{"client-disconnect virtlockd ID", "Client '@ID' disconnected", ""},
-	{"client-list virtlockd", strings.TrimSuffix(clientHeader, "\n"), ""},
 }
 
 func userLine() string {
@@ -182,7 +182,13 @@ func play(t *testing.T, d *daemon) {
 			t.Errorf("%s: %s:\n%s\nwant\n%s", d.name, s.command, out, want)
 		}
 	}
-	// Who was disconnected sees the end.
+	// Who was disconnected is gone, and sees the end.
+	d.until("nobody is left", func() error {
+		if out := d.plain(d.must("client-list", "virtlockd")); out != strings.TrimSuffix(clientHeader, "\n") {
+			return errors.New(out)
+		}
+		return nil
+	})
 	if err := c.Register(context.Background(), locking.Owner{PID: int32(os.Getpid()), ID: 1}); err == nil {
 		t.Errorf("%s: a client that was disconnected is served", d.name)
 	}
