@@ -80,7 +80,7 @@ var rooms = []room{
 	{place: "internal/adminprogram", ours: []string{"internal/rpc", "internal/locking"}},
 	{place: "internal/control", ours: []string{"internal/rpc", "internal/locking", "internal/peers", "internal/guard"}},
 	{place: "internal/metrics", ours: []string{"internal/locking"}, theirs: []string{prometheus}},
-	{place: "internal/rpc"},
+	{place: "internal/rpc", theirs: []string{xsys}},
 
 	// What fills the ports of the rules.
 	{place: "internal/backend/cluster", ours: []string{"internal/locking", "internal/table", "internal/failpoint", "dlm", "dlm/controld"}, theirs: []string{xsys}},

@@ -32,6 +32,7 @@ func ofRoot() Config {
 	c := Default()
 	c.RunDir = filepath.Join(runtimeDir(0, os.Getenv), "vmlockd")
 	c.Socket = filepath.Join(runtimeDir(0, os.Getenv), "libvirt", "virtlockd-sock")
+	c.AdminSocket = filepath.Join(runtimeDir(0, os.Getenv), "libvirt", "virtlockd-admin-sock")
 	c.ControlSocket = filepath.Join(c.RunDir, controlName)
 	c.AuditLog = filepath.Join(logDir(0, os.Getenv), "vmlockd", "audit.log")
 	return c

@@ -28,18 +28,20 @@ const (
 
 // Config is everything that can be configured.
 type Config struct {
-	Backend        string   `toml:"backend"`         // BackendLocal or BackendCluster
-	Socket         string   `toml:"socket"`          // absolute path of the socket that libvirt connects to
-	ControlSocket  string   `toml:"control_socket"`  // absolute path of the socket for vmlockctl; "" in the file means control.sock in RunDir
-	RunDir         string   `toml:"run_dir"`         // absolute path of the directory for what must survive the daemon, on a tmpfs
-	RequestTimeout Duration `toml:"request_timeout"` // 100 ms to 5 min: longest time until a request is answered
-	MaxClients     int      `toml:"max_clients"`     // 1 to 1,000,000 open connections
-	AuditLog       string   `toml:"audit_log"`       // absolute path of the file with what operators forced
-	Cluster        Cluster  `toml:"cluster"`
-	Guard          Guard    `toml:"guard"`
-	Log            Log      `toml:"log"`
-	Metrics        Metrics  `toml:"metrics"`
-	Identity       Identity `toml:"identity"`
+	Backend         string   `toml:"backend"`           // BackendLocal or BackendCluster
+	Socket          string   `toml:"socket"`            // absolute path of the socket that libvirt connects to
+	AdminSocket     string   `toml:"admin_socket"`      // absolute path of the socket for virt-admin; "" means beside Socket: see AdminPath
+	ControlSocket   string   `toml:"control_socket"`    // absolute path of the socket for vmlockctl; "" in the file means control.sock in RunDir
+	RunDir          string   `toml:"run_dir"`           // absolute path of the directory for what must survive the daemon, on a tmpfs
+	RequestTimeout  Duration `toml:"request_timeout"`   // 100 ms to 5 min: longest time until a request is answered
+	MaxClients      int      `toml:"max_clients"`       // 1 to 1,000,000 open connections
+	AdminMaxClients int      `toml:"admin_max_clients"` // 1 to 1,000,000 open connections of virt-admin
+	AuditLog        string   `toml:"audit_log"`         // absolute path of the file with what operators forced
+	Cluster         Cluster  `toml:"cluster"`
+	Guard           Guard    `toml:"guard"`
+	Log             Log      `toml:"log"`
+	Metrics         Metrics  `toml:"metrics"`
+	Identity        Identity `toml:"identity"`
 }
 
 // Cluster is the table [cluster].
@@ -84,17 +86,25 @@ func (d Duration) String() string { return time.Duration(d).String() }
 func Default() Config {
 	run := filepath.Join(runtimeDir(os.Geteuid(), os.Getenv), "vmlockd")
 	return Config{
-		Backend:        BackendLocal,
-		Socket:         filepath.Join(runtimeDir(os.Geteuid(), os.Getenv), "libvirt", "virtlockd-sock"),
-		ControlSocket:  filepath.Join(run, controlName),
-		RunDir:         run,
-		RequestTimeout: Duration(10 * time.Second),
-		MaxClients:     4096,
-		AuditLog:       filepath.Join(logDir(os.Geteuid(), os.Getenv), "vmlockd", "audit.log"),
-		Cluster:        Cluster{Lockspace: "vmlockd"},
-		Guard:          defaultGuard(),
-		Log:            Log{Level: "info", Format: "auto"},
+		Backend:         BackendLocal,
+		Socket:          filepath.Join(runtimeDir(os.Geteuid(), os.Getenv), "libvirt", "virtlockd-sock"),
+		ControlSocket:   filepath.Join(run, controlName),
+		RunDir:          run,
+		RequestTimeout:  Duration(10 * time.Second),
+		MaxClients:      4096,
+		AdminMaxClients: 5000, // virtlockd's (src/locking/lock_daemon_config.c)
+		AuditLog:        filepath.Join(logDir(os.Geteuid(), os.Getenv), "vmlockd", "audit.log"),
+		Cluster:         Cluster{Lockspace: "vmlockd"},
+		Guard:           defaultGuard(),
+		Log:             Log{Level: "info", Format: "auto"},
 	}
+}
+
+// besides is where virt-admin looks for the socket of a daemon with that one: at
+// virtlockd-admin-sock for virtlockd-sock.
+func besides(socket string) string {
+	dir, name := filepath.Split(socket)
+	return dir + strings.TrimSuffix(name, "sock") + "admin-sock"
 }
 
 func runtimeDir(uid int, getenv func(string) string) string {
@@ -168,6 +178,14 @@ func Parse(path string, text []byte) (Config, error) {
 	return c, nil
 }
 
+// AdminPath is the absolute path of the socket for virt-admin.
+func (c *Config) AdminPath() string {
+	if c.AdminSocket != "" {
+		return c.AdminSocket
+	}
+	return besides(c.Socket)
+}
+
 // controlSocket is where the control socket is, also if the file does not say.
 func (c *Config) controlSocket() string {
 	if c.ControlSocket != "" {
@@ -212,6 +230,7 @@ func (c *Config) problems() (list []problem) {
 	if c.controlSocket() == filepath.Clean(c.Socket) || c.ControlSocket == c.Socket {
 		add(key, "%q is both the socket of libvirt and the control socket: choose another path for one of them", c.Socket)
 	}
+	c.adminProblems(add, socket)
 	switch {
 	case !filepath.IsAbs(c.RunDir) || strings.ContainsRune(c.RunDir, 0):
 		add("run_dir", "%q is not an absolute path: begin it with /", c.RunDir)
@@ -230,10 +249,33 @@ func (c *Config) problems() (list []problem) {
 	if c.MaxClients < 1 || c.MaxClients > maxMaxClients {
 		add("max_clients", "%d is out of range: use 1 to %d", c.MaxClients, maxMaxClients)
 	}
+	if c.AdminMaxClients < 1 || c.AdminMaxClients > maxMaxClients {
+		add("admin_max_clients", "%d is out of range: use 1 to %d", c.AdminMaxClients, maxMaxClients)
+	}
 	if n := c.Cluster.Lockspace; n == "" || len(n) > maxLockspaceName || strings.Trim(n, lockspaceChars) != "" {
 		add("cluster.lockspace", "%q cannot name a lockspace: use 1 to %d letters, digits, '-' and '_'", n, maxLockspaceName)
 	}
 	return append(list, c.Guard.problems()...)
+}
+
+// adminProblems finds what is wrong with the admin socket, where socket checks any.
+func (c *Config) adminProblems(add func(key, format string, args ...any), socket func(key, path string)) {
+	if c.AdminSocket != "" {
+		socket("admin_socket", c.AdminSocket)
+		for _, other := range []string{c.Socket, c.controlSocket()} {
+			if filepath.Clean(c.AdminSocket) == filepath.Clean(other) {
+				add("admin_socket", "%q is another socket of vmlockd already: choose another path", c.AdminSocket)
+			}
+		}
+		return
+	}
+	path := c.AdminPath()
+	if len(path) > maxSocketPath && len(c.Socket) <= maxSocketPath {
+		add("socket", "virt-admin's socket %s beside it has a path of %d bytes: unix(7) allows %d, so set admin_socket too", path, len(path), maxSocketPath)
+	}
+	if filepath.Clean(path) == c.controlSocket() || filepath.Clean(path) == c.HolderSocket() {
+		add("socket", "virt-admin's socket %s beside it is another socket of vmlockd already: set admin_socket too", path)
+	}
 }
 
 const (

@@ -32,6 +32,13 @@ func TestMistakes(t *testing.T) {
 		{"long socket", "socket = \"/" + strings.Repeat("x", 107) + "\"\n", []string{"f.toml:1: socket", "unix(7)"}},
 		{"relative control socket", "control_socket = \"sock\"\n", []string{"f.toml:1: control_socket", "absolute path"}},
 		{"one socket for both", "socket = \"/run/x\"\ncontrol_socket = \"/run/x\"\n", []string{"f.toml:2: control_socket", "another path"}},
+		{"relative admin socket", "admin_socket = \"sock\"\n", []string{"f.toml:1: admin_socket", "absolute path"}},
+		{"admin socket where the main one is", "socket = \"/run/x\"\nadmin_socket = \"/run//x\"\n", []string{"f.toml:2: admin_socket", "another path"}},
+		{"admin socket where the control socket is", "run_dir = \"/r\"\nadmin_socket = \"/r/control.sock\"\n", []string{"f.toml:2: admin_socket", "another path"}},
+		{"admin socket of the holder", "run_dir = \"/r\"\nadmin_socket = \"/r/holder.sock\"\n", []string{"f.toml:2: admin_socket", "another path"}},
+		{"socket too long for the admin socket", "socket = \"/" + strings.Repeat("x", 97) + "-sock\"\n", []string{"f.toml:1: socket", "109 bytes", "set admin_socket"}},
+		{"control socket beside the socket", "socket = \"/r/a-sock\"\ncontrol_socket = \"/r/a-admin-sock\"\n", []string{"f.toml:1: socket", "set admin_socket"}},
+		{"no admin clients", "admin_max_clients = 0\n", []string{"f.toml:1: admin_max_clients: 0 is out of range"}},
 		{"run_dir", "run_dir = \"run\"\n", []string{"f.toml:1: run_dir", "absolute path"}},
 		{"lockspace", "[cluster]\nlockspace = \"a b\"\n", []string{"f.toml:2: cluster.lockspace"}},
 		{"level", "[log]\nlevel = \"loud\"\n", []string{"f.toml:2: log.level"}},
@@ -139,13 +146,28 @@ on_loss = "kill"
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := Config{Backend: BackendCluster, Socket: "/run/x", ControlSocket: "/run/y/control.sock", RunDir: "/run/y", RequestTimeout: Duration(3 * time.Second), MaxClients: 1024,
+	want := Config{Backend: BackendCluster, Socket: "/run/x", ControlSocket: "/run/y/control.sock", RunDir: "/run/y", RequestTimeout: Duration(3 * time.Second), MaxClients: 1024, AdminMaxClients: 5000,
 		AuditLog: "/a", Metrics: Metrics{Listen: "[::1]:9185"},
 		Cluster: Cluster{Lockspace: "vms"}, Log: Log{Level: "debug", Format: "json"},
 		Guard: Guard{Mode: GuardFreeze, Grace: Duration(5 * time.Second), HoldOff: Duration(time.Minute), Watchdog: "/dev/watchdog1", WatchdogTimeout: Duration(15 * time.Second),
 			OnLoss: OnLossFreeze, VM: []GuardVM{{Name: "web", OnLoss: OnLossIgnore}, {UUID: "c7a5fdbd-edaf-9455-926a-d65c16db1809", OnLoss: OnLossKill}}}}
 	if !reflect.DeepEqual(c, want) {
 		t.Fatalf("got %+v\nwant %+v", c, want)
+	}
+}
+
+// TestAdminPath: virt-admin finds it where it looks for virtlockd's.
+func TestAdminPath(t *testing.T) {
+	for _, k := range []struct{ text, want string }{
+		{"socket = \"/run/libvirt/virtlockd-sock\"\n", "/run/libvirt/virtlockd-admin-sock"},
+		{"socket = \"/a/sock\"\n", "/a/admin-sock"},
+		{"socket = \"/a/x\"\n", "/a/xadmin-sock"},
+		{"socket = \"/a/x\"\nadmin_socket = \"/b\"\n", "/b"},
+	} {
+		c, err := Parse("f.toml", []byte(k.text))
+		if err != nil || c.AdminPath() != k.want {
+			t.Errorf("%s: %q, %v", k.text, c.AdminPath(), err)
+		}
 	}
 }
 

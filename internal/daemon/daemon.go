@@ -164,7 +164,7 @@ func (p Program) check(ctx context.Context, now config.Config) (version int, err
 	if err := runningWith(now).sameLocks(next); err != nil {
 		return 0, err
 	}
-	for _, version := range []int{stateLocks, stateConnections} { // an older program knows only the second
+	for _, version := range []int{stateAdmin, stateLocks, stateConnections} { // an older program knows only the last ones
 		if err = p.canTakeOver(ctx, version, now); err == nil {
 			return version, nil
 		}

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -29,10 +30,12 @@ const (
 	stateConnections = 1
 	// stateLocks has what the kernel ties the locks to as well.
 	stateLocks = 2
+	// stateAdmin has the admin socket and its connections as well.
+	stateAdmin = 3
 )
 
 // CanTakeOver reports whether this program can go on from a state of that version.
-func CanTakeOver(version int) bool { return version == stateConnections || version == stateLocks }
+func CanTakeOver(version int) bool { return version >= stateConnections && version <= stateAdmin }
 
 // RestartSignals are those that ask for a restart in place.
 var RestartSignals = []os.Signal{syscall.SIGUSR1, syscall.SIGHUP}
@@ -51,8 +54,10 @@ type state struct {
 	Socket      string // where the listener listens
 	Listener    int    // descriptor
 	Connections []connection
-	Kept        string `json:"Backend,omitempty"` // backend of what is kept; empty if nothing is
-	Closer      int    `json:",omitempty"`        // pid of the process that closes the DLM device last (internal/closer); 0 if there is none
+	LastID      uint64      `json:",omitempty"`        // of connections; 0 if an earlier version has left the state
+	VirtAdmin   *adminState `json:",omitempty"`        // nil if there was no admin socket
+	Kept        string      `json:"Backend,omitempty"` // backend of what is kept; empty if nothing is
+	Closer      int         `json:",omitempty"`        // pid of the process that closes the DLM device last (internal/closer); 0 if there is none
 
 	// What the locks are tied to; empty if an earlier version has left the state.
 	RunDir    string `json:",omitempty"`
@@ -82,9 +87,26 @@ type state struct {
 
 type connection struct {
 	FD       int
+	ID       uint64    `json:",omitempty"` // 0 if an earlier version has left the state
+	Since    time.Time `json:",omitzero"`
 	Peer     rpc.Peer
 	Pending  []byte
 	Sessions []rpc.SessionState
+}
+
+func connectionOf(h *rpc.Handover) connection {
+	return connection{FD: int(h.File.Fd()), ID: h.ID, Since: h.Since, Peer: h.Peer, Pending: h.Pending, Sessions: h.Sessions}
+}
+
+func handoversOf(list []connection, adopt func(fd int, name string) (*os.File, error)) (out []*rpc.Handover, err error) {
+	for _, c := range list {
+		f, err := adopt(c.FD, "connection")
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, &rpc.Handover{ID: c.ID, Since: c.Since, Peer: c.Peer, File: f, Pending: c.Pending, Sessions: c.Sessions})
+	}
+	return out, nil
 }
 
 // listen goes on with the listener, or makes one.
@@ -99,6 +121,10 @@ func (s *state) listen(path string) (*net.UnixListener, error) {
 	if s != nil { // the configuration names another socket now
 		s.moved = true
 	}
+	return makeListener(path)
+}
+
+func makeListener(path string) (*net.UnixListener, error) {
 	// libvirt's directory is made by whichever of its daemons starts first.
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("make the directory of the socket: %w", err)
@@ -131,6 +157,13 @@ func (s *state) connections() []*rpc.Handover {
 		return nil
 	}
 	return s.handovers
+}
+
+func (s *state) lastID() uint64 {
+	if s == nil {
+		return 0
+	}
+	return s.LastID
 }
 
 // keptLocks is what was kept of the earlier program, for who takes it.
@@ -167,9 +200,11 @@ func (s *state) execute(ctx, told context.Context, path string, args []string, b
 	s.Listener, s.Connections, s.Back, s.Told = int(s.listener.Fd()), nil, 0, 0
 	keep := append(s.kept.fds(), s.Listener)
 	for _, h := range s.handovers {
-		s.Connections = append(s.Connections, connection{FD: int(h.File.Fd()), Peer: h.Peer, Pending: h.Pending, Sessions: h.Sessions})
-		keep = append(keep, int(h.File.Fd()))
+		c := connectionOf(h)
+		s.Connections = append(s.Connections, c)
+		keep = append(keep, c.FD)
 	}
+	keep = append(keep, s.VirtAdmin.fds()...)
 	if back != nil {
 		s.Back, s.Args = int(back.Fd()), args
 		keep = append(keep, s.Back)
@@ -255,7 +290,7 @@ func inherit() (*state, error) {
 		return nil, fmt.Errorf("read the state of the earlier program: %w", err)
 	}
 	if !CanTakeOver(s.Version) {
-		return nil, fmt.Errorf("the state of the earlier program has version %d, and this one knows %d and %d", s.Version, stateConnections, stateLocks)
+		return nil, fmt.Errorf("the state of the earlier program has version %d, and this one knows %d to %d", s.Version, stateConnections, stateAdmin)
 	}
 	if err := s.kept.unmarshal(s.Kept, locks); err != nil {
 		return nil, err
@@ -293,12 +328,11 @@ func inherit() (*state, error) {
 		}
 		told.Close()
 	}
-	for _, c := range s.Connections {
-		f, err := adopt(c.FD, "connection")
-		if err != nil {
-			return nil, err
-		}
-		s.handovers = append(s.handovers, &rpc.Handover{Peer: c.Peer, File: f, Pending: c.Pending, Sessions: c.Sessions})
+	if s.handovers, err = handoversOf(s.Connections, adopt); err != nil {
+		return nil, err
+	}
+	if err := s.VirtAdmin.inherit(adopt); err != nil {
+		return nil, err
 	}
 	return s, nil
 }

@@ -97,7 +97,8 @@ func TestStatesOfOthers(t *testing.T) {
 	for _, c := range []struct{ text, want string }{
 		{`{"Version":1,"Socket":"/sock","Listener":` + listener + `}`, ""},
 		{`{"Version":2,"Socket":"/sock","Listener":` + listener + "}\n", ""},
-		{`{"Version":3,"Socket":"/sock","Listener":` + listener + `}`, "version 3"},
+		{`{"Version":3,"Socket":"/sock","Listener":` + listener + `}`, ""},
+		{`{"Version":4,"Socket":"/sock","Listener":` + listener + `}`, "version 4"},
 		{`{"Version":2,"Socket":"/sock","Backend":"cluster","Listener":` + listener + "}\nnonsense", `backend "cluster"`},
 		{`{"Version":2,"Socket":"/sock","Backend":"local","Listener":` + listener + "}\n", `backend "local"`},
 		{`{"Version":2,"Socket":"/sock","Backend":"other","Listener":` + listener + "}\n", "unknown backend"},
@@ -118,7 +119,7 @@ func TestStatesOfOthers(t *testing.T) {
 			unix.Close(fd)
 		}
 	}
-	if !CanTakeOver(1) || !CanTakeOver(2) || CanTakeOver(0) || CanTakeOver(3) {
+	if !CanTakeOver(1) || !CanTakeOver(2) || !CanTakeOver(3) || CanTakeOver(0) || CanTakeOver(4) {
 		t.Error("it can take over from others than it says")
 	}
 }

@@ -75,7 +75,9 @@ type instance struct {
 	others    *others   // nil in local mode, and without corosync's libraries
 	guard     *guarding // nil where nothing is guarded
 	admission admission
-	control   *control.Server                 // nil if it is not served
+	control   *control.Server // nil if it is not served
+	admin     *admin          // nil if it is not served
+	idle      *idler
 	table     atomic.Pointer[locking.Manager] // locks, for parts that were made before it
 	server    *rpc.Server
 	listener  *net.UnixListener
@@ -90,7 +92,7 @@ type instance struct {
 // start brings up everything, with the connections of an earlier instance if
 // there was one. When it returns requests are served.
 func start(c config.Config, version string, log *slog.Logger, from *state) (i *instance, err error) {
-	i = &instance{log: log, cfg: c, version: version, failed: make(chan error, 1), tidy: newTidier()}
+	i = &instance{log: log, cfg: c, version: version, failed: make(chan error, 1), tidy: newTidier(), idle: newIdler()}
 	defer func() {
 		if err != nil {
 			i.abandon(from)
@@ -176,6 +178,7 @@ func start(c config.Config, version string, log *slog.Logger, from *state) (i *i
 		Programs:   []rpc.Program{lockprogram.New(i.locks)},
 		MaxClients: c.MaxClients,
 		Reserve:    reserve,
+		LastID:     from.lastID(),
 		Log:        log,
 	})
 	if err := i.server.Adopt(from.connections()); err != nil {
@@ -186,6 +189,7 @@ func start(c config.Config, version string, log *slog.Logger, from *state) (i *i
 	i.showMetrics(from != nil)
 	i.openAudit()
 	i.startControl()
+	i.startAdmin(from)
 	return i, nil
 }
 
@@ -284,7 +288,9 @@ func (i *instance) abandon(from *state) {
 // stop ends the instance for good. Locks that are held stay held.
 func (i *instance) stop() {
 	i.hide()
+	i.idle.stop()
 	i.stopControl()
+	i.stopAdmin()
 	i.within("the group of lock daemons", i.others.close)
 	i.within("the connections", i.server.Shutdown)
 	i.serving.Wait()
@@ -358,8 +364,10 @@ func (i *instance) handOver(version int) *state {
 	i.within("the group of lock daemons", i.others.close)
 	i.hide()
 	i.listener.SetUnlinkOnClose(false)
+	i.idle.stop()
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
+	admin := i.handOverAdmin(ctx, version)
 	list, err := i.server.Handover(ctx)
 	if err != nil {
 		i.log.Warn("not every connection can be kept across the restart", "reason", err)
@@ -369,6 +377,7 @@ func (i *instance) handOver(version int) *state {
 	i.within("the guard", func(ctx context.Context) error { return i.guard.close(ctx, false) })
 	s := &state{
 		Version: version, Socket: i.cfg.Socket, RunDir: i.cfg.RunDir, Backend: i.cfg.Backend, Lockspace: lockspaceOf(i.cfg),
+		LastID: i.server.LastID(), VirtAdmin: admin,
 		listener: i.again, handovers: list,
 	}
 	var bad error
@@ -397,15 +406,22 @@ func (i *instance) serve(ctx context.Context, restart <-chan os.Signal) (again b
 	if ctx.Err() != nil { // a restart that was asked for as well is not wanted any more
 		return false, nil
 	}
-	select {
-	case <-ctx.Done():
-		return false, nil
-	case <-restart:
-		return true, nil
-	case err := <-i.failed:
-		if errors.Is(err, rpc.ErrServerClosed) {
-			err = nil
+	for {
+		select {
+		case <-ctx.Done():
+			return false, nil
+		case <-restart:
+			return true, nil
+		case err := <-i.failed:
+			if errors.Is(err, rpc.ErrServerClosed) {
+				err = nil
+			}
+			return false, fmt.Errorf("serve %s: %w", i.cfg.Socket, err)
+		case <-i.idle.look:
+			if i.endIdle() {
+				i.log.Info("nobody has used vmlockd for the time after which it is to end")
+				return false, nil
+			}
 		}
-		return false, fmt.Errorf("serve %s: %w", i.cfg.Socket, err)
 	}
 }

@@ -60,7 +60,7 @@ func TestCheckTakeOver(t *testing.T) {
 	}{
 		"nothing":            {2, good, func(*config.Config) {}, ""},
 		"a new socket":       {2, good, func(c *config.Config) { c.Socket = filepath.Join(dir, "new", "sock") }, ""},
-		"version":            {3, good, func(*config.Config) {}, "version 3"},
+		"version":            {4, good, func(*config.Config) {}, "version 4"},
 		"run_dir":            {2, good, func(c *config.Config) { c.RunDir = dir }, "run_dir"},
 		"backend":            {2, good, func(c *config.Config) { c.Backend = config.BackendCluster }, "backend"},
 		"a socket in use":    {2, good, func(c *config.Config) { c.Socket = filepath.Join(dir, "busy") }, "listens on"},

@@ -325,6 +325,7 @@ func TestEnded(t *testing.T) {
 		{7, 7, rpc.PeerStuck, []string{"7 close"}},
 		{7, 7, rpc.ServerStopped, []string{"7 close"}},
 		{7, 7, rpc.Failed, []string{"7 close"}},
+		{7, 7, rpc.Dismissed, []string{"7 close"}},
 		{7, 8, rpc.PeerClosed, []string{"8 close"}},
 		{0, 0, rpc.PeerClosed, []string{"0 close"}},
 		{7, -7, rpc.PeerClosed, []string{"-7 close"}},

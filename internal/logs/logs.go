@@ -10,6 +10,7 @@
 //   - A record is made to text, or to fields, before the call that logs it returns: what
 //     it was made of may change after that.
 //   - Flush and Close wait for flushTime at most.
+//   - Where it goes, and from which level on, can be changed at any time.
 //
 // A logger may be used from many goroutines.
 package logs
@@ -65,7 +66,11 @@ func Flush(log *slog.Logger) bool {
 // goroutine that writes, unless it reports false and that waits still.
 func Close(log *slog.Logger) bool {
 	h, ok := log.Handler().(handler)
-	return ok && h.queue.close(flushTime)
+	if !ok {
+		return false
+	}
+	h.closeOutputs()
+	return h.queue.close(flushTime)
 }
 
 // Dropped is how many records were lost since New, as they could not be written in time.
@@ -79,43 +84,45 @@ func Dropped(log *slog.Logger) uint64 {
 	return h.queue.dropped
 }
 
-// handler makes records ready for queue.
-type handler struct {
-	slog.Handler
-	queue *queue
-}
-
-func (h handler) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return handler{h.Handler.WithAttrs(attrs), h.queue}
-}
-
-func (h handler) WithGroup(name string) slog.Handler {
-	return handler{h.Handler.WithGroup(name), h.queue}
-}
-
 func newLogger(level slog.Level, format string, w io.Writer, send sendFunc) (*slog.Logger, error) {
-	toJournal := sendOr(send, slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	now, err := newHandler(slog.LevelDebug, format, w, toJournal)
+	orText := func(send sendFunc) func(message) {
+		return sendOr(send, slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
+	toJournal := orText(send)
+	now, err := newHandler(format, w, toJournal)
 	if err != nil {
 		return nil, err
 	}
 	log := slog.New(now)
-	q := newQueue(func(records uint64) {
+	s := &shared{queue: newQueue(func(records uint64) {
 		log.Warn("records of this log are missing here: it was not read, or not as fast as it was written", "event", "log-lost", "records", records)
-	})
-	later, err := newHandler(level, format, queuedWriter{q, w}, func(m message) { q.put(m.bytes(), func() { toJournal(m) }) })
-	return slog.New(handler{later, q}), err
+	})}
+	first, onStderr := toStderr, format
+	if format == "journal" {
+		first, onStderr = toJournald, "text" // should it be wanted later
+	}
+	s.first = []output{{kind: first, level: level}}
+	start := &rules{level: level}
+	start.setOutputs(s.first)
+	s.rules.Store(start)
+	h := handler{shared: s}
+	h.sinks[toStderr], err = newHandler(onStderr, queuedWriter{s.queue, w}, nil)
+	h.sinks[toJournald] = &journalHandler{level: slog.LevelDebug, send: func(m message) { s.queue.put(m.bytes(), func() { toJournal(m) }) }}
+	h.sinks[toFile] = newFilesHandler(s)
+	h.sinks[toSyslog] = &journalHandler{level: slog.LevelDebug, send: s.toSyslogs(orText)}
+	return slog.New(h), err
 }
 
-func newHandler(level slog.Level, format string, w io.Writer, toJournal func(message)) (slog.Handler, error) {
-	options := &slog.HandlerOptions{Level: level}
+// newHandler makes one that takes all levels.
+func newHandler(format string, w io.Writer, toJournal func(message)) (slog.Handler, error) {
+	options := &slog.HandlerOptions{Level: slog.LevelDebug}
 	switch format {
 	case "text":
 		return slog.NewTextHandler(w, options), nil
 	case "json":
 		return slog.NewJSONHandler(w, options), nil
 	case "journal":
-		return &journalHandler{level: level, send: toJournal}, nil
+		return &journalHandler{level: slog.LevelDebug, send: toJournal}, nil
 	}
 	return nil, fmt.Errorf("log format %q is not known", format)
 }

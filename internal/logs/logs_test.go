@@ -108,9 +108,9 @@ func TestAuto(t *testing.T) {
 			t.Fatal(err)
 		}
 		// Nothing is logged where it would go to this host's journal.
-		made := log.Handler().(handler).Handler
-		if _, journal := made.(*journalHandler); journal != tc.journal {
-			t.Errorf("JOURNAL_STREAM=%q: the handler is a %T", tc.stream, made)
+		made, _ := Outputs(log)
+		if journal := made == "2:journald"; journal != tc.journal {
+			t.Errorf("JOURNAL_STREAM=%q: it goes to %s", tc.stream, made)
 		}
 		defer Close(log)
 		if tc.journal {

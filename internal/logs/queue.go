@@ -66,6 +66,17 @@ func (q *queue) put(bytes int, write func()) {
 	q.lockedAdd(entry{bytes, write})
 }
 
+// after has f called when all that was put before is written.
+func (q *queue) after(f func()) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.closed {
+		f()
+		return
+	}
+	q.lockedAdd(entry{write: f})
+}
+
 func (q *queue) lockedAdd(e entry) {
 	q.lockedTell()
 	q.entries = append(q.entries, e)

@@ -81,7 +81,7 @@ func journalOf(read func() Journal) prometheus.Collector {
 func connectionsOf(read func() Connections) prometheus.Collector {
 	c := collect("connections", read)
 	c.gauge("vmlockd_connections", "Open connections of libvirt and of virtual machines.", func(n Connections) float64 { return float64(n.Open) })
-	c.gauge("vmlockd_connections_limit", "How many there may be (max_clients); more can only release.", func(n Connections) float64 { return float64(n.Limit) })
+	c.gauge("vmlockd_connections_limit", "How many there may be (max_clients, or what virt-admin has set); more can only release.", func(n Connections) float64 { return float64(n.Limit) })
 	c.counter("vmlockd_connections_refused_total", "Connections of other users, which are not served.", func(n Connections) float64 { return float64(n.Refused) })
 	c.counter("vmlockd_connections_failed_total", "Connections that could not be accepted, most likely as descriptors had run out.", func(n Connections) float64 { return float64(n.Failures) })
 	return c

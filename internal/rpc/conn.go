@@ -22,20 +22,25 @@ type conn struct {
 	sock *net.UnixConn
 	peer Peer
 
+	id    uint64    // what start gave, or an earlier Server
+	since time.Time // when it was accepted
+
 	in       inbound
 	args     Decoder
 	out      Encoder
-	sessions []Session     // by place in Server.programs; nil until the first call
-	deadline time.Time     // when a write that starts now would be given up
-	preload  []byte        // to be received before all else
-	slot     chan struct{} // what Server.takeSlot gave; nil if there was none left for a connection that was adopted
+	sessions []Session // by place in Server.programs; nil until the first call
+	deadline time.Time // when a write that starts now would be given up
+	preload  []byte    // to be received before all else
+	place    place
+	finished bool // the session that was called last wants the connection to end
 
-	mu          sync.Mutex // guards interrupted and the read deadline of sock
+	mu          sync.Mutex // guards interrupted, dismissed and the read deadline of sock
 	interrupted bool       // no more calls: the read deadline has passed for good
+	dismissed   bool       // somebody disconnected it
 }
 
 func newConn(s *Server, sock *net.UnixConn, peer Peer) *conn {
-	c := &conn{srv: s, sock: sock, peer: peer}
+	c := &conn{srv: s, sock: sock, peer: peer, since: time.Now()}
 	c.in = inbound{r: sock, limit: c.argsLimit, grow: c.takeBigSlot, shrunk: c.leaveBigSlot}
 	return c
 }
@@ -62,10 +67,10 @@ func (c *conn) serve() {
 
 // limited is what one connection too many is told.
 func (c *conn) limited() error {
-	switch c.slot {
-	case c.srv.extra:
-		return fmt.Errorf("the lock daemon serves %d connections, which is its limit (max_clients)", cap(c.srv.slots))
-	case c.srv.spares.taken:
+	switch c.place {
+	case extra:
+		return fmt.Errorf("the lock daemon serves %d connections, which is its limit (max_clients)", c.srv.places.max())
+	case spare:
 		return errors.New("the lock daemon has no descriptors left (LimitNOFILE of its service, RLIMIT_NOFILE)")
 	}
 	return nil
@@ -78,7 +83,7 @@ func (c *conn) loop() Cause {
 	c.preload = nil
 	for {
 		if c.isInterrupted() {
-			return ServerStopped
+			return c.stopCause()
 		}
 		m, err := c.in.next()
 		if err != nil {
@@ -86,6 +91,9 @@ func (c *conn) loop() Cause {
 		}
 		if err := c.handle(m); err != nil {
 			return c.writeFailed(err)
+		}
+		if c.finished {
+			return PeerClosed
 		}
 	}
 }
@@ -138,7 +146,11 @@ func (c *conn) call(m *message) error {
 		c.sessions[at] = session
 	}
 	c.args.Reset(m.payload)
-	return c.sessions[at].Call(c.srv.calls, m.procedure, &c.args, &c.out)
+	err := c.sessions[at].Call(c.srv.calls, m.procedure, &c.args, &c.out)
+	if f, ok := c.sessions[at].(Finisher); ok {
+		c.finished = f.Finished()
+	}
+	return err
 }
 
 // find returns the place of the program that h is for, or -1.
@@ -198,7 +210,7 @@ func (c *conn) writeFailed(err error) Cause {
 func (c *conn) readFailed(err error) Cause {
 	switch {
 	case c.isInterrupted():
-		return ServerStopped
+		return c.stopCause()
 	case errors.Is(err, io.EOF):
 		return PeerClosed
 	case errors.Is(err, io.ErrUnexpectedEOF):
@@ -213,7 +225,7 @@ func (c *conn) readFailed(err error) Cause {
 
 func (c *conn) ioFailed(err error) Cause {
 	if c.isInterrupted() {
-		return ServerStopped
+		return c.stopCause()
 	}
 	if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
 		return PeerClosed
@@ -248,6 +260,24 @@ func (c *conn) interrupt() {
 	c.interrupted = true
 	// The only error is that it is closed already.
 	_ = c.sock.SetReadDeadline(time.Unix(1, 0))
+}
+
+// dismiss closes the connection at once.
+func (c *conn) dismiss() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.interrupted, c.dismissed = true, true
+	c.sock.Close()
+}
+
+// stopCause is why the connection was interrupted.
+func (c *conn) stopCause() Cause {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.dismissed {
+		return Dismissed
+	}
+	return ServerStopped
 }
 
 func (c *conn) isInterrupted() bool {

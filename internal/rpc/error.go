@@ -19,7 +19,10 @@ const (
 	CodeRPC              Code = 39 // VIR_ERR_RPC
 	CodeOperationInvalid Code = 55 // VIR_ERR_OPERATION_INVALID
 	CodeOperationTimeout Code = 68 // VIR_ERR_OPERATION_TIMEOUT
+	CodeArgUnsupported   Code = 74 // VIR_ERR_ARGUMENT_UNSUPPORTED
 	CodeResourceBusy     Code = 87 // VIR_ERR_RESOURCE_BUSY
+	CodeNoServer         Code = 95 // VIR_ERR_NO_SERVER
+	CodeNoClient         Code = 96 // VIR_ERR_NO_CLIENT
 )
 
 // Domain is a virErrorDomain: the part of libvirt that an error comes from.
@@ -30,6 +33,7 @@ const (
 	DomainNone      Domain = 0  // VIR_FROM_NONE
 	DomainRPC       Domain = 7  // VIR_FROM_RPC
 	DomainLockspace Domain = 51 // VIR_FROM_LOCKSPACE
+	DomainAdmin     Domain = 62 // VIR_FROM_ADMIN
 )
 
 // levelError is VIR_ERR_ERROR of virErrorLevel.
@@ -70,7 +74,10 @@ var formats = map[Code]string{
 	CodeOperationDenied:  "operation forbidden: %s",
 	CodeOperationInvalid: "Requested operation is not valid: %s",
 	CodeOperationTimeout: "Timed out during operation: %s",
+	CodeArgUnsupported:   "argument unsupported: %s",
 	CodeResourceBusy:     "resource busy: %s",
+	CodeNoServer:         "Server not found: %s",
+	CodeNoClient:         "Client not found: %s",
 }
 
 // NewError composes an error as libvirt does: the text comes after the words

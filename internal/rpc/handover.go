@@ -13,7 +13,9 @@ import (
 // this process or in the one that replaces it, needs to go on with it. The
 // client notices nothing.
 type Handover struct {
-	Peer Peer
+	ID    uint64 // of Connection; 0 if an earlier version gave none
+	Since time.Time
+	Peer  Peer
 	// File is the socket, a descriptor of its own. Whoever has it closes it.
 	File *os.File
 	// Pending is what was received and not looked at: whole messages, or the
@@ -86,6 +88,11 @@ func (s *Server) Handover(ctx context.Context) ([]*Handover, error) {
 // others go on.
 func (s *Server) Adopt(list []*Handover) error {
 	var errs []error
+	s.mu.Lock()
+	for _, h := range list {
+		s.lastID = max(s.lastID, h.ID)
+	}
+	s.mu.Unlock()
 	for _, h := range list {
 		if err := s.adopt(h); err != nil {
 			errs = append(errs, fmt.Errorf("connection of process %d: %w", h.Peer.PID, err))
@@ -106,6 +113,10 @@ func (s *Server) adopt(h *Handover) error {
 		return fmt.Errorf("it is no unix socket but %T", nc)
 	}
 	c := newConn(s, sock, h.Peer)
+	c.id = h.ID
+	if !h.Since.IsZero() {
+		c.since = h.Since
+	}
 	for _, state := range h.Sessions {
 		if err := c.restore(state); err != nil {
 			sock.Close()
@@ -114,11 +125,7 @@ func (s *Server) adopt(h *Handover) error {
 		}
 	}
 	c.preload = h.Pending
-	select {
-	case s.slots <- struct{}{}:
-		c.slot = s.slots
-	default:
-	}
+	c.place = s.places.try(false)
 	s.start(c)
 	return nil
 }
@@ -166,7 +173,7 @@ func (s *Server) handOver(c *conn) {
 }
 
 func (c *conn) export() (*Handover, error) {
-	h := &Handover{Peer: c.peer, Pending: append([]byte(nil), c.in.pending()...)}
+	h := &Handover{ID: c.id, Since: c.since, Peer: c.peer, Pending: append([]byte(nil), c.in.pending()...)}
 	for i, session := range c.sessions {
 		if session == nil {
 			continue

@@ -36,6 +36,14 @@ type Limited interface {
 	Limit(why error)
 }
 
+// Finisher is a Session that can end its connection.
+type Finisher interface {
+	Session
+	// Finished is asked after each call: if it is true the connection is closed as
+	// soon as the answer is sent.
+	Finished() bool
+}
+
 // Cause is why a connection has ended.
 type Cause uint8
 
@@ -46,6 +54,7 @@ const (
 	PeerStuck                  // the client did not read its replies
 	ServerStopped              // Shutdown, or the connection goes to another process
 	Failed                     // a bug on our side
+	Dismissed                  // Disconnect
 )
 
 func (c Cause) String() string {
@@ -58,6 +67,8 @@ func (c Cause) String() string {
 		return "the client does not read"
 	case ServerStopped:
 		return "the server stops"
+	case Dismissed:
+		return "disconnected by an operator"
 	default:
 		return "internal failure"
 	}

@@ -39,6 +39,9 @@ type Options struct {
 	// Allow says who is served. nil means SameUserOrRoot. Others are
 	// disconnected at once.
 	Allow func(Peer) bool
+	// LastID is the highest id that a client of an earlier Server has had: see
+	// Server.LastID.
+	LastID uint64
 	// Log may be nil.
 	Log *slog.Logger
 }
@@ -50,9 +53,8 @@ type Server struct {
 	log          *slog.Logger
 	writeTimeout time.Duration
 
-	slots  chan struct{} // one for each connection that may exist
-	extra  chan struct{} // one for each further one, with Limited sessions
-	spares spares        // descriptors for connections when there are no others
+	places places // for connections
+	spares spares // descriptors for connections when there are no others
 	// descriptors is how many this process may have, 0 if that is not known.
 	descriptors uint64
 	bigSlots    chan struct{} // one for each large message that may be in memory
@@ -70,7 +72,8 @@ type Server struct {
 	mu        sync.Mutex // guards what follows
 	stopped   bool
 	listeners map[net.Listener]struct{}
-	conns     map[*conn]struct{}
+	conns     map[uint64]*conn // by id
+	lastID    uint64
 	warned    bool // that the number of clients is close to the limit
 	handing   bool // Handover is waiting for connections
 	handed    []*Handover
@@ -104,11 +107,11 @@ func NewServer(o Options) *Server {
 		allow:        o.Allow,
 		log:          o.Log,
 		writeTimeout: o.WriteTimeout,
-		slots:        make(chan struct{}, o.MaxClients),
-		extra:        make(chan struct{}, o.Reserve),
+		places:       places{limit: o.MaxClients, few: o.Reserve},
 		stopping:     make(chan struct{}),
 		listeners:    map[net.Listener]struct{}{},
-		conns:        map[*conn]struct{}{},
+		conns:        map[uint64]*conn{},
+		lastID:       o.LastID,
 	}
 	s.spares.taken = make(chan struct{}, o.Reserve)
 	var limit syscall.Rlimit
@@ -159,8 +162,8 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 	s.spares.fill()
 	defer s.spares.drop()
 	for {
-		slot := s.takeSlot(ctx)
-		if slot == nil {
+		place := s.takePlace(ctx)
+		if place == noPlace {
 			return s.serveResult(ctx, nil)
 		}
 		c, err := l.AcceptUnix()
@@ -168,21 +171,32 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 			// With those that were kept back, who wants to release something can.
 			c, err = l.AcceptUnix()
 			if err == nil {
-				<-slot
-				slot = s.spares.taken
-				slot <- struct{}{}
+				s.places.leave(place)
+				place = spare
+				s.spares.taken <- struct{}{}
 			} else {
 				s.spares.fill()
 			}
 		}
 		if err != nil {
-			<-slot
+			s.places.leave(place)
 			if errors.Is(err, net.ErrClosed) || !s.acceptAgain(ctx, err) {
 				return s.serveResult(ctx, err)
 			}
 			continue
 		}
-		s.accepted(c, slot)
+		switch {
+		case place == ordinary && !s.places.within():
+			// The limit was lowered while this loop waited for a connection. Without
+			// a place it is closed, or handed over.
+			s.places.leave(place)
+			place = s.takePlace(ctx)
+		case place == extra && s.places.try(false) == ordinary:
+			// It was raised meanwhile, or somebody has left.
+			s.places.leave(place)
+			place = ordinary
+		}
+		s.accepted(c, place)
 	}
 }
 
@@ -198,27 +212,17 @@ func (s *Server) serveResult(ctx context.Context, err error) error {
 	return fmt.Errorf("accepting connections: %w", err)
 }
 
-// takeSlot waits until one more connection may exist, and returns what has to be
-// received from when it has ended; nil if there will not be another one.
-func (s *Server) takeSlot(ctx context.Context) chan struct{} {
-	select {
-	case s.slots <- struct{}{}:
-		return s.slots
-	default:
+// takePlace waits until one more connection may exist. It returns noPlace if there
+// will not be another one.
+func (s *Server) takePlace(ctx context.Context) place {
+	if got := s.places.try(false); got != noPlace {
+		return got
 	}
 	s.full.do(func(since int) {
 		s.log.Warn("the limit of clients is reached: a few more can release what they hold, others wait until one leaves",
-			"max_clients", cap(s.slots), "few", cap(s.extra), "times", since)
+			"max_clients", s.places.max(), "few", s.places.few, "times", since)
 	})
-	select {
-	case s.slots <- struct{}{}:
-		return s.slots
-	case s.extra <- struct{}{}:
-		return s.extra
-	case <-s.stopping:
-	case <-ctx.Done():
-	}
-	return nil
+	return s.places.take(ctx, s.stopping)
 }
 
 // acceptAgain says whether a failed accept is worth another try, after a pause:
@@ -251,13 +255,13 @@ func (s *Server) acceptAgain(ctx context.Context, err error) bool {
 	return false
 }
 
-// accepted starts to serve c, for which slot was taken.
-func (s *Server) accepted(c *net.UnixConn, slot chan struct{}) {
+// accepted starts to serve c, for which a place was taken.
+func (s *Server) accepted(c *net.UnixConn, in place) {
 	peer, err := PeerOf(c)
 	if err != nil || !s.allow(peer) {
 		s.counts.refused.Add(1)
 		c.Close()
-		s.leaveSlot(slot)
+		s.leavePlace(in)
 		s.refused.do(func(since int) {
 			s.log.Warn("a client was refused: only root and the daemon's own user are served",
 				"uid", peer.UID, "pid", peer.PID, "err", err, "times", since)
@@ -266,17 +270,17 @@ func (s *Server) accepted(c *net.UnixConn, slot chan struct{}) {
 	}
 	s.warnOfDescriptors(c)
 	nc := newConn(s, c, peer)
-	nc.slot = slot
+	nc.place = in
 	s.start(nc)
 }
 
-// leaveSlot is told that a connection is closed.
-func (s *Server) leaveSlot(slot chan struct{}) {
-	if slot == nil {
-		return
-	}
-	<-slot
-	if slot == s.spares.taken {
+// leavePlace is told that a connection is closed.
+func (s *Server) leavePlace(p place) {
+	switch p {
+	case ordinary, extra:
+		s.places.leave(p)
+	case spare:
+		<-s.spares.taken
 		s.spares.fill()
 	}
 }
@@ -290,18 +294,22 @@ func (s *Server) start(c *conn) {
 	} else if s.stopped {
 		s.mu.Unlock()
 		c.sock.Close()
-		s.leaveSlot(c.slot)
+		s.leavePlace(c.place)
 		c.end(ServerStopped)
 		return
 	}
-	s.conns[c] = struct{}{}
+	if c.id == 0 || s.conns[c.id] != nil {
+		s.lastID++
+		c.id = s.lastID
+	}
+	s.conns[c.id] = c
 	s.work.Add(1)
-	n := len(s.conns)
-	warn := !s.warned && n >= nearLimit(cap(s.slots))
+	n, limit := len(s.conns), s.places.max()
+	warn := !s.warned && n >= nearLimit(limit)
 	s.warned = s.warned || warn
 	s.mu.Unlock()
 	if warn {
-		s.log.Warn("the limit of clients is near", "clients", n, "max_clients", cap(s.slots))
+		s.log.Warn("the limit of clients is near", "clients", n, "max_clients", limit)
 	}
 	go func() {
 		defer s.work.Done()
@@ -312,12 +320,12 @@ func (s *Server) start(c *conn) {
 // left is told by c that its socket is closed.
 func (s *Server) left(c *conn) {
 	s.mu.Lock()
-	delete(s.conns, c)
-	if len(s.conns) < nearLimit(cap(s.slots))*8/9 {
+	delete(s.conns, c.id)
+	if len(s.conns) < nearLimit(s.places.max())*8/9 {
 		s.warned = false
 	}
 	s.mu.Unlock()
-	s.leaveSlot(c.slot)
+	s.leavePlace(c.place)
 }
 
 // nearLimit is the number of clients from which on the log warns.
@@ -337,7 +345,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		s.cancelCalls()
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		for c := range s.conns {
+		for _, c := range s.conns {
 			c.sock.Close()
 		}
 	}
@@ -368,7 +376,7 @@ func (s *Server) lockedStop() {
 	for l := range s.listeners {
 		l.Close()
 	}
-	for c := range s.conns {
+	for _, c := range s.conns {
 		c.interrupt()
 	}
 }

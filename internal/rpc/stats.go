@@ -12,7 +12,7 @@ type Stats struct {
 
 // Stats returns the figures of this moment.
 func (s *Server) Stats() Stats {
-	return Stats{Clients: s.Clients(), MaxClients: cap(s.slots), Refused: s.counts.refused.Load(), Failures: s.counts.failures.Load()}
+	return Stats{Clients: s.Clients(), MaxClients: s.places.max(), Refused: s.counts.refused.Load(), Failures: s.counts.failures.Load()}
 }
 
 type counts struct{ refused, failures atomic.Uint64 }

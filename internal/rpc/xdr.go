@@ -46,6 +46,9 @@ func (d *Decoder) Uint32() uint32 {
 // Int32 reads an int.
 func (d *Decoder) Int32() int32 { return int32(d.Uint32()) }
 
+// Uint64 reads an unsigned hyper.
+func (d *Decoder) Uint64() uint64 { return uint64(d.Uint32())<<32 | uint64(d.Uint32()) }
+
 // Bool reads a bool, or says whether an optional item follows. As in libtirpc,
 // everything but 0 is true.
 func (d *Decoder) Bool() bool { return d.Uint32() != 0 }
@@ -103,6 +106,9 @@ func (e *Encoder) Uint32(v uint32) { e.buf = binary.BigEndian.AppendUint32(e.buf
 
 // Int32 appends an int.
 func (e *Encoder) Int32(v int32) { e.Uint32(uint32(v)) }
+
+// Uint64 appends an unsigned hyper.
+func (e *Encoder) Uint64(v uint64) { e.buf = binary.BigEndian.AppendUint64(e.buf, v) }
 
 // Bool appends a bool.
 func (e *Encoder) Bool(v bool) {

@@ -12,6 +12,7 @@ func TestXDR(t *testing.T) {
 	e := NewEncoder(nil)
 	e.Uint32(0xdeadbeef)
 	e.Int32(-2)
+	e.Uint64(0x0102030405060708)
 	e.Bool(true)
 	e.Bool(false)
 	e.Opaque([]byte{1, 2, 3, 4, 5})
@@ -19,7 +20,7 @@ func TestXDR(t *testing.T) {
 	e.String("")
 	e.OptionalString("")
 	e.OptionalString("four")
-	want := "\xde\xad\xbe\xef" + "\xff\xff\xff\xfe" + "\x00\x00\x00\x01" + "\x00\x00\x00\x00" +
+	want := "\xde\xad\xbe\xef" + "\xff\xff\xff\xfe" + "\x01\x02\x03\x04\x05\x06\x07\x08" + "\x00\x00\x00\x01" + "\x00\x00\x00\x00" +
 		"\x01\x02\x03\x04\x05\x00\x00\x00" + "\x00\x00\x00\x01a\x00\x00\x00" + "\x00\x00\x00\x00" +
 		"\x00\x00\x00\x00" + "\x00\x00\x00\x01\x00\x00\x00\x04four"
 	if diff := cmp.Diff(want, string(e.Bytes())); diff != "" {
@@ -30,6 +31,9 @@ func TestXDR(t *testing.T) {
 		t.Error(v)
 	}
 	if v := d.Int32(); v != -2 {
+		t.Error(v)
+	}
+	if v := d.Uint64(); v != 0x0102030405060708 {
 		t.Error(v)
 	}
 	if !d.Bool() || d.Bool() {
@@ -55,6 +59,7 @@ func TestXDR(t *testing.T) {
 		d.Reset([]byte(want[:n]))
 		d.Uint32()
 		d.Int32()
+		d.Uint64()
 		d.Bool()
 		d.Bool()
 		d.Opaque(5)
