@@ -96,13 +96,11 @@ func Run(ctx context.Context, p Program, c config.Config, log *slog.Logger) erro
 		log.Warn("a new program that cannot start would not be followed by this one", "reason", err)
 		self = nil
 	}
-	if from != nil {
-		from.stop = ctx
-	}
 	for {
 		i, err := start(c, p.Version, log, from)
 		if err != nil {
 			logs.Flush(log) // the program may be replaced
+			from.virtlockdGoesOn(err)
 			return from.goBack(ctx, err)
 		}
 		log.Info("vmlockd is ready", "event", "daemon-ready", "backend", c.Backend, "socket", c.Socket, "pid", os.Getpid(), "restarted", from != nil)

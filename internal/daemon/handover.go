@@ -76,7 +76,6 @@ type state struct {
 	Told int `json:",omitempty"`
 
 	replaced  *replaced // if a virtlockd has left it; nil if it was a vmlockd
-	stop      context.Context
 	listener  *os.File
 	handovers []*rpc.Handover
 	kept      keptLocks

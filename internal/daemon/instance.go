@@ -121,7 +121,7 @@ func start(c config.Config, version string, log *slog.Logger, from *state) (i *i
 	if err != nil {
 		return i, err
 	}
-	if err := from.virtlockd().note(c, i.journal, &found); err != nil {
+	if err := from.virtlockd().noteFiles(c, i.journal, &found); err != nil {
 		return i, err
 	}
 	i.disks = newDisks(c)
@@ -157,12 +157,17 @@ func start(c config.Config, version string, log *slog.Logger, from *state) (i *i
 	})
 	i.table.Store(i.locks)
 	i.drain = openDrainer(c.RunDir, i.locks, i.others.drains, log)
-	i.takeBack(found)
+	taker, err := from.virtlockd().noteDisks(c, i.backend, i.journal, &found, log)
+	if err != nil {
+		return i, err
+	}
+	if taker != nil {
+		i.takeBack(found, taker)
+	} else {
+		i.takeBack(found, i.backend)
+	}
 	i.guard.run()
 	if v := from.virtlockd(); v != nil {
-		if err := v.ask(from.stop, i.locks, log); err != nil {
-			return i, err
-		}
 		if err := i.incomplete(); err != nil {
 			log.Error("the locks of virtlockd would end with this process", "event", "holder-incomplete", "locks", len(v.entries), "reason", err)
 		}
@@ -239,7 +244,7 @@ func (d dlmLocks) Keep(ctx context.Context, whole bool) (keptLocks, error) {
 	return keptLocks{cluster: h}, err
 }
 
-func (i *instance) takeBack(found journal.Recovered) {
+func (i *instance) takeBack(found journal.Recovered, from locking.Restorer) {
 	begin := time.Now()
 	ctx, cancel := context.WithTimeout(context.Background(), restoreTimeout)
 	defer cancel()
@@ -250,7 +255,7 @@ func (i *instance) takeBack(found journal.Recovered) {
 		i.doubt.suspect(found.Damage.String())
 	}
 	defer i.tidy.did(int64(len(found.Entries)), nil)
-	later := i.locks.Restore(ctx, i.backend, found.Entries, found.Lockspaces, doubt)
+	later := i.locks.Restore(ctx, from, found.Entries, found.Lockspaces, doubt)
 	if n := len(found.Entries); n > 0 && later == 0 {
 		i.log.Info("locks from before the restart were taken back", "event", "locks-restored", "entries", n, "took", time.Since(begin))
 	}
@@ -282,6 +287,9 @@ func (i *instance) abandon(from *state) {
 		return
 	}
 	quiet := i.closeLocks()
+	if from.virtlockd() != nil && i.backend != nil {
+		_ = i.incomplete() // so that the next start finds all of it
+	}
 	i.keep(from, quiet)
 }
 

@@ -140,7 +140,7 @@ func TestReplacesVirtlockd(t *testing.T) {
 	r.byVmlockd()
 	stop := watchHeld(t, name(0).Name)
 	r.signal(syscall.SIGUSR1)
-	if f := r.event("virtlockd-replaced"); f["VMLOCKD_LOCKS"] != fmt.Sprint(disks+5) || f["VMLOCKD_PID"] != fmt.Sprint(r.pid) {
+	if f := r.event("virtlockd-replaced"); f["VMLOCKD_LOCKS"] != fmt.Sprint(disks+4) || f["VMLOCKD_PID"] != fmt.Sprint(r.pid) {
 		t.Errorf("%v", f)
 	}
 	// The file that has two names has both owners, until one gives it back.

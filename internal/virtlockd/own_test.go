@@ -9,21 +9,26 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
-// TestTakeFile: what was the process's is the open file's: it is not lost when the process closes
+// take is Share and Own.
+func take(fd int, exclusive bool) error {
+	if err := Share(fd, exclusive); err != nil {
+		return err
+	}
+	return Own(fd, exclusive)
+}
+
+// TestOwn: what was the process's is the open file's: it is not lost when the process closes
 // another descriptor of the file, and keeps others out as before.
-func TestTakeFile(t *testing.T) {
+func TestOwn(t *testing.T) {
 	for _, c := range []struct {
-		mode locking.Mode
-		kind int16
-		held bool // so that another one cannot share it
-	}{{locking.Exclusive, unix.F_WRLCK, true}, {locking.Shared, unix.F_RDLCK, false}} {
+		exclusive bool
+		kind      int16
+	}{{true, unix.F_WRLCK}, {false, unix.F_RDLCK}} {
 		path := filepath.Join(t.TempDir(), "disk")
 		fd := locked(t, path, c.kind)
-		if err := TakeFile(fd, c.mode); err != nil {
+		if err := take(fd, c.exclusive); err != nil {
 			t.Fatal(err)
 		}
 		other, err := os.OpenFile(path, os.O_RDWR, 0o600)
@@ -37,16 +42,16 @@ func TestTakeFile(t *testing.T) {
 		}
 		defer again.Close()
 		if err := setLock(int(again.Fd()), unix.F_OFD_SETLK, unix.F_WRLCK); err != unix.EAGAIN {
-			t.Errorf("%v: another one locks it exclusively: %v", c.mode, err)
+			t.Errorf("%+v: another one locks it exclusively: %v", c, err)
 		}
-		if err := setLock(int(again.Fd()), unix.F_OFD_SETLK, unix.F_RDLCK); (err == unix.EAGAIN) != c.held {
-			t.Errorf("%v: another one shares it: %v", c.mode, err)
+		if err := setLock(int(again.Fd()), unix.F_OFD_SETLK, unix.F_RDLCK); (err == unix.EAGAIN) != c.exclusive {
+			t.Errorf("%+v: another one shares it: %v", c, err)
 		}
 	}
 }
 
-// TestTakeFileOvertaken: another one shares the file when the lock is shared for a moment.
-func TestTakeFileOvertaken(t *testing.T) {
+// TestOvertaken: another one shares the file when the lock is shared for a moment. When it has left, the lock can be had.
+func TestOvertaken(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "disk")
 	fd := locked(t, path, unix.F_RDLCK) // as it is in that moment
 	other, err := os.OpenFile(path, os.O_RDWR, 0)
@@ -57,17 +62,45 @@ func TestTakeFileOvertaken(t *testing.T) {
 	if err := setLock(int(other.Fd()), unix.F_OFD_SETLK, unix.F_RDLCK); err != nil {
 		t.Fatal(err)
 	}
-	if err := TakeFile(fd, locking.Exclusive); !errors.Is(err, ErrOvertaken) {
+	if err := take(fd, true); !errors.Is(err, ErrOvertaken) {
 		t.Errorf("got %v", err)
+	}
+	other.Close()
+	if err := Own(fd, true); err != nil {
+		t.Errorf("after that: %v", err)
 	}
 }
 
-// TestTakeFileKeepsOthersOut: a program that tries to lock the file exclusively all the time never can.
-func TestTakeFileKeepsOthersOut(t *testing.T) {
+// TestUnshare: what was shared is the process's again, in the mode that it had.
+func TestUnshare(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk")
+	fd := locked(t, path, unix.F_WRLCK)
+	if err := errors.Join(Share(fd, true), Unshare(fd, true), take(fd, true), GiveBack(fd, true)); err != nil {
+		t.Fatal(err)
+	}
+	again, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := setLock(int(again.Fd()), unix.F_OFD_SETLK, unix.F_RDLCK); err != unix.EAGAIN {
+		t.Errorf("another one shares it: %v", err)
+	}
+	again.Close() // which ends locks of the process
+	if again, err = os.OpenFile(path, os.O_RDWR, 0); err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if err := setLock(int(again.Fd()), unix.F_OFD_SETLK, unix.F_WRLCK); err != nil {
+		t.Errorf("it is not the process's: %v", err)
+	}
+}
+
+// TestKeepsOthersOut: a program that tries to lock the file exclusively all the time never can.
+func TestKeepsOthersOut(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "disk")
 	fd := locked(t, path, unix.F_WRLCK)
 	tries, got := tryAll(t, path)
-	if err := TakeFile(fd, locking.Exclusive); err != nil {
+	if err := take(fd, true); err != nil {
 		t.Fatal(err)
 	}
 	for from := tries(); tries() < from+10; {

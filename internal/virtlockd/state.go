@@ -38,8 +38,9 @@ const maxState = 64 << 20
 
 // State is what a virtlockd has left. The descriptors are open in this process.
 type State struct {
-	Listener   int // socket for libvirt
-	Admin      int // socket for virt-admin; -1 if there is none
+	Listener   int   // socket for libvirt
+	Admin      int   // socket for virt-admin; -1 if there is none
+	Others     []int // connections of virt-admin
 	Clients    []Client
 	Lockspaces []string // directories, without the default lockspace
 	Locks      []Lock
@@ -58,6 +59,7 @@ type Lock struct {
 	FD         int
 	Mode       locking.Mode
 	Autocreate bool
+	ID         string  // Handle.ID, for who finds it out; Parse does not
 	Owners     []int32 // pids, more than one if it is shared; one that has shared it twice is there twice
 }
 
@@ -187,6 +189,13 @@ func Parse(text []byte, pid int) (*State, error) {
 	if s.Listener < 0 {
 		return nil, errors.New("the state of virtlockd has no socket for libvirt")
 	}
+	for n, c := range d.Daemon.Servers["admin"].Clients {
+		fd, err := take(c.Socket.FD, fmt.Sprintf("client %d of virt-admin", n+1))
+		if err != nil {
+			return nil, err
+		}
+		s.Others = append(s.Others, fd)
+	}
 	for n, c := range d.Daemon.Servers["virtlockd"].Clients {
 		fd, err := take(c.Socket.FD, fmt.Sprintf("client %d", n+1))
 		if err != nil {
@@ -263,6 +272,21 @@ func (r resource) lock(directory string, fd int) (Lock, error) {
 		l.Owners = append(l.Owners, int32(pid))
 	}
 	return l, nil
+}
+
+// FDs are all its descriptors.
+func (s *State) FDs() []int {
+	list := append([]int{s.Listener}, s.Others...)
+	if s.Admin >= 0 {
+		list = append(list, s.Admin)
+	}
+	for _, c := range s.Clients {
+		list = append(list, c.FD)
+	}
+	for _, l := range s.Locks {
+		list = append(list, l.FD)
+	}
+	return list
 }
 
 // Pids are those of all owners, of clients and of locks.

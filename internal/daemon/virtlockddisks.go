@@ -1,0 +1,182 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/vmlockd/vmlockd/internal/config"
+	"github.com/vmlockd/vmlockd/internal/journal"
+	"github.com/vmlockd/vmlockd/internal/locking"
+)
+
+// In a cluster virtlockd has locked nothing that other hosts could see. So its locks are taken
+// like those from before a restart, but that there is nothing to adopt: each is asked for. What another
+// host holds is lost, as it cannot be told whose the disk is: nobody here gets it before its owner has ended.
+
+const (
+	// takers is how many locks are asked for at a time at most.
+	takers = 32
+	// namePatience bounds how long it is found out which disk a path leads to, and that this host
+	// joins the lockspace, which is needed for that.
+	namePatience = time.Minute
+)
+
+// taker takes locks in the place of taking them back.
+type taker struct {
+	backend
+	timeout time.Duration // for each
+	log     *slog.Logger
+
+	mu    sync.Mutex // guards what follows
+	asked map[takeKey]locking.Restored
+}
+
+type takeKey struct {
+	id   string
+	mode locking.Mode
+}
+
+// noteDisks has the journal explain what is taken next, and returns what takes it: nil if there
+// is no virtlockd, or the backend is another one.
+func (r *replaced) noteDisks(c config.Config, b backend, j *journal.Journal, found *journal.Recovered, log *slog.Logger) (*taker, error) {
+	if r == nil || c.Backend == config.BackendLocal {
+		return nil, nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), namePatience)
+	defer cancel()
+	var mu sync.Mutex // guards strongest
+	strongest := map[string]locking.Mode{}
+	each(len(r.entries), func(n int) {
+		e := &r.entries[n]
+		h, err := openDisk(ctx, b, e.Ref)
+		if err != nil {
+			log.Error("it cannot be found out which disk a virtual machine of this host uses, so it is not locked for it", "event", "virtlockd-conflict",
+				"name", e.Ref.Name, "lockspace", e.Ref.Lockspace, "mode", e.Mode.String(),
+				"owner", e.Owner.Name, "uuid", locking.FormatUUID(e.Owner.UUID), "pid", e.Owner.PID, "reason", err)
+			return
+		}
+		defer h.Close()
+		e.ID = h.ID()
+		if d, ok := h.(locking.Noter); ok {
+			e.Note = d.Note()
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if mode, ok := strongest[e.ID]; !ok || mode == locking.Shared {
+			strongest[e.ID] = e.Mode
+		}
+	})
+	var known []locking.Entry
+	for _, e := range r.entries {
+		if e.ID != "" {
+			e.Mode = strongest[e.ID]
+			known = append(known, e)
+		}
+	}
+	r.entries = known
+	if err := r.note(j, found); err != nil {
+		return nil, err
+	}
+	return &taker{backend: b, timeout: time.Duration(c.RequestTimeout), log: log, asked: map[takeKey]locking.Restored{}}, nil
+}
+
+// openDisk waits for this host to join the lockspace, if the name of a disk depends on that.
+func openDisk(ctx context.Context, b backend, ref locking.Ref) (h locking.Handle, err error) {
+	for {
+		if h, err = b.Open(ctx, ref, false); err == nil || ctx.Err() != nil {
+			return h, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// each calls f for all up to n, some at a time, and returns when all calls have.
+func each(n int, f func(int)) {
+	var running sync.WaitGroup
+	places := make(chan struct{}, takers)
+	for i := range n {
+		places <- struct{}{}
+		running.Go(func() {
+			defer func() { <-places }()
+			f(i)
+		})
+	}
+	running.Wait()
+}
+
+// Restore asks for what is not had yet. As long as one cannot be had for another reason than that
+// somebody has it, all are for later: their disks are refused, and others are served.
+func (t *taker) Restore(ctx context.Context, held []locking.Held) []locking.Restored {
+	out := make([]locking.Restored, len(held))
+	var mu sync.Mutex // guards later
+	var later error
+	each(len(held), func(n int) {
+		res, err := t.take(ctx, held[n])
+		out[n] = res
+		if err != nil {
+			mu.Lock()
+			defer mu.Unlock()
+			later = err
+		}
+	})
+	if later != nil {
+		for n := range out {
+			out[n] = locking.Restored{Err: fmt.Errorf("%w: what virtlockd had cannot be locked in the cluster: %w", locking.ErrNotYet, later)}
+		}
+	}
+	return out
+}
+
+// take takes one. later is why it is to be asked for again.
+func (t *taker) take(ctx context.Context, held locking.Held) (res locking.Restored, later error) {
+	key := takeKey{held.ID, held.Mode}
+	t.mu.Lock()
+	res, ok := t.asked[key]
+	t.mu.Unlock()
+	if ok {
+		return res, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, t.timeout)
+	defer cancel()
+	h, err := t.Open(ctx, held.Ref, false)
+	if err != nil {
+		return res, err
+	}
+	if h.ID() != held.ID {
+		h.Close()
+		err = fmt.Errorf("%s leads to another disk now", held.Ref.Name)
+	} else if err = h.Lock(ctx, held.Mode); err == nil {
+		res.Handle = h
+	}
+	switch {
+	case err == nil:
+	case errors.Is(err, locking.ErrBusy):
+		who := err.Error()
+		if f, ok := errors.AsType[locking.HolderFinder](err); ok {
+			for _, r := range f.FindHolders(ctx) {
+				who += ", " + r.String()
+			}
+		}
+		h.Close()
+		t.log.Error("a virtual machine of this host uses a disk that another one holds: end one of them", "event", "virtlockd-conflict",
+			"name", held.Ref.Name, "lockspace", held.Ref.Lockspace, "mode", held.Mode.String(), "reason", who)
+		res.Err = fmt.Errorf("%w: %s", locking.ErrNotHeld, who)
+	case h.ID() != held.ID:
+		res.Err = fmt.Errorf("%w: %w", locking.ErrNotHeld, err)
+	default:
+		h.Close()
+		return res, err
+	}
+	t.mu.Lock()
+	t.asked[key] = res
+	t.mu.Unlock()
+	return res, nil
+}
