@@ -76,7 +76,7 @@ func main() {
 		},
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 	}
-	cmd.Flags().StringVarP(&f.config, "config", "f", config.DefaultPath, "configuration `file`; the default one may be absent")
+	cmd.Flags().StringVarP(&f.config, "config", "f", config.DefaultPath(), "configuration `file`; the default one may be absent")
 	cmd.Flags().BoolVar(&f.checkConfig, "check-config", false, "check the configuration, say what is wrong with it, and exit")
 	cmd.Flags().BoolVarP(&f.verbose, "verbose", "v", false, "log more, as with level = \"debug\"")
 	cmd.Flags().IntVar(&f.takeOver, daemon.TakeOverFlag, 0, "")

@@ -92,7 +92,7 @@ var rooms = []room{
 	{place: "internal/closer", ours: []string{"internal/failpoint", "internal/inherited", "dlm"}, theirs: []string{xsys}},
 	{place: "internal/peers", ours: []string{"corosync"}, pure: true}, // it has no port of its own
 	{place: "internal/audit", ours: []string{"internal/failpoint"}},
-	{place: "internal/config", ours: []string{"internal/identity"}, theirs: []string{toml}},
+	{place: "internal/config", ours: []string{"internal/identity", "internal/libvirtconf", "internal/logs"}, theirs: []string{toml}},
 	{place: "internal/identity", theirs: []string{xsys}},
 	{place: "internal/logs/logstest", forTests: true},
 	{place: "internal/logs", theirs: []string{systemd}},
@@ -102,6 +102,7 @@ var rooms = []room{
 	{place: "internal/locking", pure: true},
 
 	// Libraries for everybody.
+	{place: "internal/libvirtconf", pure: true},
 	{place: "internal/inherited", theirs: []string{xsys}},
 	{place: "internal/failpoint", theirs: []string{xsys}},
 	{place: fakeclock, ours: []string{"internal/testenv"}, forTests: true},

@@ -37,21 +37,38 @@ var Levels = map[string]slog.Level{
 // flushTime is how long Flush and Close wait for who does not take what is logged.
 const flushTime = time.Second
 
-// New makes a logger with a level of Levels and a format, "text", "json",
-// "journal" or "auto": journal if stderr is connected to journald, else text.
-// The caller must Close it.
+// New is Open with a level, a format and nothing else.
 func New(level, format string, stderr *os.File) (*slog.Logger, error) {
-	l, ok := Levels[level]
+	return Open(Options{Level: level, Format: format}, stderr)
+}
+
+// Options are what is logged, and where to.
+type Options struct {
+	Level  string // one of Levels, for what no filter is for
+	Format string // text, json, journal or auto: journal if stderr is connected to journald, else text; of no account if there are Outputs
+	// Filters are for records of some parts of the program, Outputs for places other than
+	// stderr; see ParseFilters and ParseOutputs.
+	Filters []Filter
+	Outputs []Output
+}
+
+// Open makes a logger. The caller must Close it.
+func Open(o Options, stderr *os.File) (*slog.Logger, error) {
+	l, ok := Levels[o.Level]
 	if !ok {
-		return nil, fmt.Errorf("log level %q is not known", level)
+		return nil, fmt.Errorf("log level %q is not known", o.Level)
 	}
+	format := o.Format
 	if format == "auto" {
 		format = "text"
 		if isJournal(stderr, os.Getenv("JOURNAL_STREAM")) {
 			format = "journal"
 		}
 	}
-	return newLogger(l, format, stderr, journal.Send)
+	if len(o.Filters) == 0 && len(o.Outputs) == 0 {
+		return newLogger(l, format, stderr, journal.Send)
+	}
+	return newSpread(l, format, o, stderr, journal.Send)
 }
 
 // Flush waits until what was logged is written, for a second at most, and reports
@@ -65,7 +82,13 @@ func Flush(log *slog.Logger) bool {
 // goroutine that writes, unless it reports false and that waits still.
 func Close(log *slog.Logger) bool {
 	h, ok := log.Handler().(handler)
-	return ok && h.queue.close(flushTime)
+	if !ok || !h.queue.close(flushTime) {
+		return false
+	}
+	for _, f := range h.files {
+		f.Close()
+	}
+	return true
 }
 
 // Dropped is how many records were lost since New, as they could not be written in time.
@@ -83,14 +106,15 @@ func Dropped(log *slog.Logger) uint64 {
 type handler struct {
 	slog.Handler
 	queue *queue
+	files []*os.File // of outputs, which Close closes
 }
 
 func (h handler) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return handler{h.Handler.WithAttrs(attrs), h.queue}
+	return handler{h.Handler.WithAttrs(attrs), h.queue, h.files}
 }
 
 func (h handler) WithGroup(name string) slog.Handler {
-	return handler{h.Handler.WithGroup(name), h.queue}
+	return handler{h.Handler.WithGroup(name), h.queue, h.files}
 }
 
 func newLogger(level slog.Level, format string, w io.Writer, send sendFunc) (*slog.Logger, error) {
@@ -99,12 +123,17 @@ func newLogger(level slog.Level, format string, w io.Writer, send sendFunc) (*sl
 	if err != nil {
 		return nil, err
 	}
-	log := slog.New(now)
-	q := newQueue(func(records uint64) {
-		log.Warn("records of this log are missing here: it was not read, or not as fast as it was written", "event", "log-lost", "records", records)
-	})
+	q := newQueue(tellLost(now))
 	later, err := newHandler(level, format, queuedWriter{q, w}, func(m message) { q.put(m.bytes(), func() { toJournal(m) }) })
-	return slog.New(handler{later, q}), err
+	return slog.New(handler{later, q, nil}), err
+}
+
+// tellLost writes, at once, the line about records that were dropped.
+func tellLost(now slog.Handler) func(uint64) {
+	log := slog.New(now)
+	return func(records uint64) {
+		log.Warn("records of this log are missing here: it was not read, or not as fast as it was written", "event", "log-lost", "records", records)
+	}
 }
 
 func newHandler(level slog.Level, format string, w io.Writer, toJournal func(message)) (slog.Handler, error) {
