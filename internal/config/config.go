@@ -132,6 +132,12 @@ func runtimeDir(uid int, getenv func(string) string) string {
 	return filepath.Join(getenv("HOME"), ".cache")
 }
 
+// BackgroundLog is the absolute path of the log of a daemon without a terminal and
+// without a journal.
+func (c *Config) BackgroundLog() string {
+	return filepath.Join(filepath.Dir(c.AuditLog), "vmlockd.log")
+}
+
 // configDir is where configuration is, as virtlockd(8) says it.
 func configDir(euid int, getenv func(string) string) string {
 	if euid == 0 {

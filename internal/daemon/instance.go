@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/gob"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -81,6 +80,10 @@ type instance struct {
 	table     atomic.Pointer[locking.Manager] // locks, for parts that were made before it
 	server    *rpc.Server
 	listener  *net.UnixListener
+	given     *given
+	inherited bool // the listener was somebody else's first, and its file stays
+	idle      *idler
+	beat      *beater  // nil if nobody listens
 	again     *os.File // the listener once more, for who goes on with it: then there may be no descriptor left
 	serving   sync.WaitGroup
 	tidy      *tidier
@@ -91,8 +94,8 @@ type instance struct {
 
 // start brings up everything, with the connections of an earlier instance if
 // there was one. When it returns requests are served.
-func start(c config.Config, version string, log *slog.Logger, from *state) (i *instance, err error) {
-	i = &instance{log: log, cfg: c, version: version, failed: make(chan error, 1), tidy: newTidier()}
+func start(c config.Config, version string, log *slog.Logger, from *state, g *given) (i *instance, err error) {
+	i = &instance{log: log, cfg: c, version: version, given: g, failed: make(chan error, 1), tidy: newTidier()}
 	defer func() {
 		if err != nil {
 			i.abandon(from)
@@ -149,18 +152,21 @@ func start(c config.Config, version string, log *slog.Logger, from *state) (i *i
 	i.drain = openDrainer(c.RunDir, i.locks, i.others.drains, log)
 	i.takeBack(found)
 	i.guard.run()
-	if i.listener, err = from.listen(c.Socket); err != nil {
+	if i.listener, err = from.listen(c.Socket, g); err != nil {
 		return i, err
 	}
 	if i.again, err = i.listener.File(); err != nil {
 		return i, err
 	}
+	i.inherited = g.activated || from != nil
+	g.listening()
 	from.done()
 	i.server = rpc.NewServer(rpc.Options{
 		Programs:   []rpc.Program{lockprogram.New(i.locks)},
 		MaxClients: c.MaxClients,
 		Reserve:    reserve,
 		Log:        log,
+		Allow:      allowed(os.Geteuid()),
 	})
 	if err := i.server.Adopt(from.connections()); err != nil {
 		log.Warn("not every connection could be kept across the restart", "reason", err)
@@ -169,6 +175,8 @@ func start(c config.Config, version string, log *slog.Logger, from *state) (i *i
 	i.showMetrics(from != nil)
 	i.openAudit()
 	i.startControl()
+	i.idle = newIdler(time.Duration(c.IdleTimeout), i.inUse, i.retire)
+	i.beat = i.newBeater()
 	return i, nil
 }
 
@@ -269,6 +277,8 @@ func (i *instance) abandon(from *state) {
 
 // stop ends the instance for good. Locks that are held stay held.
 func (i *instance) stop() {
+	i.idle.end()
+	i.beat.stop()
 	i.hide()
 	i.stopControl()
 	i.within("the group of lock daemons", i.others.close)
@@ -340,6 +350,7 @@ func (i *instance) within(what string, f func(context.Context) error) (done bool
 // Locks stay held.
 func (i *instance) handOver(version int) *state {
 	// These first, while requests are still served.
+	i.beat.stop()
 	i.stopControl()
 	i.within("the group of lock daemons", i.others.close)
 	i.hide()
@@ -355,7 +366,7 @@ func (i *instance) handOver(version int) *state {
 	i.within("the guard", func(ctx context.Context) error { return i.guard.close(ctx, false) })
 	s := &state{
 		Version: version, Socket: i.cfg.Socket, RunDir: i.cfg.RunDir, Backend: i.cfg.Backend, Lockspace: lockspaceOf(i.cfg),
-		listener: i.again, handovers: list,
+		listener: i.again, handovers: list, given: i.given,
 	}
 	var text bytes.Buffer
 	if err := gob.NewEncoder(&text).Encode(i.cfg); err != nil {
@@ -376,23 +387,5 @@ func (i *instance) keep(s *state, quiet bool) {
 	})
 	if b, ok := i.backend.(dlmLocks); ok {
 		s.Closer = b.last.PID()
-	}
-}
-
-// serve returns when ctx ends or serving does.
-func (i *instance) serve(ctx context.Context, restart <-chan os.Signal) (again bool, err error) {
-	if ctx.Err() != nil { // a restart that was asked for as well is not wanted any more
-		return false, nil
-	}
-	select {
-	case <-ctx.Done():
-		return false, nil
-	case <-restart:
-		return true, nil
-	case err := <-i.failed:
-		if errors.Is(err, rpc.ErrServerClosed) {
-			err = nil
-		}
-		return false, fmt.Errorf("serve %s: %w", i.cfg.Socket, err)
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"path/filepath"
 	"strings"
+
+	"github.com/coreos/go-systemd/v22/journal"
 )
 
 // The syntax of log_filters and log_outputs is libvirt's, of virtlockd.conf and of
@@ -97,4 +99,12 @@ func short(word string) string {
 		return word[:most] + "..."
 	}
 	return word
+}
+
+// Background is where to log without a terminal: journald, or the file if there is none.
+func Background(file string) []Output {
+	if journal.Enabled() {
+		return []Output{{Level: slog.LevelDebug, Kind: "journald"}}
+	}
+	return []Output{{Level: slog.LevelDebug, Kind: "file", Name: file}}
 }
