@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -193,5 +194,50 @@ func TestTimeout(t *testing.T) {
 	s.event("daemon-stopped")
 	if err := s.cmd.Wait(); err != nil {
 		t.Errorf("with the time in the file it ends with %v", err)
+	}
+}
+
+// TestRetireInDoubt: where a damaged journal may have told of a lock, nobody is idle.
+func TestRetireInDoubt(t *testing.T) {
+	c := inProcess(t)
+	i, err := start(c, "test", quiet(), nil, &given{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer i.stop()
+	until(t, "it serves", func() bool { return i.server.Answers(t.Context()) })
+	i.doubt.suspect("a record is damaged")
+	if now, _ := i.inUse(); !now {
+		t.Error("in doubt, and not in use")
+	}
+	if i.retire(t.Context()) {
+		t.Fatal("it has retired in doubt")
+	}
+	conn, err := lockprogram.Dial(t.Context(), c.Socket)
+	if err != nil {
+		t.Fatalf("it does not go on: %v", err)
+	}
+	conn.Close()
+}
+
+// TestRetireSeesWhoWaits: somebody who has connected and was not accepted yet keeps the
+// daemon, and its socket is where it was.
+func TestRetireSeesWhoWaits(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "sock")
+	l, err := rpc.Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if waits(l) {
+		t.Error("nobody waits")
+	}
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if !waits(l) {
+		t.Error("somebody waits, and is not seen")
 	}
 }

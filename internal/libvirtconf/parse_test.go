@@ -16,11 +16,10 @@ func TestParse(t *testing.T) {
 		"list = [ \"a\", # first\n 'b',\n]; x9 = -7\n" +
 		"long = \"\"\"two\nlines \"quoted\"\"\"\"\"\n" +
 		"last = +5"
-	got, err := Parse([]byte(text))
-	if err == nil {
-		t.Fatal("three quotes and two more were taken")
+	if got, err := Parse([]byte(text)); err == nil {
+		t.Fatalf("three quotes and two more were taken: %+v", got)
 	}
-	got, err = Parse([]byte(strings.Replace(text, `"""""`, `"""`, 1)))
+	got, err := Parse([]byte(strings.Replace(text, `"""""`, `"""`, 1)))
 	if err != nil {
 		t.Fatal(err)
 	}
