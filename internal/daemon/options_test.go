@@ -171,14 +171,18 @@ func TestBackground(t *testing.T) {
 	if exit(err) != 1 || !strings.Contains(string(out), "locked: stop it first") {
 		t.Errorf("a second one: %v: %s", err, out)
 	}
-	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
-		t.Fatal(err)
+	stop := func(pidFile string) { // it is no child of the test, and the file goes last
+		t.Helper()
+		if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "its end", func() bool {
+			_, err := os.Lstat(pidFile)
+			return errors.Is(err, fs.ErrNotExist)
+		})
+		ended = true
 	}
-	until(t, "its end", func() bool {
-		_, err := os.Lstat(path)
-		return errors.Is(err, fs.ErrNotExist)
-	})
-	ended = true
+	stop(path)
 
 	// Where there is no journal.
 	if err := os.Remove(filepath.Join(built.dir, "journal")); err != nil {
@@ -200,4 +204,5 @@ func TestBackground(t *testing.T) {
 	if err != nil || !strings.Contains(string(said), "vmlockd is ready") {
 		t.Errorf("its log: %v: %s", err, said)
 	}
+	stop(pidOf)
 }
