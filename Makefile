@@ -4,7 +4,7 @@ GO ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS = -s -w -X main.version=$(VERSION)
 # Packages with tests that need the lab. They share the machine's cores, so they run one after the other.
-LAB_PACKAGES = ./lab/... ./tests/admin ./tests/cluster ./tests/crash ./tests/deadline ./tests/doctor ./tests/local ./tests/prerequisites \
+LAB_PACKAGES = ./lab/... ./tests/admin ./tests/cluster ./tests/crash ./tests/deadline ./tests/doctor ./tests/local ./tests/prerequisites ./tests/session \
 	./tests/stress ./dlm/dlmtest/conformance/... ./internal/difftest/...
 # Of tests/guard some cases, of which one must find an overlap where no guard is.
 GUARD_CASES = ^TestGuard$$/^(ConfirmDead|Cut|DaemonKilledWhileStopped|WithoutGuard)$$

@@ -93,7 +93,7 @@ var rooms = []room{
 	{place: "internal/peers", ours: []string{"corosync"}, pure: true}, // it has no port of its own
 	{place: "internal/virtlockd", ours: []string{"internal/locking"}, theirs: []string{xsys}},
 	{place: "internal/audit", ours: []string{"internal/failpoint"}},
-	{place: "internal/config", ours: []string{"internal/identity", "internal/lazyregexp"}, theirs: []string{toml}},
+	{place: "internal/config", ours: []string{"internal/identity", "internal/lazyregexp", "internal/libvirtconf", "internal/logs"}, theirs: []string{toml}},
 	{place: "internal/identity", ours: []string{"internal/lazyregexp"}, theirs: []string{xsys}},
 	{place: "internal/logs/logstest", forTests: true},
 	{place: "internal/logs", theirs: []string{systemd}},
@@ -104,6 +104,7 @@ var rooms = []room{
 
 	// Libraries for everybody.
 	{place: "internal/lazyregexp"},
+	{place: "internal/libvirtconf", pure: true},
 	{place: "internal/inherited", theirs: []string{xsys}},
 	{place: "internal/failpoint", theirs: []string{xsys}},
 	{place: fakeclock, ours: []string{"internal/testenv"}, forTests: true},

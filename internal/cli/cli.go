@@ -87,7 +87,7 @@ func (a *app) root() *cobra.Command {
 	f := root.PersistentFlags()
 	f.BoolVar(&a.json, "json", false, "write JSON, errors too")
 	f.StringVar(&a.socket, "socket", "", "control `socket` of vmlockd; default: what its configuration says")
-	f.StringVarP(&a.config, "config", "f", config.DefaultPath, "configuration `file` of vmlockd; the default one may be absent")
+	f.StringVarP(&a.config, "config", "f", config.DefaultPath(), "configuration `file` of vmlockd; the default one may be absent")
 	root.Flags().BoolP("version", "V", false, "print the version and exit")
 	root.AddCommand(a.statusCommand(), a.lsCommand(), a.whoCommand(), a.identifyCommand(), a.watchCommand(),
 		a.runCommand(), a.releaseCommand(), a.settleCommand(), a.drainCommand(), a.confirmDeadCommand(), a.doctorCommand())

@@ -35,6 +35,8 @@ func ofRoot() Config {
 	c.AdminSocket = filepath.Join(runtimeDir(0, os.Getenv), "libvirt", "virtlockd-admin-sock")
 	c.ControlSocket = filepath.Join(c.RunDir, controlName)
 	c.AuditLog = filepath.Join(logDir(0, os.Getenv), "vmlockd", "audit.log")
+	c.PIDFile = virtlockdPID(0, os.Getenv)
+	c.VirtlockdConf = filepath.Join(configDir(0, os.Getenv), "libvirt", "virtlockd.conf")
 	return c
 }
 

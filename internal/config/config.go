@@ -6,7 +6,7 @@ package config
 import (
 	"errors"
 	"fmt"
-	"io/fs"
+	"math"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -15,10 +15,15 @@ import (
 	"time"
 
 	"github.com/BurntSushi/toml"
+
+	"github.com/vmlockd/vmlockd/internal/logs"
 )
 
-// DefaultPath is read when no --config is given. It need not exist.
-const DefaultPath = "/etc/vmlockd/vmlockd.toml"
+// DefaultPath is the file that is read when no --config is given: the system's for root,
+// and that of the user's session for anybody else. It need not exist.
+func DefaultPath() string {
+	return filepath.Join(configDir(os.Geteuid(), os.Getenv), "vmlockd", "vmlockd.toml")
+}
 
 // The backends.
 const (
@@ -28,20 +33,34 @@ const (
 
 // Config is everything that can be configured.
 type Config struct {
-	Backend         string   `toml:"backend"`           // BackendLocal or BackendCluster
-	Socket          string   `toml:"socket"`            // absolute path of the socket that libvirt connects to
-	AdminSocket     string   `toml:"admin_socket"`      // absolute path of the socket for virt-admin; "" means beside Socket: see AdminPath
-	ControlSocket   string   `toml:"control_socket"`    // absolute path of the socket for vmlockctl; "" in the file means control.sock in RunDir
-	RunDir          string   `toml:"run_dir"`           // absolute path of the directory for what must survive the daemon, on a tmpfs
-	RequestTimeout  Duration `toml:"request_timeout"`   // 100 ms to 5 min: longest time until a request is answered
-	MaxClients      int      `toml:"max_clients"`       // 1 to 1,000,000 open connections
-	AdminMaxClients int      `toml:"admin_max_clients"` // 1 to 1,000,000 open connections of virt-admin
-	AuditLog        string   `toml:"audit_log"`         // absolute path of the file with what operators forced
-	Cluster         Cluster  `toml:"cluster"`
-	Guard           Guard    `toml:"guard"`
-	Log             Log      `toml:"log"`
-	Metrics         Metrics  `toml:"metrics"`
-	Identity        Identity `toml:"identity"`
+	Backend        string   `toml:"backend"`         // BackendLocal or BackendCluster
+	Socket         string   `toml:"socket"`          // absolute path of the socket that libvirt connects to
+	AdminSocket    string   `toml:"admin_socket"`    // absolute path of the socket for virt-admin; "" means beside Socket: see AdminPath
+	ControlSocket  string   `toml:"control_socket"`  // absolute path of the socket for vmlockctl; "" in the file means control.sock in RunDir
+	RunDir         string   `toml:"run_dir"`         // absolute path of the directory for what must survive the daemon, on a tmpfs
+	RequestTimeout Duration `toml:"request_timeout"` // 100 ms to 5 min: longest time until a request is answered
+	MaxClients     int      `toml:"max_clients"`     // 1 to 1,000,000 open connections
+	AuditLog       string   `toml:"audit_log"`       // absolute path of the file with what operators forced
+	// AdminMaxClients is 1 to 1,000,000 open connections of virt-admin.
+	AdminMaxClients int `toml:"admin_max_clients"`
+	// PIDFile is the absolute path of the file with the daemon's pid; "" in the file means
+	// virtlockd's if Socket is virtlockd's too, and else vmlockd.pid in RunDir.
+	PIDFile string `toml:"pid_file"`
+	// IdleTimeout is after how long without clients and locks the daemon ends: 0 for never,
+	// or 1 s to 2,147,483 s, which is virtlockd's most.
+	IdleTimeout Duration `toml:"idle_timeout"`
+	// VirtlockdConf is the absolute path of libvirt's configuration of virtlockd, which need
+	// not exist; "" for none.
+	VirtlockdConf string `toml:"virtlockd_conf"`
+
+	Cluster  Cluster  `toml:"cluster"`
+	Guard    Guard    `toml:"guard"`
+	Log      Log      `toml:"log"`
+	Metrics  Metrics  `toml:"metrics"`
+	Identity Identity `toml:"identity"`
+
+	// Warnings are what a person should know of the files, and is no mistake.
+	Warnings []string `toml:"-" json:"-"`
 }
 
 // Cluster is the table [cluster].
@@ -53,6 +72,9 @@ type Cluster struct {
 type Log struct {
 	Level  string `toml:"level"`  // debug, info, warning or error
 	Format string `toml:"format"` // auto, text, json or journal
+	// Filters and Outputs are in libvirt's syntax: logs.CheckFilters, logs.CheckOutputs.
+	Filters string `toml:"filters"`
+	Outputs string `toml:"outputs"`
 }
 
 // Metrics is the table [metrics].
@@ -86,17 +108,21 @@ func (d Duration) String() string { return time.Duration(d).String() }
 func Default() Config {
 	run := filepath.Join(runtimeDir(os.Geteuid(), os.Getenv), "vmlockd")
 	return Config{
-		Backend:         BackendLocal,
-		Socket:          filepath.Join(runtimeDir(os.Geteuid(), os.Getenv), "libvirt", "virtlockd-sock"),
-		ControlSocket:   filepath.Join(run, controlName),
-		RunDir:          run,
-		RequestTimeout:  Duration(10 * time.Second),
-		MaxClients:      4096,
+		Backend:        BackendLocal,
+		Socket:         filepath.Join(runtimeDir(os.Geteuid(), os.Getenv), "libvirt", "virtlockd-sock"),
+		ControlSocket:  filepath.Join(run, controlName),
+		RunDir:         run,
+		RequestTimeout: Duration(10 * time.Second),
+		MaxClients:     4096,
+		AuditLog:       filepath.Join(logDir(os.Geteuid(), os.Getenv), "vmlockd", "audit.log"),
+
 		AdminMaxClients: 5000, // virtlockd's (src/locking/lock_daemon_config.c)
-		AuditLog:        filepath.Join(logDir(os.Geteuid(), os.Getenv), "vmlockd", "audit.log"),
-		Cluster:         Cluster{Lockspace: "vmlockd"},
-		Guard:           defaultGuard(),
-		Log:             Log{Level: "info", Format: "auto"},
+		PIDFile:         virtlockdPID(os.Geteuid(), os.Getenv),
+		VirtlockdConf:   filepath.Join(configDir(os.Geteuid(), os.Getenv), "libvirt", "virtlockd.conf"),
+
+		Cluster: Cluster{Lockspace: "vmlockd"},
+		Guard:   defaultGuard(),
+		Log:     Log{Level: "info", Format: "auto"},
 	}
 }
 
@@ -115,6 +141,32 @@ func runtimeDir(uid int, getenv func(string) string) string {
 		return run
 	}
 	return filepath.Join(getenv("HOME"), ".cache")
+}
+
+// BackgroundLog is the absolute path of the log of a daemon without a terminal and
+// without a journal.
+func (c *Config) BackgroundLog() string {
+	return filepath.Join(filepath.Dir(c.AuditLog), "vmlockd.log")
+}
+
+// configDir is where configuration is, as virtlockd(8) says it.
+func configDir(euid int, getenv func(string) string) string {
+	if euid == 0 {
+		return "/etc"
+	}
+	if dir := getenv("XDG_CONFIG_HOME"); filepath.IsAbs(dir) {
+		return dir
+	}
+	return filepath.Join(getenv("HOME"), ".config")
+}
+
+// virtlockdPID is virtlockd's pid file (virtlockd(8)).
+func virtlockdPID(euid int, getenv func(string) string) string {
+	dir := runtimeDir(euid, getenv)
+	if euid != 0 {
+		dir = filepath.Join(dir, "libvirt")
+	}
+	return filepath.Join(dir, "virtlockd.pid")
 }
 
 // logDir is where logs go that must outlive the boot: for a user who is not
@@ -143,39 +195,54 @@ func (c *Config) HolderSocket() string { return filepath.Join(c.RunDir, holderNa
 // The error joins everything that is wrong, one *Mistake each where a place in
 // the file can be named.
 func Load(path string, optional bool) (Config, error) {
-	text, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) && optional {
-		return Default(), nil
-	}
-	if err != nil {
-		return Config{}, fmt.Errorf("read the configuration: %w", err)
-	}
-	return Parse(path, text)
+	c, _, err := load(path, optional)
+	return c, err
 }
 
 // Parse reads the text of a file that is called path in errors.
 func Parse(path string, text []byte) (Config, error) {
+	c, _, err := parse(path, text)
+	return c, err
+}
+
+// parse is Parse, and returns the keys that the text sets, with their tables.
+func parse(path string, text []byte) (c Config, set map[string]bool, err error) {
 	// Into a map first: into a struct the library takes "Backend" for "backend" too,
 	// and which of the two counts, if both are there, is left to chance.
 	meta, err := toml.Decode(string(text), &map[string]any{})
 	if err != nil {
-		return Config{}, mistakeOf(path, text, err)
+		return Config{}, nil, mistakeOf(path, text, err)
 	}
 	all := unknownKeys(path, text, meta.Keys())
-	c := Default()
-	c.ControlSocket = ""
+	c = Default()
+	c.ControlSocket, c.PIDFile = "", ""
 	if _, err := toml.Decode(string(text), &c); err != nil {
-		return Config{}, errors.Join(append(all, mistakeOf(path, text, err))...)
+		return Config{}, nil, errors.Join(append(all, mistakeOf(path, text, err))...)
 	}
 	for _, p := range c.problems() {
 		all = append(all, &Mistake{File: path, Line: lineOf(text, strings.Split(p.key, ".")), Key: p.key, What: p.what})
 	}
 	all = append(all, c.Identity.check(path, text)...)
 	if len(all) > 0 {
-		return Config{}, errors.Join(all...)
+		return Config{}, nil, errors.Join(all...)
 	}
-	c.ControlSocket = c.controlSocket()
-	return c, nil
+	c.ControlSocket, c.PIDFile = c.controlSocket(), c.pidFile()
+	set = map[string]bool{}
+	for _, key := range meta.Keys() {
+		set[key.String()] = true
+	}
+	return c, set, nil
+}
+
+// pidFile is where the pid file is, also if the file does not say.
+func (c *Config) pidFile() string {
+	if c.PIDFile != "" {
+		return c.PIDFile
+	}
+	if d := Default(); filepath.Clean(c.Socket) == d.Socket {
+		return d.PIDFile
+	}
+	return filepath.Join(c.RunDir, "vmlockd.pid")
 }
 
 // AdminPath is the absolute path of the socket for virt-admin.
@@ -237,6 +304,23 @@ func (c *Config) problems() (list []problem) {
 	case len(filepath.Join(c.RunDir, controlName)) > maxSocketPath:
 		add("run_dir", "the path is %d bytes long: sockets in it may have %d (unix(7)), so choose one of at most %d", len(c.RunDir), maxSocketPath, maxSocketPath-len(controlName)-1)
 	}
+	for _, f := range []struct{ key, path string }{{"pid_file", c.PIDFile}, {"virtlockd_conf", c.VirtlockdConf}} {
+		if f.path != "" && (!filepath.IsAbs(f.path) || strings.ContainsRune(f.path, 0)) {
+			add(f.key, "%q is not an absolute path: begin it with /", f.path)
+		}
+	}
+	if err := logs.CheckFilters(c.Log.Filters); err != nil {
+		add("log.filters", "%v", err)
+	}
+	if err := logs.CheckOutputs(c.Log.Outputs); err != nil {
+		add("log.outputs", "%v", err)
+	}
+	if d := time.Duration(c.IdleTimeout); d != 0 && (d < time.Second || d > MaxIdleTimeout) {
+		add("idle_timeout", "%v is out of range: use 1s to %v, or 0s for never", d, MaxIdleTimeout)
+	}
+	if n := c.AdminMaxClients; n < 1 || n > maxMaxClients {
+		add("admin_max_clients", "%d is out of range: use 1 to %d", n, maxMaxClients)
+	}
 	if !filepath.IsAbs(c.AuditLog) || strings.ContainsRune(c.AuditLog, 0) {
 		add("audit_log", "%q is not an absolute path: begin it with /", c.AuditLog)
 	}
@@ -277,6 +361,10 @@ func (c *Config) adminProblems(add func(key, format string, args ...any), socket
 		add("socket", "virt-admin's socket %s beside it is another socket of vmlockd already: set admin_socket too", path)
 	}
 }
+
+// MaxIdleTimeout is the longest of Config.IdleTimeout: milliseconds in an int of C, as in
+// virtlockd (src/locking/lock_daemon.c).
+const MaxIdleTimeout = math.MaxInt32 / 1000 * time.Second
 
 const (
 	maxSocketPath = 107 // sun_path of unix(7), less the NUL

@@ -121,6 +121,10 @@ socket = "/run/x"
 run_dir = "/run/y"
 request_timeout = "3s"
 max_clients = 1024
+admin_max_clients = 9
+pid_file = "/p"
+idle_timeout = "1m"
+virtlockd_conf = "/v"
 audit_log = "/a"
 [metrics]
 listen = "[::1]:9185"
@@ -129,6 +133,8 @@ lockspace = "vms"
 [log]
 level = "debug"
 format = "json"
+filters = "1:rpc"
+outputs = "2:stderr"
 [guard]
 mode = "freeze"
 grace = "5s"
@@ -146,9 +152,9 @@ on_loss = "kill"
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := Config{Backend: BackendCluster, Socket: "/run/x", ControlSocket: "/run/y/control.sock", RunDir: "/run/y", RequestTimeout: Duration(3 * time.Second), MaxClients: 1024, AdminMaxClients: 5000,
-		AuditLog: "/a", Metrics: Metrics{Listen: "[::1]:9185"},
-		Cluster: Cluster{Lockspace: "vms"}, Log: Log{Level: "debug", Format: "json"},
+	want := Config{Backend: BackendCluster, Socket: "/run/x", ControlSocket: "/run/y/control.sock", RunDir: "/run/y", RequestTimeout: Duration(3 * time.Second), MaxClients: 1024,
+		AuditLog: "/a", AdminMaxClients: 9, PIDFile: "/p", IdleTimeout: Duration(time.Minute), VirtlockdConf: "/v", Metrics: Metrics{Listen: "[::1]:9185"},
+		Cluster: Cluster{Lockspace: "vms"}, Log: Log{Level: "debug", Format: "json", Filters: "1:rpc", Outputs: "2:stderr"},
 		Guard: Guard{Mode: GuardFreeze, Grace: Duration(5 * time.Second), HoldOff: Duration(time.Minute), Watchdog: "/dev/watchdog1", WatchdogTimeout: Duration(15 * time.Second),
 			OnLoss: OnLossFreeze, VM: []GuardVM{{Name: "web", OnLoss: OnLossIgnore}, {UUID: "c7a5fdbd-edaf-9455-926a-d65c16db1809", OnLoss: OnLossKill}}}}
 	if !reflect.DeepEqual(c, want) {

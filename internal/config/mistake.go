@@ -95,6 +95,9 @@ func unknownKeys(path string, text []byte, keys []toml.Key) (list []error) {
 			continue
 		}
 		what := "there is no such key: the keys are " + strings.Join(known, ", ")
+		if ours, ok := virtlockdKeys[name]; ok && ours != name {
+			what = fmt.Sprintf("this is a key of virtlockd.conf: write %s here, or give the file a name that ends in %s if it is libvirt's", ours, virtlockdSuffix)
+		}
 		if lower := strings.ToLower(name); types[lower] != "" {
 			what = "there is no such key: write " + lower + ", in small letters"
 		}
@@ -109,7 +112,7 @@ func keyTypes() map[string]string {
 	var walk func(prefix string, t reflect.Type)
 	walk = func(prefix string, t reflect.Type) {
 		for f := range t.Fields() {
-			if !f.IsExported() {
+			if !f.IsExported() || f.Tag.Get("toml") == "-" {
 				continue
 			}
 			name := prefix + f.Tag.Get("toml")

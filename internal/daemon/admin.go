@@ -34,7 +34,7 @@ type admin struct {
 // cannot be made: an upgrade must not fail for that.
 func (i *instance) startAdmin(from *state) {
 	path := i.cfg.AdminPath()
-	l, err := from.listenAdmin(path)
+	l, err := i.listenAdmin(from, path)
 	if err == nil {
 		err = i.serveAdmin(l, path, from.adminState())
 	}
@@ -42,6 +42,17 @@ func (i *instance) startAdmin(from *state) {
 		from.adminState().close()
 		i.log.Error("there is no admin socket, so virt-admin does not work; locks are served", "reason", err)
 	}
+}
+
+// listenAdmin goes on with the earlier program's listener, or with systemd's, or makes one.
+func (i *instance) listenAdmin(from *state, path string) (*net.UnixListener, error) {
+	if from.adminState() == nil && i.given.admin != nil {
+		if err := isAt(i.given.admin, path); err != nil {
+			return nil, err
+		}
+		return i.adminListener()
+	}
+	return from.listenAdmin(path)
 }
 
 // serveAdmin serves the admin program on l, which listens at path, with the
@@ -73,7 +84,10 @@ func (i *instance) serveAdmin(l *net.UnixListener, path string, from *adminState
 	if err := a.server.Adopt(from.connections()); err != nil {
 		i.log.Warn("not every connection of virt-admin could be kept across the restart", "reason", err)
 	}
-	i.admin = a
+	if i.given.admin != nil {
+		l.SetUnlinkOnClose(false) // its file is systemd's
+	}
+	i.admin.Store(a)
 	i.serving.Go(func() {
 		if err := a.server.Serve(context.Background(), l); err != nil && !errors.Is(err, rpc.ErrServerClosed) {
 			i.log.Error("the admin socket is not served any more; locks are", "reason", err)
@@ -111,18 +125,18 @@ func (i *instance) mayDisconnect(c rpc.Connection) error {
 
 // stopAdmin ends the admin socket for good.
 func (i *instance) stopAdmin() {
-	if i.admin == nil {
+	a := i.admin.Swap(nil)
+	if a == nil {
 		return
 	}
-	i.within("the admin socket", i.admin.server.Shutdown)
-	i.admin.again.Close()
-	i.admin = nil
+	i.within("the admin socket", a.server.Shutdown)
+	a.again.Close()
 }
 
 // handOverAdmin is stopAdmin, and returns what a next program that knows this version
 // of the state needs to go on with it.
 func (i *instance) handOverAdmin(ctx context.Context, version int) *adminState {
-	a := i.admin
+	a := i.admin.Load()
 	if a == nil {
 		return nil
 	}
@@ -130,7 +144,7 @@ func (i *instance) handOverAdmin(ctx context.Context, version int) *adminState {
 		i.stopAdmin()
 		return nil
 	}
-	i.admin = nil
+	i.admin.Store(nil)
 	a.listener.SetUnlinkOnClose(false)
 	list, err := a.server.Handover(ctx)
 	if err != nil {

@@ -180,19 +180,6 @@ func (d *drainer) Drained() *control.Drained {
 	return &now
 }
 
-// last has nothing granted any more if nobody uses the daemon, as idle says, and
-// reports that.
-func (d *drainer) last(idle func() bool) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.locks.Drain(true)
-	if idle() {
-		return true
-	}
-	d.locks.Drain(d.now != nil)
-	return false
-}
-
 func (d *drainer) Drain(want *control.Drained) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()

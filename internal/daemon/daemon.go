@@ -35,6 +35,8 @@ type Program struct {
 	Version string
 	// Config reads the configuration again.
 	Config func() (config.Config, error)
+	// Ready is called when requests are served; it may be nil.
+	Ready func()
 	// StopAgain delivers signals that come after the context of Run has ended: the
 	// process then ends without waiting for anything more.
 	StopAgain <-chan os.Signal
@@ -85,6 +87,13 @@ func Run(ctx context.Context, p Program, c config.Config, log *slog.Logger) erro
 		log.Error("the new program could not start, this one goes on", "event", "restart-refused", "reason", why)
 		from.noWayBack()
 	}
+	g, err := take(from, c)
+	if err != nil {
+		logs.Flush(log)
+		from.virtlockdGoesOn(err)
+		return from.goBack(ctx, err)
+	}
+	defer g.release()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if from != nil && from.told {
@@ -97,7 +106,7 @@ func Run(ctx context.Context, p Program, c config.Config, log *slog.Logger) erro
 		self = nil
 	}
 	for {
-		i, err := start(c, p.Version, log, from)
+		i, err := start(c, p.Version, log, from, g)
 		if err != nil {
 			logs.Flush(log) // the program may be replaced
 			from.virtlockdGoesOn(err)
@@ -105,7 +114,14 @@ func Run(ctx context.Context, p Program, c config.Config, log *slog.Logger) erro
 		}
 		log.Info("vmlockd is ready", "event", "daemon-ready", "backend", c.Backend, "socket", c.Socket, "pid", os.Getpid(), "restarted", from != nil)
 		notify(log, sd.SdNotifyReady)
+		if p.Ready != nil {
+			p.Ready()
+		}
 		version, err := i.serveUntil(ctx, p, restart)
+		if i.idle.end() { // then there is nothing to go on with
+			version = 0
+			log.Info("nobody has used vmlockd for as long as idle_timeout says, and nothing is held: it ends", "idle_timeout", c.IdleTimeout)
+		}
 		if version == 0 {
 			notify(log, sd.SdNotifyStopping)
 			log.Info("vmlockd is stopping")

@@ -71,6 +71,13 @@ type state struct {
 	// keeps the new one from starting. Only that program reads them again.
 	Args   []string        `json:",omitempty"`
 	Config json.RawMessage `json:",omitempty"`
+	// Activated says that the listener is systemd's, which keeps its file.
+	Activated bool `json:",omitempty"`
+	// Admin is the descriptor of systemd's socket for virt-admin, and PID that of the pid file
+	// PIDFile, which stays locked; 0 if there is none.
+	Admin   int    `json:",omitempty"`
+	PID     int    `json:",omitempty"`
+	PIDFile string `json:",omitempty"`
 	// Told is a descriptor from which a byte can be read if that program was told to
 	// stop; 0 if there is none.
 	Told int `json:",omitempty"`
@@ -82,6 +89,7 @@ type state struct {
 	back      *os.File // of Back; nil if there is none
 	told      bool     // what Told said
 	moved     bool     // the listener is of a socket that is not used any more
+	given     *given   // what Activated, Admin and PID are of
 }
 
 type connection struct {
@@ -108,8 +116,17 @@ func handoversOf(list []connection, adopt func(fd int, name string) (*os.File, e
 	return out, nil
 }
 
-// listen goes on with the listener, or makes one.
-func (s *state) listen(path string) (*net.UnixListener, error) {
+// listen goes on with the listener, or with systemd's, or makes one.
+func (s *state) listen(path string, g *given) (*net.UnixListener, error) {
+	if s == nil && g.lock != nil {
+		if err := isAt(g.lock, path); err != nil {
+			return nil, err
+		}
+		return rpc.ListenerFromFile(g.lock)
+	}
+	if s != nil && s.Socket != path && s.Activated {
+		return nil, isAt(s.listener, path)
+	}
 	if s != nil && s.Socket == path {
 		l, err := rpc.ListenerFromFile(s.listener)
 		if err != nil {
@@ -125,7 +142,7 @@ func (s *state) listen(path string) (*net.UnixListener, error) {
 
 func makeListener(path string) (*net.UnixListener, error) {
 	// libvirt's directory is made by whichever of its daemons starts first.
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), dirMode()); err != nil {
 		return nil, fmt.Errorf("make the directory of the socket: %w", err)
 	}
 	return rpc.Listen(path)
@@ -208,6 +225,7 @@ func (s *state) execute(ctx, told context.Context, path string, args []string, b
 		s.Back, s.Args = int(back.Fd()), args
 		keep = append(keep, s.Back)
 	}
+	keep = append(keep, s.give()...)
 	// What comes after the last look at ctx is told to the new program. Without a
 	// descriptor for that it is not.
 	if r, w, err := os.Pipe(); err == nil {
@@ -313,6 +331,15 @@ func inherit() (*state, error) {
 		if s.back, err = adopt(s.Back, "program"); err != nil {
 			return nil, err
 		}
+	}
+	s.given = &given{activated: s.Activated}
+	if s.Admin != 0 {
+		if s.given.admin, err = adopt(s.Admin, adminSocketName); err != nil {
+			return nil, err
+		}
+	}
+	if s.PID != 0 {
+		s.given.pid = adoptPID(s.PID, s.PIDFile)
 	}
 	if s.Told != 0 {
 		told, err := adopt(s.Told, "told")

@@ -1,91 +1,161 @@
 package daemon
 
 import (
+	"context"
+	"net"
+	"os"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// idlePeriod is how often it is looked whether anybody uses the daemon, if it is to
-// end when nobody does.
-const idlePeriod = time.Second
-
-// idler tells when nobody has used the daemon for a time that can be set. Whether
-// somebody does it is told.
+// idler ends a daemon that nobody uses: no client is connected, and no lock is held,
+// also none that a journal in doubt or a request without an answer may stand for. One
+// goroutine looks, as a look waits for what is under way.
 type idler struct {
-	look chan struct{} // when check is to be called; has room for one
+	after   atomic.Int64 // time.Duration; 0 for never
+	changed chan struct{}
+	// busy says whether somebody uses the daemon now; uses grows with each use.
+	busy func() (now bool, uses uint64)
+	// retire ends it for good, unless somebody has come meanwhile.
+	retire func(context.Context) bool
 
-	mu      sync.Mutex // guards what follows
-	timeout time.Duration
-	timer   *time.Timer // nil if there is no timeout
-	since   time.Time   // when it was found idle; zero if it was not
-	seen    uint64      // the last client by then
+	cancel  context.CancelFunc
+	work    sync.WaitGroup
+	retired chan struct{} // closed when retire has said yes
 }
 
-func newIdler() *idler { return &idler{look: make(chan struct{}, 1)} }
+// The time between two looks is a tenth of the whole, within these bounds.
+const minLook, maxLook = 50 * time.Millisecond, time.Second
 
-// set sets the time; 0 is for ever.
+func newIdler(after time.Duration, busy func() (bool, uint64), retire func(context.Context) bool) *idler {
+	d := &idler{changed: make(chan struct{}, 1), busy: busy, retire: retire, retired: make(chan struct{})}
+	d.after.Store(int64(after))
+	ctx, cancel := context.WithCancel(context.Background())
+	d.cancel = cancel
+	d.work.Go(func() { d.run(ctx) })
+	return d
+}
+
+// set changes the time, which begins anew. 0 is never.
 func (d *idler) set(after time.Duration) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.timeout, d.since = after, time.Time{}
-	d.lockedBegin(0)
+	d.after.Store(int64(after))
+	select {
+	case d.changed <- struct{}{}:
+	default:
+	}
 }
 
-// lockedBegin waits until it has to be looked again.
-func (d *idler) lockedBegin(after time.Duration) {
-	if d.timer != nil {
-		d.timer.Stop()
-		d.timer = nil
+// end stops looking, and reports whether the daemon has retired.
+func (d *idler) end() (retired bool) {
+	if d == nil {
+		return false
 	}
-	if d.timeout > 0 {
-		d.timer = time.AfterFunc(after, func() {
-			select {
-			case d.look <- struct{}{}:
-			default:
+	d.cancel()
+	d.work.Wait()
+	select {
+	case <-d.retired:
+		return true
+	default:
+		return false
+	}
+}
+
+func (d *idler) run(ctx context.Context) {
+	since := time.Now()
+	_, last := d.busy()
+	for {
+		after := time.Duration(d.after.Load())
+		var look <-chan time.Time
+		var timer *time.Timer
+		if after > 0 {
+			timer = time.NewTimer(min(max(after/10, minLook), maxLook))
+			look = timer.C
+		}
+		select {
+		case <-ctx.Done():
+		case <-d.changed:
+			since = time.Now()
+		case <-look:
+			now, uses := d.busy()
+			switch {
+			case now || uses != last:
+				since, last = time.Now(), uses
+			case time.Since(since) >= after:
+				if d.retire(ctx) {
+					close(d.retired)
+					return
+				}
+				since = time.Now()
 			}
-		})
+		}
+		if timer != nil {
+			timer.Stop()
+		}
+		if ctx.Err() != nil {
+			return
+		}
 	}
 }
 
-// check says whether the time is over, with what is the case now: nobody uses the
-// daemon, and last was the last client that has.
-func (d *idler) check(idle bool, last uint64) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	now := time.Now()
-	switch {
-	case d.timeout == 0:
-		return false
-	case !idle:
-		d.since = time.Time{}
-	case d.since.IsZero() || last != d.seen:
-		d.since, d.seen = now, last
+// inUse is the busy of an idler.
+func (i *instance) inUse() (now bool, uses uint64) {
+	st := i.server.Stats()
+	now, uses = st.Clients > 0, st.Accepted
+	if a := i.admin.Load(); a != nil {
+		st := a.server.Stats()
+		now, uses = now || st.Clients > 0, uses+st.Accepted
 	}
-	d.lockedBegin(min(idlePeriod, d.timeout))
-	return idle && now.Sub(d.since) >= d.timeout
+	return now || !i.empty(), uses
 }
 
-// stop ends looking.
-func (d *idler) stop() { d.set(0) }
-
-// isIdle says whether nobody uses the daemon: no client is there and nothing is
-// held, nor may be.
-func (i *instance) isIdle() bool {
-	return i.server.Clients() == 0 && (i.admin == nil || i.admin.server.Clients() == 0) &&
-		len(i.locks.Holders()) == 0 && len(i.owners()) == 0 && !i.doubt.inDoubt()
+// empty says that nothing is held on this host, and that nothing may be.
+func (i *instance) empty() bool {
+	return len(i.locks.Holders()) == 0 && i.locks.AllTakenBack() == nil && i.backend.Unsettled() == 0 && !i.doubt.inDoubt()
 }
 
-// endIdle says whether the daemon is to end now because nobody uses it. From then on
-// nothing is granted.
-func (i *instance) endIdle() bool {
-	last := i.server.LastID()
-	if i.admin != nil {
-		last += i.admin.server.LastID()
+// retire stops serving if nobody uses the daemon. Who connects just then is served, by
+// this daemon, or by the one that he starts as there is no socket: the file is taken away
+// first, and then the last who was in time is looked for. A socket of systemd's stays,
+// and who waits there has systemd start the next daemon.
+func (i *instance) retire(ctx context.Context) bool {
+	return i.server.Retire(ctx, func(l *net.UnixListener) bool {
+		if !i.empty() {
+			return false
+		}
+		if i.given.activated {
+			return true
+		}
+		away := i.cfg.Socket + ".idle"
+		l.SetUnlinkOnClose(false)
+		if err := os.Rename(i.cfg.Socket, away); err != nil {
+			return true // somebody has removed it: nobody can come
+		}
+		if waits(l) {
+			if err := os.Rename(away, i.cfg.Socket); err != nil {
+				i.log.Error("the socket cannot be put back, and nobody can connect: start vmlockd again, locks stay held", "socket", i.cfg.Socket, "reason", err)
+			}
+			l.SetUnlinkOnClose(!i.inherited)
+			return false
+		}
+		os.Remove(away)
+		return true
+	})
+}
+
+// waits says whether somebody waits to be accepted, also if that cannot be known.
+func waits(l *net.UnixListener) bool {
+	raw, err := l.SyscallConn()
+	if err != nil {
+		return true
 	}
-	if !i.idle.check(i.isIdle(), last) {
-		return false
-	}
-	// Who comes in this moment is refused a lock, rather than left with one when the
-	// daemon has ended.
-	return i.drain.last(i.isIdle)
+	n := 1
+	err = raw.Control(func(fd uintptr) {
+		if ready, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0); err == nil {
+			n = ready
+		}
+	})
+	return err != nil || n != 0
 }

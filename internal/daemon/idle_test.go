@@ -1,80 +1,243 @@
 package daemon
 
 import (
+	"context"
+	"errors"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
-	"github.com/vmlockd/vmlockd/internal/control"
+	"github.com/vmlockd/vmlockd/internal/config"
 	"github.com/vmlockd/vmlockd/internal/fakeclock"
-	"github.com/vmlockd/vmlockd/internal/locking"
+	"github.com/vmlockd/vmlockd/internal/lockprogram"
+	"github.com/vmlockd/vmlockd/internal/logs/logstest"
+	"github.com/vmlockd/vmlockd/internal/rpc"
 )
 
-// TestIdler: the time begins when nobody uses the daemon any more, and anew with each
-// client, also with one that has come and gone between two looks.
 func TestIdler(t *testing.T) {
 	fakeclock.Test(t, func(t *testing.T) {
-		d := newIdler()
-		defer d.stop()
-		began := time.Now()
-		d.set(10 * time.Second)
-		// What is the case at which second, until the end is told.
-		until := func(idle func(second int) bool, last func(second int) uint64) (second int) {
-			for {
-				<-d.look
-				second = int(time.Since(began).Seconds())
-				if d.check(idle(second), last(second)) {
-					return second
-				}
-				if second > 100 {
-					t.Fatal("it does not end")
-				}
+		var now, refuse atomic.Bool
+		var uses, asked atomic.Uint64
+		now.Store(true)
+		d := newIdler(10*time.Second, func() (bool, uint64) { return now.Load(), uses.Load() }, func(context.Context) bool {
+			asked.Add(1)
+			return !refuse.Load()
+		})
+		after := func(wait time.Duration, want uint64, what string) {
+			t.Helper()
+			time.Sleep(wait) // by the bubble's clock
+			fakeclock.Wait()
+			if got := asked.Load(); got != want {
+				t.Fatalf("%s: asked %d times, want %d", what, got, want)
 			}
 		}
-		no, yes := func(int) uint64 { return 3 }, func(int) bool { return true }
-		if at := until(yes, no); at != 10 {
-			t.Errorf("an idle one ends after %d s", at)
-		}
-		began = time.Now()
-		d.set(10 * time.Second)
-		if at := until(func(s int) bool { return s > 25 }, no); at != 36 {
-			t.Errorf("one that is used for 25 s ends after %d s", at)
-		}
-		began = time.Now()
-		d.set(10 * time.Second)
-		if at := until(yes, func(s int) uint64 { return uint64(min(s, 20) / 5) }); at != 30 {
-			t.Errorf("one that had its last short visit after 20 s ends after %d s", at)
-		}
+		after(time.Hour, 0, "in use")
+		now.Store(false)
+		after(9*time.Second, 0, "not yet")
+		uses.Add(1) // somebody who came and went between two looks
+		after(9*time.Second, 0, "after a short use")
+		refuse.Store(true)
+		after(2*time.Second, 1, "idle")
+		after(9*time.Second, 1, "after a no")
+		after(2*time.Second, 2, "idle again")
 		d.set(0)
-		time.Sleep(time.Hour)
-		select {
-		case <-d.look:
-			t.Error("it is looked without a time")
-		default:
+		after(24*time.Hour, 2, "never")
+		d.set(time.Minute)
+		after(59*time.Second, 2, "a time that was set anew")
+		refuse.Store(false)
+		after(2*time.Second, 3, "over")
+		<-d.retired
+		if !d.end() {
+			t.Error("it does not know that it has retired")
 		}
-		if d.check(true, 4) {
-			t.Error("it ends without a time")
+	})
+	fakeclock.Test(t, func(t *testing.T) {
+		d := newIdler(time.Second, func() (bool, uint64) { return false, 0 }, func(context.Context) bool { return false })
+		if d.end() {
+			t.Error("it has retired without being asked")
 		}
 	})
 }
 
-// TestLastLook: a daemon that is to end grants nothing any more; one that turns out to
-// be used goes on as before, drained or not.
-func TestLastLook(t *testing.T) {
-	for _, drained := range []bool{false, true} {
-		var now []bool // what the table of locks was told
-		d := &drainer{path: t.TempDir() + "/draining.json", locks: locking.New(locking.Options{}), tell: func(bool) {}}
-		draining := func() bool { return d.locks.Draining() }
-		if drained {
-			if err := d.Drain(&control.Drained{Since: time.Now()}); err != nil {
-				t.Fatal(err)
+// inProcess is a configuration for instances in this process.
+func inProcess(t *testing.T) config.Config {
+	t.Helper()
+	dir := t.TempDir()
+	c := config.Default()
+	c.Socket, c.RunDir, c.AuditLog = filepath.Join(dir, "sock"), filepath.Join(dir, "run"), filepath.Join(dir, "audit.log")
+	c.ControlSocket = filepath.Join(c.RunDir, "control.sock")
+	return c
+}
+
+// TestRetireBesideClients: who could connect is served, however close to the end of the
+// daemon; after it there is no socket, and nobody's file is taken away.
+func TestRetireBesideClients(t *testing.T) {
+	c := inProcess(t)
+	for range 20 {
+		i, err := start(c, "test", quiet(), nil, &given{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), logstest.Patience)
+		var clients sync.WaitGroup
+		var served atomic.Int64
+		for range 2 {
+			clients.Go(func() {
+				for served.Load() < 50 {
+					conn, err := lockprogram.Dial(ctx, c.Socket)
+					if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+						if _, err := os.Stat(c.Socket); errors.Is(err, fs.ErrNotExist) && i.server.Stats().Clients == 0 && !i.server.Answers(ctx) {
+							return // it has ended
+						}
+						continue // it was looking whether somebody waits
+					}
+					if err != nil {
+						t.Errorf("connect: %v", err)
+						return
+					}
+					if err := conn.CreateLockspace(ctx, ""); errors.Is(err, rpc.ErrBroken) {
+						t.Errorf("a client was left alone: %v", err)
+					}
+					conn.Close()
+					served.Add(1)
+				}
+			})
+		}
+		for !i.retire(ctx) {
+			if ctx.Err() != nil {
+				t.Fatal("it does not retire")
 			}
 		}
-		used := d.last(func() bool { now = append(now, draining()); return false })
-		if used || !now[0] || draining() != drained {
-			t.Errorf("drained %v: it ends: %v, and grants nothing: %v, later %v", drained, used, now, draining())
+		clients.Wait()
+		i.stop()
+		cancel()
+		if list, _ := filepath.Glob(c.Socket + "*"); len(list) > 0 {
+			t.Fatalf("left behind: %q", list)
 		}
-		if !d.last(func() bool { return true }) || !draining() {
-			t.Errorf("drained %v: it does not end, or grants something", drained)
+	}
+}
+
+// tick waits for longer than n seconds, by a daemon of its own that is idle for that long.
+func (s *served) tick(n string) {
+	s.t.Helper()
+	dir := s.t.TempDir()
+	path := filepath.Join(dir, "vmlockd.toml")
+	text := "socket = \"" + dir + "/s\"\nrun_dir = \"" + dir + "/run\"\naudit_log = \"" + dir + "/a\"\nlog.format = \"text\"\n"
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	if out, err := exec.Command(s.program, "-f", path, "-t", n).CombinedOutput(); err != nil || !strings.Contains(string(out), "it ends") {
+		s.t.Fatalf("%v: %s", err, out)
+	}
+}
+
+func (s *served) alive() {
+	s.t.Helper()
+	if err := s.cmd.Process.Signal(syscall.Signal(0)); err != nil {
+		s.t.Fatal("the daemon has ended")
+	}
+}
+
+// TestTimeout: the built daemon ends when it was idle, and not while a lock is held or a
+// client connected, also after a restart in place.
+func TestTimeout(t *testing.T) {
+	s := build(t)
+	disk := filepath.Join(s.dir, "web.img")
+	if err := os.WriteFile(disk, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.launch("--timeout=1")
+	s.event("daemon-ready")
+	web := vm(t)
+	if err := s.try(web.Process.Pid, "web", disk); err != nil {
+		t.Fatal(err)
+	}
+	s.tick("2")
+	s.alive()
+	s.signal(syscall.SIGUSR1)
+	s.event("daemon-ready")
+	s.tick("2")
+	s.alive()
+	s.shows(`vmlockd_locks_held{mode="exclusive"}`, "1")
+
+	ctx, cancel := context.WithTimeout(t.Context(), logstest.Patience)
+	defer cancel()
+	c, err := lockprogram.Dial(ctx, s.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = web.Process.Kill()
+	s.event("lock-released-gone")
+	s.tick("2")
+	s.alive()
+	c.Close()
+	s.event("daemon-stopped")
+	if err := s.cmd.Wait(); err != nil {
+		t.Errorf("it ends with %v", err)
+	}
+	for _, path := range []string{s.socket, s.socket + ".idle", filepath.Join(s.dir, "run", "vmlockd.pid")} {
+		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is left: %v", path, err)
 		}
+	}
+
+	s.configure("idle_timeout", "1s")
+	s.start()
+	s.event("daemon-stopped")
+	if err := s.cmd.Wait(); err != nil {
+		t.Errorf("with the time in the file it ends with %v", err)
+	}
+}
+
+// TestRetireInDoubt: where a damaged journal may have told of a lock, nobody is idle.
+func TestRetireInDoubt(t *testing.T) {
+	c := inProcess(t)
+	i, err := start(c, "test", quiet(), nil, &given{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer i.stop()
+	until(t, "it serves", func() bool { return i.server.Answers(t.Context()) })
+	i.doubt.suspect("a record is damaged")
+	if now, _ := i.inUse(); !now {
+		t.Error("in doubt, and not in use")
+	}
+	if i.retire(t.Context()) {
+		t.Fatal("it has retired in doubt")
+	}
+	conn, err := lockprogram.Dial(t.Context(), c.Socket)
+	if err != nil {
+		t.Fatalf("it does not go on: %v", err)
+	}
+	conn.Close()
+}
+
+// TestRetireSeesWhoWaits: somebody who has connected and was not accepted yet keeps the
+// daemon, and its socket is where it was.
+func TestRetireSeesWhoWaits(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "sock")
+	l, err := rpc.Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if waits(l) {
+		t.Error("nobody waits")
+	}
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if !waits(l) {
+		t.Error("somebody waits, and is not seen")
 	}
 }

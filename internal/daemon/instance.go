@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -75,12 +74,15 @@ type instance struct {
 	others    *others   // nil in local mode, and without corosync's libraries
 	guard     *guarding // nil where nothing is guarded
 	admission admission
-	control   *control.Server // nil if it is not served
-	admin     *admin          // nil if it is not served
-	idle      *idler
+	control   *control.Server                 // nil if it is not served
+	admin     atomic.Pointer[admin]           // nil if it is not served
 	table     atomic.Pointer[locking.Manager] // locks, for parts that were made before it
 	server    *rpc.Server
 	listener  *net.UnixListener
+	given     *given
+	inherited bool // the listener was somebody else's first, and its file stays
+	idle      *idler
+	beat      *beater  // nil if nobody listens
 	again     *os.File // the listener once more, for who goes on with it: then there may be no descriptor left
 	serving   sync.WaitGroup
 	tidy      *tidier
@@ -91,8 +93,8 @@ type instance struct {
 
 // start brings up everything, with the connections of an earlier instance if
 // there was one. When it returns requests are served.
-func start(c config.Config, version string, log *slog.Logger, from *state) (i *instance, err error) {
-	i = &instance{log: log, cfg: c, version: version, failed: make(chan error, 1), tidy: newTidier(), idle: newIdler()}
+func start(c config.Config, version string, log *slog.Logger, from *state, g *given) (i *instance, err error) {
+	i = &instance{log: log, cfg: c, version: version, given: g, failed: make(chan error, 1), tidy: newTidier()}
 	defer func() {
 		if err != nil {
 			i.abandon(from)
@@ -172,12 +174,14 @@ func start(c config.Config, version string, log *slog.Logger, from *state) (i *i
 			log.Error("the locks of virtlockd would end with this process", "event", "holder-incomplete", "locks", len(v.entries), "reason", err)
 		}
 	}
-	if i.listener, err = from.listen(c.Socket); err != nil {
+	if i.listener, err = from.listen(c.Socket, g); err != nil {
 		return i, err
 	}
 	if i.again, err = i.listener.File(); err != nil {
 		return i, err
 	}
+	i.inherited = g.activated || from != nil
+	g.listening()
 	from.done()
 	i.server = rpc.NewServer(rpc.Options{
 		Programs:   []rpc.Program{lockprogram.New(i.locks)},
@@ -185,6 +189,7 @@ func start(c config.Config, version string, log *slog.Logger, from *state) (i *i
 		Reserve:    reserve,
 		LastID:     from.lastID(),
 		Log:        log,
+		Allow:      allowed(os.Geteuid()),
 	})
 	if err := i.server.Adopt(from.connections()); err != nil {
 		log.Warn("not every connection could be kept across the restart", "reason", err)
@@ -194,7 +199,9 @@ func start(c config.Config, version string, log *slog.Logger, from *state) (i *i
 	i.showMetrics(from != nil)
 	i.openAudit()
 	i.startControl()
+	i.idle = newIdler(time.Duration(c.IdleTimeout), i.inUse, i.retire)
 	i.startAdmin(from)
+	i.beat = i.newBeater()
 	return i, nil
 }
 
@@ -295,8 +302,9 @@ func (i *instance) abandon(from *state) {
 
 // stop ends the instance for good. Locks that are held stay held.
 func (i *instance) stop() {
+	i.idle.end()
+	i.beat.stop()
 	i.hide()
-	i.idle.stop()
 	i.stopControl()
 	i.stopAdmin()
 	i.within("the group of lock daemons", i.others.close)
@@ -368,11 +376,11 @@ func (i *instance) within(what string, f func(context.Context) error) (done bool
 // Locks stay held.
 func (i *instance) handOver(version int) *state {
 	// These first, while requests are still served.
+	i.beat.stop()
 	i.stopControl()
 	i.within("the group of lock daemons", i.others.close)
 	i.hide()
 	i.listener.SetUnlinkOnClose(false)
-	i.idle.stop()
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
 	admin := i.handOverAdmin(ctx, version)
@@ -386,7 +394,7 @@ func (i *instance) handOver(version int) *state {
 	s := &state{
 		Version: version, Socket: i.cfg.Socket, RunDir: i.cfg.RunDir, Backend: i.cfg.Backend, Lockspace: lockspaceOf(i.cfg),
 		LastID: i.server.LastID(), VirtAdmin: admin,
-		listener: i.again, handovers: list,
+		listener: i.again, handovers: list, given: i.given,
 	}
 	var bad error
 	if s.Config, bad = i.cfg.Keep(); bad != nil {
@@ -406,30 +414,5 @@ func (i *instance) keep(s *state, quiet bool) {
 	})
 	if b, ok := i.backend.(dlmLocks); ok {
 		s.Closer = b.last.PID()
-	}
-}
-
-// serve returns when ctx ends or serving does.
-func (i *instance) serve(ctx context.Context, restart <-chan os.Signal) (again bool, err error) {
-	if ctx.Err() != nil { // a restart that was asked for as well is not wanted any more
-		return false, nil
-	}
-	for {
-		select {
-		case <-ctx.Done():
-			return false, nil
-		case <-restart:
-			return true, nil
-		case err := <-i.failed:
-			if errors.Is(err, rpc.ErrServerClosed) {
-				err = nil
-			}
-			return false, fmt.Errorf("serve %s: %w", i.cfg.Socket, err)
-		case <-i.idle.look:
-			if i.endIdle() {
-				i.log.Info("nobody has used vmlockd for the time after which it is to end")
-				return false, nil
-			}
-		}
 	}
 }

@@ -44,8 +44,18 @@ func newManager(t *testing.T) *manager {
 	return &manager{t, conn}
 }
 
-// next is the next notification.
+// next is the next notification but those of what the daemon does, and that it does it.
 func (m *manager) next() string {
+	m.t.Helper()
+	for {
+		if state := m.any(); !strings.HasPrefix(state, "STATUS=") && state != "WATCHDOG=1" {
+			return state
+		}
+	}
+}
+
+// any is the next notification.
+func (m *manager) any() string {
 	m.t.Helper()
 	if err := m.conn.SetReadDeadline(time.Now().Add(3 * logstest.Patience)); err != nil {
 		m.t.Fatal(err)

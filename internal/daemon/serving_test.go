@@ -90,10 +90,10 @@ func (s *served) start() {
 	s.event("daemon-ready")
 }
 
-// launch starts it and does not wait until it is ready.
-func (s *served) launch() {
+// launch starts it, with more arguments, and does not wait until it is ready.
+func (s *served) launch(more ...string) {
 	s.t.Helper()
-	s.cmd = exec.Command(s.program, "--config", filepath.Join(s.dir, "vmlockd.toml"))
+	s.cmd = exec.Command(s.program, append([]string{"--config", filepath.Join(s.dir, "vmlockd.toml")}, more...)...)
 	if err := s.cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}

@@ -60,7 +60,7 @@ func (w *world) ask(context.Context) (Daemon, error) {
 
 func (w *world) examine(t *testing.T) []Finding {
 	t.Helper()
-	return Examine(t.Context(), Options{System: w.tree, Controld: w, Daemon: w.ask, Identify: w.identify, Config: config.DefaultPath, ConfigNamed: w.named}).Findings
+	return Examine(t.Context(), Options{System: w.tree, Controld: w, Daemon: w.ask, Identify: w.identify, Config: config.DefaultPath(), ConfigNamed: w.named}).Findings
 }
 
 const (
@@ -269,7 +269,7 @@ func TestWorstFirst(t *testing.T) {
 	w.hostname = "other"
 	w.write("/etc/libvirt/qemu.conf", "")
 	w.at("/etc/dlm/dlm.conf").err = fs.ErrPermission
-	r := Examine(t.Context(), Options{System: w.tree, Controld: w, Daemon: w.ask, Config: config.DefaultPath})
+	r := Examine(t.Context(), Options{System: w.tree, Controld: w, Daemon: w.ask, Config: config.DefaultPath()})
 	if r.Backend != "cluster" || r.Count(Fault) != 1 || r.Count(Warning) != 1 || r.Count(Unchecked) != 1 {
 		t.Fatalf("%+v", r)
 	}
@@ -307,7 +307,7 @@ func TestEndsWithContext(t *testing.T) {
 	w := clusterWorld(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	r := Examine(ctx, Options{System: w.tree, Controld: hanging{}, Config: config.DefaultPath, Daemon: func(ctx context.Context) (Daemon, error) {
+	r := Examine(ctx, Options{System: w.tree, Controld: hanging{}, Config: config.DefaultPath(), Daemon: func(ctx context.Context) (Daemon, error) {
 		<-ctx.Done()
 		return Daemon{}, ctx.Err()
 	}})

@@ -56,7 +56,7 @@ func TestIdentities(t *testing.T) {
 			}
 			asked := map[string]int{}
 			found := Examine(t.Context(), Options{
-				System: w.tree, Controld: w, Daemon: w.ask, Config: config.DefaultPath,
+				System: w.tree, Controld: w, Daemon: w.ask, Config: config.DefaultPath(),
 				Identify: func(_ context.Context, path string) (Identity, error) {
 					asked[path]++
 					return tc.say(path)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -77,6 +78,7 @@ type Server struct {
 	warned    bool // that the number of clients is close to the limit
 	handing   bool // Handover is waiting for connections
 	handed    []*Handover
+	asked     []askedBetween
 }
 
 // program is a Program with what does not change about it.
@@ -154,6 +156,7 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 		s.mu.Lock()
 		delete(s.listeners, l)
 		s.mu.Unlock()
+		s.refuseBetween()
 		s.work.Done()
 	}()
 	stop := context.AfterFunc(ctx, func() { l.Close() })
@@ -180,6 +183,10 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 		}
 		if err != nil {
 			s.places.leave(place)
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				s.answerBetween(l)
+				continue
+			}
 			if errors.Is(err, net.ErrClosed) || !s.acceptAgain(ctx, err) {
 				return s.serveResult(ctx, err)
 			}
@@ -268,6 +275,7 @@ func (s *Server) accepted(c *net.UnixConn, in place) {
 		})
 		return
 	}
+	s.counts.accepted.Add(1)
 	s.warnOfDescriptors(c)
 	nc := newConn(s, c, peer)
 	nc.place = in

@@ -211,8 +211,8 @@ func daemon(t *testing.T, s *suite) {
 	s.restart(t, 3, lab.ServiceLock)
 	s.waitFinds(t, 3)
 
-	// It takes the path of the socket away.
-	other, err := n.Start(s.ctx, "virtlockd", "virtlockd", "--config", "/dev/null", "--pid-file", "/run/virtlockd.pid")
+	// It takes the path of the socket away. With virtlockd's own pid file, which vmlockd has locked, it would not start.
+	other, err := n.Start(s.ctx, "virtlockd", "virtlockd", "--config", "/dev/null", "--pid-file", "/run/other.pid")
 	must(t, err)
 	s.waitFinds(t, 3, "other-lock-daemon")
 	must(t, other.Stop(s.ctx))

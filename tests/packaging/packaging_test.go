@@ -92,6 +92,10 @@ func TestUnit(t *testing.T) {
 	if need := time.Duration(c.Guard.Grace+c.Guard.HoldOff) + time.Minute; err != nil || stop < need {
 		t.Errorf("TimeoutStopSec=%v (%v), and stopping may take %v", stop, err, need)
 	}
+	// A restart in place may take as long as a start, and gives no sign of life meanwhile.
+	if one("WatchdogSec") != one("TimeoutStartSec") {
+		t.Errorf("WatchdogSec=%s and TimeoutStartSec=%s", one("WatchdogSec"), one("TimeoutStartSec"))
+	}
 	for key, want := range map[string][]string{
 		"After":  {"corosync.service", "dlm.service"},
 		"Before": {"libvirtd.service", "virtqemud.service", "machine.slice"},
@@ -104,7 +108,7 @@ func TestUnit(t *testing.T) {
 	}
 	// What would hide disks or the DLM, or stop vmlockd with something else; the unit says why.
 	for _, key := range []string{"Requires", "BindsTo", "PartOf", "Conflicts", "ProtectHome", "PrivateTmp", "PrivateDevices", "DeviceAllow", "DevicePolicy",
-		"ProtectClock", "ProtectControlGroups", "ProtectProc", "ProcSubset", "PrivateIPC", "PrivateNetwork", "PrivateUsers", "MountFlags", "UMask", "SendSIGKILL", "WatchdogSec"} {
+		"ProtectClock", "ProtectControlGroups", "ProtectProc", "ProcSubset", "PrivateIPC", "PrivateNetwork", "PrivateUsers", "MountFlags", "UMask", "SendSIGKILL"} {
 		if v, ok := unit[key]; ok {
 			t.Errorf("%s=%q must not be there", key, v)
 		}
