@@ -137,9 +137,11 @@ logging {
 }
 quorum {
 	provider: corosync_votequorum
-}
-nodelist {
 `, c.Transport, c.Token.Milliseconds())
+	for _, line := range c.QuorumOptions {
+		fmt.Fprintf(&b, "\t%s\n", line)
+	}
+	b.WriteString("}\nnodelist {\n")
 	for id := 1; id <= c.Nodes; id++ {
 		fmt.Fprintf(&b, "\tnode {\n\t\tnodeid: %d\n\t\tname: %s\n\t\tring0_addr: %s\n\t}\n", id, nodeName(id), wire.ClusterAddr(id))
 	}
