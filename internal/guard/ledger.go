@@ -160,7 +160,7 @@ func (l *ledger) listen(v view, t Timing) {
 		return
 	}
 	for node, w := range l.words {
-		if !w.Promise || w.Watchdog || !v.inRing(node) {
+		if !w.Promise || w.Watchdog || !v.inRing(node) || !slices.Contains(v.space, node) {
 			continue
 		}
 		if v.proven-max(l.spoke[node], l.since, l.began) > t.Token+silence {

@@ -3,6 +3,7 @@ package chaos_test
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/vmlockd/vmlockd/internal/control"
@@ -31,8 +32,10 @@ func (w *world) operate(ctx context.Context, h *host) {
 			case well(st), w.somebody(func(o *host) bool { return o.faults > 0 || o.rebooting }):
 				ill = time.Now()
 			case time.Since(ill) > stuckAfter:
-				why = fmt.Sprintf("STUCK for %v: %s\n%s", stuckAfter, brief(st), w.controld(h))
-				if w.complete(h) {
+				known := w.controld(h)
+				why = fmt.Sprintf("STUCK for %v: %s\n%s", stuckAfter, brief(st), known)
+				// dlm_controld 4.2.0 sometimes waits for ever for messages of a change of the lockspace: docs/chaos.md.
+				if w.complete(h) && !strings.Contains(known, "new change") {
 					w.t.Errorf("node %d is not well, although its dlm_controld has all nodes: %s", h.ID(), brief(st))
 				}
 			}

@@ -21,7 +21,7 @@ import (
 	"github.com/vmlockd/vmlockd/lab"
 )
 
-// setup is a cluster without fencing, and how it is guarded. Its times are little more than the shortest
+// setup is a cluster, without fencing if nothing else is said, and how it is guarded. Its times are little more than the shortest
 // that corosync's timeouts in the lab allow.
 type setup struct {
 	nodes          int
@@ -29,7 +29,10 @@ type setup struct {
 	guard          []string // further lines of the configuration's part about the guard
 	quorum         []string // further lines of corosync's about quorum
 	modules        []string // of the nodes' kernels
-	table          string   // of docs/faults.md
+	fencing        lab.Fencing
+	fenceScript    string
+	files          map[string]string
+	table          string // of docs/faults.md
 }
 
 func (s setup) config() string {
@@ -69,6 +72,7 @@ func start(t *testing.T, c setup) *suite {
 	t.Helper()
 	cfg := lab.Config{
 		Nodes: c.nodes, VMLockd: binaries.vmlockd, VMLockdConfig: func(int) string { return c.config() }, QuorumOptions: c.quorum, Modules: c.modules,
+		Fencing: c.fencing, FenceScript: c.fenceScript, Files: c.files,
 		Binaries: map[string]string{"vmlockctl": binaries.vmlockctl, "writer": binaries.writer},
 	}
 	lab.Need(t, cfg)
@@ -131,6 +135,9 @@ func (s *suite) ready(t *testing.T) *run {
 // awaitPromise waits until all others count on the last node.
 func (r *run) awaitPromise() {
 	r.t.Helper()
+	if r.fencing != "" {
+		return // nothing is promised
+	}
 	r.await(fmt.Sprintf("the others to have the promise of node %d", r.last), 30*time.Second, func() bool {
 		return !slices.ContainsFunc(r.others(), func(id int) bool { return !r.promised(id) })
 	})
@@ -221,6 +228,9 @@ func (r *run) well(node int) bool {
 		return false
 	}
 	g := st.Cluster.Guard
+	if r.fencing != "" {
+		return g.Mode == "fencing" && g.Refuses == ""
+	}
 	return g.Mode == "freeze" && g.Promise && g.Lost == "" && len(g.Vanished) == 0
 }
 

@@ -34,7 +34,7 @@ const (
 	// second, and few enough to leave the processor to others.
 	pause = 50 * time.Millisecond
 	// slowPause is that of a writer with turns, of which there are many.
-	slowPause = 100 * time.Millisecond
+	slowPause = 200 * time.Millisecond
 	// again is between two attempts, and slowAgain those of a writer with turns.
 	again     = time.Second
 	slowAgain = 2 * time.Second
