@@ -119,6 +119,22 @@ func TestEndedIsNotToldAgain(t *testing.T) {
 	l.only(t, "it may have been there meanwhile")
 }
 
+// Who needs longer than this host's hold-off, by other settings, is waited for longer.
+func TestNeeds(t *testing.T) {
+	const needs = 90 * time.Second
+	l := watching()
+	l.hear(seen(0, 1, 1, 2, 3), 3, message{Promise: true, Needs: needs.Milliseconds(), Ring: 1})
+	l.look(seen(time.Second, 2, 1, 2), lab, time.Unix(1001, 0))
+	if f := l.only(t, "node 3 is gone"); f.Until != time.Second+needs {
+		t.Errorf("it was seen to vanish: %+v", f)
+	}
+	l.look(seen(2*time.Second, 3, 1), lab, time.Unix(1002, 0)) // without quorum
+	l.look(seen(3*time.Second, 4, 1, 2), lab, time.Unix(1003, 0))
+	if f := l.only(t, "after a time without quorum"); f.Until != 3*time.Second+needs {
+		t.Errorf("it was gone when quorum was gained: %+v", f)
+	}
+}
+
 // A guard that says nothing while what this host says goes round does not keep its promise.
 func TestSilent(t *testing.T) {
 	const last = 10 * time.Second

@@ -76,3 +76,49 @@ func TestUnsafe(t *testing.T) {
 		})
 	}
 }
+
+// What owns locks and is no process that can be stopped makes the promise void for as long as it does.
+func TestOwnerWithoutAProcess(t *testing.T) {
+	onBench(t, none, func(b *bench) {
+		for _, with := range []bool{true, false} {
+			b.mu.Lock()
+			b.nodes[0].ghost = with
+			b.mu.Unlock()
+			b.settle(b.ctx, 2*time.Second)
+			other := b.nodes[1].guard
+			other.mu.Lock()
+			if got := other.ledger.words[1].Promise; got == with {
+				b.t.Errorf("with such an owner (%v) the others count on node 1: %v", with, got)
+			}
+			other.mu.Unlock()
+		}
+	})
+}
+
+// Where dlm_controld fences the watchdog is nobody's, whatever has locks.
+func TestNoWatchdogWhereOthersFence(t *testing.T) {
+	onBench(t, none, func(b *bench) {
+		g, d := b.nodes[0].guard, &dog{}
+		g.mu.Lock()
+		g.o.Dog = d
+		g.mu.Unlock()
+		b.settle(b.ctx, time.Second)
+		b.mu.Lock()
+		b.nodes[0].fences = true
+		b.mu.Unlock()
+		b.settle(b.ctx, 2*learnEvery)
+		g.mu.Lock()
+		before := d.fed
+		if before == 0 || d.disarmed != 1 {
+			b.t.Errorf("fed %d times before it was known, and disarmed %d times after", before, d.disarmed)
+		}
+		g.mu.Unlock()
+		b.settle(b.ctx, 2*time.Second)
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if d.fed != before {
+			b.t.Error("it is fed although others fence")
+		}
+		b.is("what has locks", true, false)
+	})
+}

@@ -355,7 +355,8 @@ func (r *run) end(who reboot) {
 	case who == theLoser || r.t.Failed():
 		r.rebootLoser()
 	default:
-		if err := r.writer(r.last).Stop(r.ctx); err != nil {
+		// It is not there any more where the test has rebooted all nodes itself.
+		if err := r.writer(r.last).Stop(r.ctx); err != nil && !errors.Is(err, lab.ErrNotFound) {
 			r.t.Error(err)
 		}
 	}
