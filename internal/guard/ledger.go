@@ -46,7 +46,7 @@ type ledger struct {
 	looked    bool
 	silent    []uint32 // nodes whose promise has just become void as nothing is heard of it; for the log
 	facts     map[uint32]fact
-	over      map[uint32]struct{} // nodes whose hold-off has ended here by itself, and that have not been in a ring since
+	over      map[uint32]struct{} // nodes whose hold-off has ended here by itself in this ring
 	confirmed map[uint32]struct{} // an operator said that they are dead, and they have not come back
 	// entered: at the last look this host had quorum and was in the lockspace.
 	// Otherwise it does not know what others did meanwhile.
@@ -101,11 +101,6 @@ func (l *ledger) look(v view, t Timing, wall time.Time) {
 			l.changed = true
 		}
 	}
-	for node := range l.over {
-		if v.inRing(node) || slices.Contains(v.space, node) {
-			delete(l.over, node)
-		}
-	}
 	if !l.looked {
 		l.looked, l.began = true, v.at
 	}
@@ -122,6 +117,7 @@ func (l *ledger) look(v view, t Timing, wall time.Time) {
 	}
 	if l.ring != v.ring.ID.Seq {
 		l.ring, l.since, l.changed = v.ring.ID.Seq, v.at, true
+		clear(l.over) // in it there may be who was there in between
 	}
 	for _, node := range v.space {
 		if node == v.self {
