@@ -122,3 +122,34 @@ func TestNoWatchdogWhereOthersFence(t *testing.T) {
 		b.is("what has locks", true, false)
 	})
 }
+
+type endlessDog struct{ dog }
+
+func (*endlessDog) Disarm() error { return errors.New("nowayout") }
+
+// A watchdog that cannot be stopped is fed for as long as there is somebody to feed it.
+func TestWatchdogThatCannotBeStopped(t *testing.T) {
+	onBench(t, none, func(b *bench) {
+		g, d := b.nodes[0].guard, &endlessDog{}
+		g.mu.Lock()
+		g.o.Dog = d
+		g.mu.Unlock()
+		b.settle(b.ctx, time.Second)
+		b.mu.Lock()
+		b.p.lockedEnd()
+		b.mu.Unlock()
+		b.settle(b.ctx, time.Second)
+		g.mu.Lock()
+		before := d.fed
+		g.mu.Unlock()
+		b.settle(b.ctx, 5*time.Second)
+		if st := g.Status(); st.Watchdog != "nowayout" {
+			b.t.Errorf("the status is %q", st.Watchdog)
+		}
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if d.fed-before < 5 {
+			b.t.Errorf("it was fed %d times in 5 s, and would reset the host", d.fed-before)
+		}
+	})
+}

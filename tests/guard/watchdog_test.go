@@ -15,7 +15,7 @@ const dogTimeout = 10 * time.Second
 // TestWatchdog does to hosts what nobody but a watchdog helps against. It is softdog, a timer of the kernel.
 func TestWatchdog(t *testing.T) {
 	s := start(t, setup{
-		nodes: 3, grace: 2 * time.Second, holdOff: 47 * time.Second, table: "watchdog", modules: []string{"softdog"},
+		nodes: 3, grace: 2 * time.Second, holdOff: 47 * time.Second, table: "watchdog",
 		// /dev/watchdog is one of User-Mode Linux, which the lab has not.
 		guard: []string{`watchdog = "/dev/watchdog1"`, `watchdog_timeout = "10s"`},
 	})
@@ -35,6 +35,8 @@ func TestWatchdog(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			r := s.ready(t)
 			t.Cleanup(func() { r.end(c.who) })
+			// Debian's kernel for User-Mode Linux has nowayout set.
+			r.sh(r.last, "lsmod | grep -q ^softdog || modprobe softdog nowayout=0")
 			c.run(r)
 		})
 	}
