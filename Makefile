@@ -61,14 +61,14 @@ lab-test: ## tests on cluster nodes with stock libvirt (root; boots User-Mode Li
 
 lab-more: ## more of these: guard, identity, peers and corosync on a cluster, libvirt beside a guard, 200 kills under load, and 200 cut-off random workloads
 	$(LAB_BINARY)
-	$(LAB_TEST) -p 1 -timeout 60m $(MORE_LAB_PACKAGES)
+	$(LAB_TEST) -p 1 -timeout 2h $(MORE_LAB_PACKAGES)
 	VMLOCKD_LAB_GUARD=auto $(LAB_TEST) -timeout 30m -run '$(GUARDED_CASES)' ./tests/cluster
 	$(LAB_TEST) -timeout 60m -run TestStressKills ./tests/stress
 	VMLOCKD_CRASH_ROUNDS=200 $(LAB_TEST) -timeout 60m -run 'TestKilledAtRandom|TestInTheLab' ./tests/crash
 
 faults: ## the guard on real nodes, in every case, and docs/faults.md made anew of what happened
 	$(LAB_BINARY)
-	VMLOCKD_FAULTS=$(CURDIR)/docs/faults.md $(LAB_TEST) -timeout 45m ./tests/guard
+	VMLOCKD_FAULTS=$(CURDIR)/docs/faults.md $(LAB_TEST) -timeout 2h ./tests/guard
 
 chaos: ## a seeded random mix of faults on real nodes, CHAOS_TIME (default 10m) long, CHAOS_SEED to play one again; docs/chaos.md
 	$(LAB_BINARY)

@@ -83,6 +83,8 @@ type Config struct {
 	Token time.Duration
 	// Transport is corosync's. Empty means UDPU.
 	Transport Transport
+	// QuorumOptions are further lines of the quorum section of corosync.conf, such as "two_node: 1"; see votequorum(5).
+	QuorumOptions []string
 	// Fencing is what happens to lost nodes. Empty means NoFencing.
 	Fencing Fencing
 	// FenceScript is the fence agent for ScriptFencing: a program text that starts with "#!", gets "node=N" on its

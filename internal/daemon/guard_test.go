@@ -3,11 +3,13 @@ package daemon
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/vmlockd/vmlockd/corosync"
 	"github.com/vmlockd/vmlockd/corosync/corosynctest"
+	"github.com/vmlockd/vmlockd/dlm/controld"
 	"github.com/vmlockd/vmlockd/internal/config"
 	"github.com/vmlockd/vmlockd/internal/guard"
 	"github.com/vmlockd/vmlockd/internal/locking"
@@ -129,5 +131,49 @@ func TestTotem(t *testing.T) {
 				t.Errorf("%+v", got)
 			}
 		})
+	}
+}
+
+// fences is a dlm_controld of which only that is asked.
+type fences struct {
+	guard.Controld
+	on  bool
+	err error
+}
+
+func (f fences) Config(context.Context) (controld.Config, error) {
+	return controld.Config{EnableFencing: f.on}, f.err
+}
+
+// A hold-off that corosync's timeouts make too short is refused at the start, where it would count.
+func TestTooShortIsRefused(t *testing.T) {
+	short := guard.Timing{Grace: 10 * time.Second, HoldOff: 20 * time.Second}
+	known := func(context.Context) (guard.Totem, error) {
+		return guard.Totem{Token: 5 * time.Second, Consensus: 6 * time.Second}, nil
+	}
+	unknown := func(context.Context) (guard.Totem, error) { return guard.Totem{}, errors.New("corosync does not run") }
+	for name, c := range map[string]struct {
+		o    guard.Options
+		want bool
+	}{
+		"freeze":                            {guard.Options{Mode: guard.Freeze, Totem: known}, true},
+		"auto, and nobody fences":           {guard.Options{Mode: guard.Auto, Totem: known, Controld: fences{}}, true},
+		"auto, and dlm_controld fences":     {guard.Options{Mode: guard.Auto, Totem: known, Controld: fences{on: true}}, false},
+		"auto, and dlm_controld is not yet": {guard.Options{Mode: guard.Auto, Totem: known, Controld: fences{err: controld.ErrNotRunning}}, false},
+		"fencing":                           {guard.Options{Mode: guard.Fencing, Totem: known}, false},
+		"corosync is not yet":               {guard.Options{Mode: guard.Freeze, Totem: unknown}, false},
+	} {
+		c.o.Timing = short
+		err := checkTotem(c.o)
+		if got := err != nil; got != c.want {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err != nil && !strings.Contains(err.Error(), "set guard.hold_off to at least that on all hosts") {
+			t.Errorf("%s: it does not say what to do: %v", name, err)
+		}
+		c.o.Timing.HoldOff = time.Minute
+		if err := checkTotem(c.o); err != nil {
+			t.Errorf("%s, long enough: %v", name, err)
+		}
 	}
 }

@@ -60,6 +60,7 @@ const (
 	idFenceConfig = "fence-not-configured"
 	idFenceAgent  = "fence-agent-missing"
 	idFenceStale  = "fence-conf-stale"
+	idWatchdog    = "watchdog"
 
 	idPeerSilent  = "peer-silent"
 	idPeerVersion = "peer-version"
@@ -109,6 +110,7 @@ var catalogue = []Kind{
 	{idFenceConfig, Fault, "fencing is on and no agent is configured"},
 	{idFenceAgent, Fault, "a fence agent is not installed"},
 	{idFenceStale, Warning, "dlm_controld does not fence as dlm.conf says"},
+	{idWatchdog, Warning, "the watchdog of vmlockd does not exist, or is another program's"},
 	{idUnprotected, Warning, "fencing is off and nothing guards a host that is cut off"},
 
 	{idConfig, Fault, "vmlockd.toml has a mistake"},

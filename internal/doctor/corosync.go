@@ -95,6 +95,7 @@ func (x *exam) fencing(answered bool, conf *section) {
 		x.agents(file)
 		return
 	}
+	x.watchdog()
 	if x.daemon.Guarded {
 		return
 	}

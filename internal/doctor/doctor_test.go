@@ -121,6 +121,22 @@ func TestStillHealthy(t *testing.T) {
 				w.daemon.Backend = config.BackendLocal
 			}
 		},
+		"sbd has another watchdog than vmlockd": func(w *world) {
+			if w.daemon.Backend == config.BackendCluster {
+				dog(w, "/dev/watchdog1")
+				w.write("/proc/900/comm", "sbd\n")
+				w.link("/proc/900/fd/5", "/dev/watchdog0")
+			}
+		},
+		"fencing, and sbd has the watchdog": func(w *world) {
+			if w.daemon.Backend == config.BackendCluster {
+				dog(w, "/dev/watchdog")
+				w.write("/etc/dlm/dlm.conf", "fence_all /usr/sbin/fence_apc\n")
+				w.conf.EnableFencing = true
+				w.write("/proc/900/comm", "sbd\n")
+				w.link("/proc/900/fd/5", "/dev/watchdog0")
+			}
+		},
 		"no systemd": func(w *world) { w.remove("/run/systemd"); w.remove("/etc/systemd") },
 		"virtlockd.socket enabled, but masked": func(w *world) {
 			w.link("/etc/systemd/system/virtlockd.socket", "/dev/null")

@@ -10,6 +10,14 @@ import (
 
 const coro = "/etc/corosync/corosync.conf"
 
+// dog has the guard of a host without fencing use a watchdog.
+func dog(w *world, device string) {
+	noFencing(w)
+	w.daemon.Guarded = true
+	w.replace("/etc/vmlockd/vmlockd.toml", "backend =", "guard.watchdog = \""+device+"\"\nbackend =")
+	w.write(device, "")
+}
+
 // lose takes nodes out of the cluster.
 func lose(w *world, fence bool, ids ...int) {
 	w.status.Nodes = slices.Clone(w.status.Nodes)
@@ -101,6 +109,15 @@ var clusterFaults = []fault{
 		w.write("/opt/fence", "")
 	}, []string{idFenceAgent}, "dlm.conf:1", "may not be executed", ""},
 
+	{"sbd has the watchdog", false, func(w *world) {
+		dog(w, "/dev/watchdog")
+		w.write("/proc/900/comm", "sbd\n")
+		w.link("/proc/900/fd/5", "/dev/watchdog0")
+	}, []string{idWatchdog}, "sbd (process 900)", "/dev/watchdog", "docs/fencing.md"},
+	{"there is no watchdog", false, func(w *world) {
+		dog(w, "/dev/watchdog")
+		w.remove("/dev/watchdog")
+	}, []string{idWatchdog}, "/dev/watchdog", "does not exist", "softdog"},
 	{"a peer is silent", false, func(w *world) { w.daemon.Peers[1].Silent = true }, []string{idPeerSilent}, "host3 (node 3)", "does not answer", ""},
 	{"a host runs no vmlockd", false, func(w *world) {
 		w.daemon.Warnings = []DaemonWarning{{"no_daemon", "no vmlockd runs on: host2 (2)"}}

@@ -52,8 +52,10 @@ type Guard struct {
 	held   map[ownerKey]*held // owners that are not stopped
 	unheld string             // why one of them is missing; "" if none is
 	steps  uint64             // only the goroutine of Run uses it
-	lost   string             // why this host has lost the cluster; "" while it has not
-	losses int
+	// stepped is when the last step was over.
+	stepped time.Duration
+	lost    string // why this host has lost the cluster; "" while it has not
+	losses  int
 	// promised is what lockedPromise was at the last step.
 	promised bool
 	changed  chan struct{} // closed, and made anew, when more is known
@@ -257,6 +259,7 @@ func (g *Guard) step(ctx context.Context, wg *sync.WaitGroup) {
 		g.lockedSave()
 		g.news()
 	}
+	g.stepped = g.o.Clock()
 }
 
 // lockedTurn notes that this host has lost the cluster, or has it again.
@@ -280,6 +283,10 @@ func (g *Guard) lockedTell(v view) {
 			g.log.Info("hold-off has ended", "event", "hold-off-ended", "node", node)
 		}
 	}
+	for _, node := range g.ledger.silent {
+		g.log.Warn("the guard of a node says nothing any more: if that node is lost now, nothing new is granted until it is back, fenced or confirmed dead", "event", "guard-silent", "node", node)
+	}
+	g.ledger.silent = nil
 	for _, f := range g.ledger.list() {
 		if g.heldOff[f.Node] {
 			continue

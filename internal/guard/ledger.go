@@ -39,8 +39,14 @@ type ledger struct {
 	words map[uint32]word
 	// heard are nodes whose guards have said it while this one listened. Of others words
 	// may be old.
-	heard     map[uint32]struct{}
+	heard map[uint32]struct{}
+	// spoke is when a node's guard was heard last, and began when this ledger looked first.
+	spoke     map[uint32]time.Duration
+	began     time.Duration
+	looked    bool
+	silent    []uint32 // nodes whose promise has just become void as nothing is heard of it; for the log
 	facts     map[uint32]fact
+	over      map[uint32]struct{} // nodes whose hold-off has ended here by itself in this ring
 	confirmed map[uint32]struct{} // an operator said that they are dead, and they have not come back
 	// entered: at the last look this host had quorum and was in the lockspace.
 	// Otherwise it does not know what others did meanwhile.
@@ -69,7 +75,8 @@ const absence = 2 * time.Second
 
 func newLedger() *ledger {
 	return &ledger{
-		known: map[uint32]time.Time{}, words: map[uint32]word{}, heard: map[uint32]struct{}{}, facts: map[uint32]fact{},
+		known: map[uint32]time.Time{}, words: map[uint32]word{}, heard: map[uint32]struct{}{}, spoke: map[uint32]time.Duration{},
+		facts: map[uint32]fact{}, over: map[uint32]struct{}{},
 		confirmed: map[uint32]struct{}{}, unheard: map[uint32]struct{}{},
 	}
 }
@@ -94,6 +101,10 @@ func (l *ledger) look(v view, t Timing, wall time.Time) {
 			l.changed = true
 		}
 	}
+	if !l.looked {
+		l.looked, l.began = true, v.at
+	}
+	l.listen(v, t)
 	for node, seen := range l.known {
 		if !slices.Contains(v.space, node) {
 			delete(l.known, node)
@@ -106,6 +117,7 @@ func (l *ledger) look(v view, t Timing, wall time.Time) {
 	}
 	if l.ring != v.ring.ID.Seq {
 		l.ring, l.since, l.changed = v.ring.ID.Seq, v.at, true
+		clear(l.over) // in it there may be who was there in between
 	}
 	for _, node := range v.space {
 		if node == v.self {
@@ -126,6 +138,7 @@ func (l *ledger) look(v view, t Timing, wall time.Time) {
 	for node, f := range l.facts {
 		if v.majority && f.Promised && v.at >= f.Until {
 			l.drop(node)
+			l.over[node] = struct{}{}
 		}
 	}
 	for node := range l.unheard {
@@ -135,6 +148,29 @@ func (l *ledger) look(v view, t Timing, wall time.Time) {
 	}
 	l.vouched = l.vouched || l.complete()
 }
+
+// listen takes the promise of who does not say anything, while what this host says goes round in
+// a ring that both are in: there is nobody who would keep it. Where a watchdog does, it stays.
+func (l *ledger) listen(v view, t Timing) {
+	if !v.isProven || !t.Known() || l.ring != v.ring.ID.Seq {
+		return
+	}
+	for node, w := range l.words {
+		if !w.Promise || w.Watchdog || !v.inRing(node) || !slices.Contains(v.space, node) {
+			continue
+		}
+		if v.proven-max(l.spoke[node], l.since, l.began) > t.Token+silence {
+			w.Promise = false
+			l.words[node] = w
+			l.silent = append(l.silent, node)
+			l.changed = true
+		}
+	}
+}
+
+// silence is what a guard has beyond the token timeout, which corosync itself allows a host to say nothing in, to be
+// heard again: it speaks every second.
+const silence = 2 * beat
 
 // nobodyMissing reports whether everybody is in the lockspace who may have had locks in this ring
 // and lost them unseen: then the others know of nobody who has vanished, as who is in it had no
@@ -215,6 +251,7 @@ func (l *ledger) enter(v view, t Timing) {
 	}
 	clear(l.heard)
 	clear(l.unheard)
+	clear(l.over)
 	l.vouched = false
 	for _, node := range v.space {
 		if node != v.self {
@@ -228,6 +265,7 @@ func (l *ledger) enter(v view, t Timing) {
 func (l *ledger) hear(v view, from uint32, m message) {
 	needs := time.Duration(m.Needs) * time.Millisecond
 	l.heard[from] = struct{}{}
+	l.spoke[from] = v.at
 	if w := (word{Promise: m.Promise, Watchdog: m.Watchdog, Leaving: m.Leaving, Needs: needs}); l.words[from] != w {
 		l.words[from] = w
 		l.changed = true
@@ -274,9 +312,14 @@ func (l *ledger) hear(v view, from uint32, m message) {
 func (l *ledger) merge(v view, f told) {
 	own, noted := l.facts[f.Node]
 	next := fact{Node: f.Node, Since: v.at, Until: v.at + time.Duration(f.Left)*time.Millisecond, Promised: f.Promised, Guess: f.Unsure}
+	_, over := l.over[f.Node]
 	switch {
 	case !noted && f.Unsure && l.vouched:
 		return // it is known better
+	case !noted && over && f.Promised:
+		// The own time is enough. What is left of another one's was longer on its way, and would
+		// come back from here when it has ended there.
+		return
 	case !noted, own.Guess && !f.Unsure:
 	case own.sure() && f.Unsure:
 		return

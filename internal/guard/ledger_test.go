@@ -79,6 +79,100 @@ func TestVanished(t *testing.T) {
 	l.none(t, "at the end")
 }
 
+// What has ended here by its time is not begun again by what is left of it elsewhere: that came later as
+// it was on its way, and the two would send it to and fro.
+func TestEndedIsNotToldAgain(t *testing.T) {
+	ended := func() (*ledger, view) {
+		l := watching()
+		l.look(seen(time.Second, 2, 1, 2), lab, time.Unix(1001, 0))
+		v := seen(time.Second+lab.HoldOff, 2, 1, 2)
+		l.look(v, lab, time.Unix(1061, 0))
+		l.none(t, "at the end")
+		return l, v
+	}
+	rest := func(promised, unsure bool) message {
+		return message{Promise: true, Complete: true, Ring: 2, Space: []uint32{1, 2}, Facts: []told{{Node: 3, Left: 800, Promised: promised, Unsure: unsure}}}
+	}
+	l, v := ended()
+	l.hear(v, 2, rest(true, false))
+	l.none(t, "another one has some of it left")
+
+	// Who knows that it gave no promise knows more.
+	l, v = ended()
+	l.hear(v, 2, rest(false, false))
+	if f := l.only(t, "it had given no promise"); f.Promised {
+		t.Errorf("%+v", f)
+	}
+
+	// It was there again, and is lost again, which another one has found first.
+	l, v = ended()
+	l.look(seen(v.at+time.Second, 3, 1, 2, 3), lab, time.Unix(1070, 0))
+	l.hear(seen(v.at+2*time.Second, 3, 1, 2), 2, message{Promise: true, Ring: 3, Space: []uint32{1, 2}, Facts: []told{{Node: 3, Left: 60_000, Promised: true}}})
+	l.only(t, "it is lost again")
+
+	// This host may not have seen that.
+	l, v = ended()
+	out := seen(v.at+time.Second, 3, 1)
+	l.look(out, lab, time.Unix(1070, 0))
+	in := seen(v.at+2*time.Second, 4, 1, 2)
+	l.look(in, lab, time.Unix(1071, 0))
+	l.only(t, "it may have been there meanwhile")
+}
+
+// Who needs longer than this host's hold-off, by other settings, is waited for longer.
+func TestNeeds(t *testing.T) {
+	const needs = 90 * time.Second
+	l := watching()
+	l.hear(seen(0, 1, 1, 2, 3), 3, message{Promise: true, Needs: needs.Milliseconds(), Ring: 1})
+	l.look(seen(time.Second, 2, 1, 2), lab, time.Unix(1001, 0))
+	if f := l.only(t, "node 3 is gone"); f.Until != time.Second+needs {
+		t.Errorf("it was seen to vanish: %+v", f)
+	}
+	l.look(seen(2*time.Second, 3, 1), lab, time.Unix(1002, 0)) // without quorum
+	l.look(seen(3*time.Second, 4, 1, 2), lab, time.Unix(1003, 0))
+	if f := l.only(t, "after a time without quorum"); f.Until != 3*time.Second+needs {
+		t.Errorf("it was gone when quorum was gained: %+v", f)
+	}
+}
+
+// A guard that says nothing while what this host says goes round does not keep its promise.
+func TestSilent(t *testing.T) {
+	const last = 10 * time.Second
+	limit := lab.Token + silence
+	for name, c := range map[string]struct {
+		proven time.Duration // when what has come back was sent
+		word   message
+		change func(*view)
+		want   bool
+	}{
+		"for long enough":                 {last + limit + 1, message{Promise: true}, func(*view) {}, false},
+		"not yet":                         {last + limit, message{Promise: true}, func(*view) {}, true},
+		"it has a watchdog":               {last + time.Hour, message{Promise: true, Watchdog: true}, func(*view) {}, true},
+		"nothing of this host goes round": {last + time.Hour, message{Promise: true}, func(v *view) { v.isProven = false }, true},
+		"the ring is a new one":           {last + time.Hour, message{Promise: true}, func(v *view) { v.ring.ID.Seq = 2 }, true},
+		"it is not in the ring":           {last + time.Hour, message{Promise: true}, func(v *view) { v.ring.Members = []uint32{1, 2} }, true},
+	} {
+		l := watching()
+		c.word.Ring = 1
+		l.hear(seen(last, 1, 1, 2, 3), 3, c.word)
+		v := seen(c.proven+time.Second, 1, 1, 2, 3)
+		v.proven, v.isProven = c.proven, true
+		l.hear(v, 2, message{Promise: true, Ring: 1})
+		c.change(&v)
+		l.look(v, lab, time.Unix(1001, 0))
+		if got := l.words[3].Promise; got != c.want {
+			t.Errorf("%s: the promise of node 3 counts: %v", name, got)
+		}
+		if !l.words[2].Promise {
+			t.Errorf("%s: that of node 2, which was heard, does not count", name)
+		}
+		l.hear(v, 3, message{Promise: true, Ring: 1})
+		if !l.words[3].Promise {
+			t.Errorf("%s: it speaks again, and does not count", name)
+		}
+	}
+}
+
 func TestNoHoldOff(t *testing.T) {
 	for name, f := range map[string]func(l *ledger, v *view){
 		"it has left": func(l *ledger, v *view) {

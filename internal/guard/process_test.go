@@ -154,3 +154,35 @@ func TestMembers(t *testing.T) {
 		t.Error("a node that is no number")
 	}
 }
+
+// Where there is a cgroup that can be frozen it is, with whatever else is in it.
+func TestFreezer(t *testing.T) {
+	pid, start, _ := busy(t)
+	opened, err := System{}.Open(pid, start)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer opened.Close()
+	p := opened.(*process)
+	p.freezer = filepath.Join(t.TempDir(), "cgroup.freeze")
+	for _, c := range []struct {
+		what, want string
+		do         func() error
+	}{{"stop", "1", p.Stop}, {"continue", "0", p.Continue}} {
+		if err := c.do(); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := os.ReadFile(p.freezer); err != nil || string(b) != c.want {
+			t.Errorf("%s: the cgroup was told %q, %v", c.what, b, err)
+		}
+	}
+	await(t, "it is not stopped any more", func() bool { return !p.Stopped() })
+	// Who cannot be thawed must not seem to go on.
+	p.freezer = filepath.Join(p.freezer, "is-no-directory")
+	if err := p.Continue(); err == nil {
+		t.Error("it goes on, and its cgroup is frozen")
+	}
+	if err := p.Kill(); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -33,3 +33,29 @@ func TestHungUntilTheNextRing(t *testing.T) {
 		})
 	}
 }
+
+// The guard of a node hangs, and corosync there does not. Some time later the node is lost: nobody
+// stops what it runs, so no time is enough.
+func TestHungGuardIsNotCountedOn(t *testing.T) {
+	for seed := range uint64(fewSeeds(t, 40)) {
+		wellFor(t, seed, 3+int(seed%2), func(t *testing.T, w *world) {
+			x := w.nodes[2]
+			w.mu.Lock()
+			hung := w.timing.Token + 2*silence + 2*beat + w.lockedUpTo(time.Minute) // it speaks for one silence more
+			x.pause = w.now() + hung + 3*w.timing.HoldOff
+			w.lockedSay("the guard of node 3 hangs")
+			w.mu.Unlock()
+			time.Sleep(hung) // by the bubble's clock: the fault itself
+			w.change("node 3 is cut off", func() { w.parts[2] = 3 })
+			w.settle(t.Context(), 2*w.timing.HoldOff)
+			for _, y := range w.nodes[:2] {
+				y.guard.mu.Lock()
+				r := y.guard.lockedRefusal()
+				y.guard.mu.Unlock()
+				if r == nil || r.Node != 3 || r.Left != 0 {
+					t.Errorf("seed %d: node %d would be told %+v", seed, y.id, r)
+				}
+			}
+		})
+	}
+}

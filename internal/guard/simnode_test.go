@@ -40,6 +40,7 @@ type node struct {
 	controldGone bool
 	controldHung bool
 	fences       bool
+	ghost        bool // an owner that is no process
 	space        []uint32
 	// kept is what is held in the books of this node's DLM, and was given up by others who
 	// had dropped it: they do not answer it any more. It may go on like that while its corosync hangs.
@@ -313,6 +314,9 @@ func (x *node) owners() (list []Owner) {
 		if p.node == x && !p.ended {
 			list = append(list, Owner{PID: p.pid, Start: 1})
 		}
+	}
+	if x.ghost {
+		list = append(list, Owner{PID: 4711, Name: "who knows"})
 	}
 	return list
 }

@@ -14,7 +14,8 @@ func (g *Guard) tell(ctx context.Context) {
 	defer t.Stop()
 	for {
 		g.mu.Lock()
-		up := g.up
+		// A guard that looks no more is to be as silent as one that is stopped.
+		up := g.up && g.o.Clock()-g.stepped <= silence
 		b, err := encode(g.lockedMessage())
 		g.lockedSave()
 		g.mu.Unlock()

@@ -1,9 +1,11 @@
 package guard
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -67,6 +69,7 @@ func (g *Guard) lockedDisarm() {
 		return
 	}
 	if err := g.o.Dog.Disarm(); err != nil {
+		_ = g.o.Dog.Feed() // nothing is to be reset for that while vmlockd runs
 		if g.dog.err != err.Error() {
 			g.dog.err = err.Error()
 			g.log.Error("the watchdog cannot be disarmed: this host may be reset", "event", "guard-failed", "reason", err)
@@ -109,8 +112,9 @@ type Device struct {
 	Path    string
 	Timeout time.Duration // whole seconds
 
-	mu sync.Mutex
-	f  *os.File
+	mu  sync.Mutex
+	f   *os.File
+	sys string // where sysfs is; "" for /sys
 }
 
 // magicClose is what says that a close is meant (watchdog-api.rst).
@@ -134,7 +138,27 @@ func (d *Device) Feed() error {
 	return nil
 }
 
+// endless reports whether the driver never stops the device again that was opened once (nowayout): then whoever stops
+// vmlockd would have this host reset. Without sysfs that is not known.
+func (d *Device) endless() bool {
+	var st unix.Stat_t
+	if unix.Stat(d.Path, &st) != nil {
+		return false // so is opening it
+	}
+	sys := cmp.Or(d.sys, "/sys")
+	dir := fmt.Sprintf("%s/dev/char/%d:%d", sys, unix.Major(st.Rdev), unix.Minor(st.Rdev))
+	if unix.Major(st.Rdev) == 10 && unix.Minor(st.Rdev) == 130 { // /dev/watchdog: WATCHDOG_MINOR of linux/miscdevice.h, the first one
+		dir = sys + "/class/watchdog/watchdog0"
+	}
+	b, err := os.ReadFile(dir + "/nowayout")
+	return err == nil && strings.TrimSpace(string(b)) == "1"
+}
+
 func (d *Device) lockedOpen() error {
+	if d.endless() {
+		return fmt.Errorf("%s cannot be stopped any more once it was opened (nowayout), so that stopping vmlockd would reset this host: load its driver with nowayout=0 "+
+			"(options softdog nowayout=0 in /etc/modprobe.d), or leave guard.watchdog empty", d.Path)
+	}
 	f, err := os.OpenFile(d.Path, os.O_WRONLY, 0)
 	if errors.Is(err, unix.EBUSY) {
 		return fmt.Errorf("%s belongs to another program already (sbd, wdmd, watchdog-mux?): leave guard.watchdog empty, or give vmlockd a device of its own: %w", d.Path, err)
@@ -154,10 +178,17 @@ func (d *Device) lockedOpen() error {
 	return nil
 }
 
-// Disarm closes the device with the letter that says that it is meant so. A driver
-// that was told never to stop (nowayout) resets the host all the same.
+// Disarm closes the device with the letter that says that it is meant so. One whose driver does not stop it (nowayout) stays
+// open, to be fed: the error says so.
 func (d *Device) Disarm() error {
-	return d.end(closeMagic)
+	return d.end(func(f *os.File) error {
+		// The letter alone is taken without a word also where it changes nothing (watchdog_release in drivers/watchdog/watchdog_dev.c).
+		if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.WDIOC_SETOPTIONS, unix.WDIOS_DISABLECARD); errors.Is(err, unix.EBUSY) {
+			d.f = f
+			return fmt.Errorf("%s cannot be stopped any more (nowayout): without vmlockd this host is reset after %v; load its driver with nowayout=0, or leave guard.watchdog empty", d.Path, d.Timeout)
+		}
+		return closeMagic(f)
+	})
 }
 
 // Leave closes the device without that letter: it runs down, and whoever opens it next

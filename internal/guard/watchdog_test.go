@@ -56,3 +56,31 @@ func TestDeviceThatIsLeft(t *testing.T) {
 		t.Errorf("leave what is not open: %v", err)
 	}
 }
+
+// A device that cannot be stopped again is not even opened: stopping vmlockd would reset the host.
+func TestDeviceWithoutAWayOut(t *testing.T) {
+	dir := t.TempDir()
+	d := &Device{Path: filepath.Join(dir, "watchdog"), Timeout: 10 * time.Second, sys: dir}
+	if err := os.WriteFile(d.Path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	attributes := filepath.Join(dir, "dev", "char", "0:0") // of a file that is no device
+	if err := os.MkdirAll(attributes, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for text, endless := range map[string]bool{"1\n": true, "0\n": false} {
+		if err := os.WriteFile(filepath.Join(attributes, "nowayout"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Feed(); err == nil || strings.Contains(err.Error(), "nowayout=0") != endless {
+			t.Errorf("nowayout is %q: %v", text, err)
+		}
+		b, err := os.ReadFile(d.Path)
+		if err != nil || endless && len(b) > 0 {
+			t.Errorf("it was opened, and %q written, %v", b, err)
+		}
+		if err := os.Truncate(d.Path, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -20,7 +20,7 @@ const (
 	// repaired bounds the time from the last fault until all nodes are well: one that is stuck is noticed, all of
 	// them are rebooted, and what they may have held is waited out.
 	repaired = stuckAfter + 4*time.Minute
-	// again is within which a lock is granted when all is well. Writers ask every second.
+	// again is within which a lock is granted when all is well. Writers ask every other second.
 	again = 30 * time.Second
 )
 

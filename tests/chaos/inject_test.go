@@ -104,10 +104,15 @@ func (w *world) miss(f fault, why string) {
 	w.missed++
 }
 
-// onLink runs a tc command for a node's device in the cluster network, as $dev.
-func onLink(ctx context.Context, h *host, script string) error {
-	_, err := h.MustSucceed(ctx, "sh", "-c", fmt.Sprintf(
-		"dev=$(ip -o -4 address show to %s | awk '{print $2}') && modprobe -a sch_netem sch_ingress cls_matchall act_gact && %s", h.Addr(), script))
+// linkModules are what tc needs in the nodes' kernels. They are loaded at boot: a modprobe takes seconds on a busy machine.
+var linkModules = []string{"sch_netem", "sch_ingress", "cls_matchall", "act_gact"}
+
+// clusterDevice is a node's network device in the cluster network.
+const clusterDevice = "vec0"
+
+// tc runs tc(8) for a node's device in the cluster network, with the words after its name.
+func tc(ctx context.Context, h *host, object, command string, args ...string) error {
+	_, err := h.MustSucceed(ctx, "tc", append([]string{object, command, "dev", clusterDevice}, args...)...)
 	return err
 }
 
@@ -135,11 +140,14 @@ func (w *world) do(f fault, hit []*host) error {
 		}
 		return errors.Join(errs...)
 	case deaf:
-		return onLink(ctx, h, "tc qdisc add dev $dev clsact && tc filter add dev $dev ingress matchall action drop")
+		if err := tc(ctx, h, "qdisc", "add", "clsact"); err != nil {
+			return err
+		}
+		return tc(ctx, h, "filter", "add", "ingress", "matchall", "action", "drop")
 	case mute:
-		return onLink(ctx, h, "tc qdisc add dev $dev root netem loss 100%")
+		return tc(ctx, h, "qdisc", "add", "root", "netem", "loss", "100%")
 	case lossy:
-		return onLink(ctx, h, "tc qdisc add dev $dev root netem loss 10% delay 5ms 5ms")
+		return tc(ctx, h, "qdisc", "add", "root", "netem", "loss", "10%", "delay", "5ms", "5ms")
 	case hostFrozen:
 		return h.Freeze(ctx)
 	case powerCut, powerConfirmed:
@@ -228,9 +236,9 @@ func (w *world) undo(f fault, hit []*host) {
 			err = errors.Join(err, h.Heal(ctx))
 		}
 	case deaf:
-		err = onLink(ctx, hit[0], "tc qdisc del dev $dev clsact")
+		err = tc(ctx, hit[0], "qdisc", "del", "clsact")
 	case mute, lossy:
-		err = onLink(ctx, hit[0], "tc qdisc del dev $dev root")
+		err = tc(ctx, hit[0], "qdisc", "del", "root")
 	case hostFrozen:
 		err = hit[0].Thaw(ctx)
 	case powerCut, powerConfirmed, leaves:

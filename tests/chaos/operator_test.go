@@ -3,6 +3,8 @@ package chaos_test
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/vmlockd/vmlockd/internal/control"
@@ -31,8 +33,9 @@ func (w *world) operate(ctx context.Context, h *host) {
 			case well(st), w.somebody(func(o *host) bool { return o.faults > 0 || o.rebooting }):
 				ill = time.Now()
 			case time.Since(ill) > stuckAfter:
-				why = fmt.Sprintf("STUCK for %v: %s\n%s", stuckAfter, brief(st), w.controld(h))
-				if w.complete(h) {
+				known := w.controld(h)
+				why = fmt.Sprintf("STUCK for %v: %s\n%s", stuckAfter, brief(st), known)
+				if w.complete(h) && !w.changing() {
 					w.t.Errorf("node %d is not well, although its dlm_controld has all nodes: %s", h.ID(), brief(st))
 				}
 			}
@@ -98,6 +101,12 @@ func (w *world) complete(h *host) bool {
 	defer cancel()
 	m, err := h.Membership(ctx)
 	return err == nil && m.Quorate && len(m.Members) == nodes
+}
+
+// changing reports whether dlm_controld of any host is in the middle of a change of the lockspace. Sometimes 4.2.0 waits
+// for ever for the messages of the others: docs/chaos.md.
+func (w *world) changing() bool {
+	return slices.ContainsFunc(w.hosts, func(h *host) bool { return strings.Contains(w.controld(h), "new change") })
 }
 
 // controld is what dlm_controld knows.

@@ -112,7 +112,7 @@ func newWorld(t *testing.T) *world {
 	t.Helper()
 	cfg := lab.Config{
 		Nodes: nodes, VMLockd: binaries.vmlockd, VMLockdConfig: func(int) string { return config },
-		Binaries: map[string]string{"vmlockctl": binaries.vmlockctl, "writer": binaries.writer},
+		Binaries: map[string]string{"vmlockctl": binaries.vmlockctl, "writer": binaries.writer}, Modules: linkModules,
 	}
 	lab.Need(t, cfg)
 	w := &world{t: t, seed: rand.Uint64N(1_000_000), whole: 2 * time.Minute, done: map[kind]int{}, writers: map[string][]writer{}, began: time.Now()}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,7 +16,7 @@ import (
 // 'make faults'.
 const faultsEnv = "VMLOCKD_FAULTS"
 
-// fault notes what is done to node 3, and that it was done just now.
+// fault notes what is done, and that it was done just now.
 func (r *run) fault(what string) {
 	r.t.Helper()
 	r.what, r.faultAt = what, time.Now()
@@ -33,7 +34,7 @@ func (r *run) row() string {
 	}
 	words := map[string]string{"guard-stopped": "stopped", "guard-continued": "went on", "guard-killed": "killed"}
 	var did []string
-	b, err := r.Node(3).Log(r.ctx, lab.ServiceLock)
+	b, err := r.loser().Log(r.ctx, lab.ServiceLock)
 	r.must(err)
 	for _, m := range logTime.FindAllSubmatch(b, -1) {
 		at, err := time.Parse(time.RFC3339Nano, string(m[1]))
@@ -45,7 +46,7 @@ func (r *run) row() string {
 		delete(words, string(m[2]))
 		did = append(did, fmt.Sprintf("%s after %.1f s", word, at.Sub(r.faultAt).Seconds()))
 	}
-	old, fresh := r.records(3), r.records(1)
+	old, fresh := r.records(r.last), r.records(1)
 	last, first := old[len(old)-1].Sub(r.faultAt).Seconds(), fresh[0].Sub(r.faultAt).Seconds()
 	if len(did) == 0 {
 		did = []string{"not stopped"}
@@ -57,35 +58,66 @@ func (r *run) row() string {
 	return fmt.Sprintf("| %s | %s | %.1f s | %.1f s | %s |", r.what, strings.Join(did, ", "), max(last, 0), first, overlap)
 }
 
-// The lines around the table.
-const (
-	tableBegins = "<!-- the table: made by 'make faults', do not edit -->\n"
-	tableEnds   = "<!-- end of the table -->\n"
-)
+// tableHead is that of each table.
+const tableHead = "| fault | writer that had the lock | its last record | first record of node 1 | overlap |\n|---|---|---|---|---|\n"
 
-// writeFaults puts the rows into the file that the environment names, if it does.
-func writeFaults(t *testing.T, rows []string) {
+// writeFaults puts the rows into the file that the environment names, if it does, in place of
+// those of the same faults. A fault that was not played, or in which a test has failed, keeps its row.
+func (s *suite) writeFaults(t *testing.T) {
 	t.Helper()
 	path := os.Getenv(faultsEnv)
 	if path == "" {
-		return
-	}
-	if t.Failed() {
-		t.Errorf("%s is left as it was", path)
 		return
 	}
 	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	before, rest, ok := strings.Cut(string(b), tableBegins)
-	_, after, ok2 := strings.Cut(rest, tableEnds)
+	begins, ends := fmt.Sprintf("<!-- table of %s: made by 'make faults', do not edit -->\n", s.table), fmt.Sprintf("<!-- end of table of %s -->\n", s.table)
+	before, rest, ok := strings.Cut(string(b), begins)
+	table, after, ok2 := strings.Cut(rest, ends)
 	if !ok || !ok2 {
-		t.Fatalf("%s has no place for the table", path)
+		t.Fatalf("%s has no place for the table of %s", path, s.table)
 	}
-	head := "| fault | writer on node 3 | its last record | first record of node 1 | overlap |\n|---|---|---|---|---|\n"
-	text := before + tableBegins + head + strings.Join(rows, "\n") + "\n" + tableEnds + after
+	text := before + begins + tableHead + strings.Join(merged(strings.TrimPrefix(table, tableHead), s.rows), "\n") + "\n" + ends + after
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// merged are the lines of a table with rows in the place of those of the same faults, and others at its end.
+func merged(table string, rows []string) (list []string) {
+	fault := func(row string) string {
+		what, _, _ := strings.Cut(strings.TrimPrefix(row, "| "), " | ")
+		return what
+	}
+	fresh := map[string]string{}
+	for _, row := range rows {
+		fresh[fault(row)] = row
+	}
+	for row := range strings.Lines(table) {
+		row = strings.TrimSuffix(row, "\n")
+		if row == "" {
+			continue
+		}
+		if next, ok := fresh[fault(row)]; ok {
+			delete(fresh, fault(row))
+			row = next
+		}
+		list = append(list, row)
+	}
+	for _, row := range rows {
+		if _, ok := fresh[fault(row)]; ok {
+			delete(fresh, fault(row))
+			list = append(list, row)
+		}
+	}
+	return list
+}
+
+func TestRowsAreMerged(t *testing.T) {
+	got := merged("| a | 1 |\n| b | 1 |\n", []string{"| c | 2 |", "| a | 2 |"})
+	if want := []string{"| a | 2 |", "| b | 1 |", "| c | 2 |"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
 	}
 }

@@ -1,6 +1,7 @@
 package guard_test
 
 import (
+	"fmt"
 	"regexp"
 	"strings"
 	"syscall"
@@ -15,31 +16,33 @@ import (
 // them the records are looked at: none of node 3 may be younger than the first of
 // node 1.
 func TestGuard(t *testing.T) {
-	s := start(t)
+	s := start(t, setup{nodes: 3, grace: 10 * time.Second, holdOff: 45 * time.Second, table: "three nodes"})
 	for _, c := range []struct {
 		name string
 		run  func(*run)
-		lost bool // node 3 has to be rebooted after it
+		who  reboot
 	}{
-		{"ShortCut", shortCut, false},
-		{"ControldStandsStill", controldStandsStill, false},
-		{"CleanLeave", cleanLeave, true},
-		{"ConfirmDead", confirmDead, true},
-		{"Cut", cut, true},
-		{"DaemonKilledThenCut", daemonKilledThenCut, true},
-		{"DaemonKilledWhileStopped", daemonKilledWhileStopped, true},
-		{"HealedTooLate", healedTooLate, true},
-		{"CorosyncStandsStill", corosyncStandsStill, true},
-		{"Flapping", flapping, false},
-		{"LossyLink", lossyLink, false},
-		{"HostFrozen", hostFrozen, false},
-		{"PowerCut", powerCut, true},
-		{"Mute", mute, true},
-		{"Deaf", deaf, true},
+		{"ShortCut", shortCut, nobody},
+		{"ControldStandsStill", controldStandsStill, nobody},
+		{"CleanLeave", cleanLeave, theLoser},
+		{"ConfirmDead", confirmDead, theLoser},
+		{"Cut", cut, theLoser},
+		{"DaemonKilledThenCut", daemonKilledThenCut, theLoser},
+		{"DaemonKilledWhileStopped", daemonKilledWhileStopped, theLoser},
+		{"HealedTooLate", healedTooLate, theLoser},
+		{"CorosyncStandsStill", corosyncStandsStill, theLoser},
+		{"Flapping", flapping, nobody},
+		{"LossyLink", lossyLink, nobody},
+		{"HostFrozen", hostFrozen, nobody},
+		{"PowerCut", powerCut, theLoser},
+		{"Mute", mute, theLoser},
+		{"Deaf", deaf, theLoser},
+		{"AllCut", allCut, nobody},
+		{"HostFrozenTooLong", hostFrozenTooLong, theLoser},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := s.begin(t)
-			t.Cleanup(func() { r.end(c.lost) })
+			t.Cleanup(func() { r.end(c.who) })
 			c.run(r)
 		})
 	}
@@ -49,7 +52,7 @@ func TestGuard(t *testing.T) {
 		withoutGuard(r)
 		s.rows = append(s.rows, r.row())
 	})
-	writeFaults(t, s.rows)
+	s.writeFaults(t)
 }
 
 // missed is what corosync logs when a token is lost.
@@ -97,20 +100,20 @@ func controldStandsStill(r *run) {
 
 // cleanLeave is no loss: nobody is held off for.
 func cleanLeave(r *run) {
-	r.must(r.writer(3).Stop(r.ctx))
-	r.fault("node 3 is shut down in good order")
+	r.must(r.writer(r.last).Stop(r.ctx))
+	r.fault(fmt.Sprintf("node %d is shut down in good order", r.last))
 	for _, name := range []string{lab.ServiceLock, lab.ServiceDLM, lab.ServiceCorosync} {
-		p := r.Node(3).Service(name)
+		p := r.loser().Service(name)
 		r.must(p.Stop(r.ctx))
 		st, err := p.Status(r.ctx)
 		r.must(err)
 		if st.Status == statusKilled {
 			r.t.Fatalf("%s had to be killed, which is not leaving", name)
 		}
-		r.step("%s of node 3 has ended with status %d", name, st.Status)
+		r.step("%s of node %d has ended with status %d", name, r.last, st.Status)
 	}
-	for _, node := range []int{1, 2} {
-		r.must(r.Node(node).WaitMembers(r.ctx, 1, 2))
+	for _, node := range r.others() {
+		r.must(r.Node(node).WaitMembers(r.ctx, r.others()...))
 		st := r.status(node)
 		if st == nil || len(st.Cluster.Guard.Vanished) > 0 {
 			r.t.Fatalf("node %d: %s", node, text(st))
@@ -151,7 +154,7 @@ func confirmDead(r *run) {
 func (r *run) lose() {
 	r.t.Helper()
 	r.killed()
-	r.goesOn(1, takeOver)
+	r.goesOn(1, r.takeOver())
 	if said := r.said(1); !refusal.MatchString(said) {
 		r.t.Errorf("the refusals do not say who is held off for, and how long:\n%s", said)
 	}
@@ -178,7 +181,7 @@ func daemonKilledThenCut(r *run) {
 	r.await("the others to know that nobody guards node 3", 30*time.Second, func() bool { return !r.promised(1) && !r.promised(2) })
 	r.must(r.Node(3).Service(lab.ServiceLock).Start(r.ctx))
 	r.await("node 3 to be well again", time.Minute, func() bool { return r.well(3) })
-	r.await("the others to have node 3's promise again", 30*time.Second, func() bool { return r.promised(1) && r.promised(2) })
+	r.awaitPromise()
 	r.goesOn(3, 10*time.Second)
 	if r.logs("guard-killed") {
 		r.t.Fatal("a start of vmlockd in a cluster that is well has killed the writer")
@@ -239,7 +242,7 @@ func withoutGuard(r *run) {
 		// Who leaves its last lockspace while another node joins it waits for that for three
 		// minutes in kernels up to 6.1 at least (DLM_SHUTDOWN_TIMEOUT in fs/dlm/midcomms.c).
 		for _, each := range r.Nodes() {
-			r.await(each.Name()+" to know all, before "+n.Name()+" is stopped", 2*time.Minute, func() bool { return whole(r.status(each.ID())) })
+			r.await(each.Name()+" to know all, before "+n.Name()+" is stopped", 2*time.Minute, func() bool { return r.whole(r.status(each.ID())) })
 		}
 		r.must(n.WriteFile(r.ctx, "/etc/vmlockd/vmlockd.toml", []byte("backend = \"cluster\"\nguard.mode = \"off\"\n"), 0o644))
 		r.must(n.Service(lab.ServiceLock).Stop(r.ctx))
@@ -255,7 +258,7 @@ func withoutGuard(r *run) {
 	r.contend()
 	r.must(r.Node(3).Cut(r.ctx))
 	r.fault("node 3 is cut off, **without a guard** (`guard.mode = \"off\"`)")
-	r.goesOn(1, takeOver)
+	r.goesOn(1, r.takeOver())
 	r.goesOn(3, 10*time.Second)
 	if pause := r.pause(); pause >= 0 {
 		r.t.Errorf("node 3 has stopped writing %v before node 1 began: what has stopped it?", pause)

@@ -11,11 +11,11 @@ import (
 // Faults of the link of one host which its own kernel makes, see tc-netem(8) and
 // tc-matchall(8).
 
-// onLink runs a tc command for node 3's device in the cluster network, as $dev.
+// onLink runs a tc command for the last node's device in the cluster network, as $dev.
 func (r *run) onLink(script string) {
 	r.t.Helper()
-	dev := fmt.Sprintf("dev=$(ip -o -4 address show to %s | awk '{print $2}') && ", r.Node(3).Addr())
-	r.sh(3, dev+"modprobe -a sch_netem sch_ingress cls_matchall act_gact && "+script)
+	dev := fmt.Sprintf("dev=$(ip -o -4 address show to %s | awk '{print $2}') && ", r.loser().Addr())
+	r.sh(r.last, dev+"modprobe -a sch_netem sch_ingress cls_matchall act_gact && "+script)
 }
 
 const (
@@ -50,7 +50,7 @@ func (r *run) oneWay() {
 	r.killed()
 	r.must(r.Node(3).PowerCut(r.ctx))
 	r.step("the power of node 3 is cut")
-	r.goesOn(1, takeOver)
+	r.goesOn(1, r.takeOver())
 }
 
 // lossyLink loses packets, delays them and changes their order; corosync copes, and
@@ -99,7 +99,7 @@ func powerCut(r *run) {
 	r.must(r.Node(3).PowerCut(r.ctx))
 	r.fault("the power of node 3 is cut, and nobody says so")
 	r.awaitHoldOff()
-	r.goesOn(1, takeOver)
+	r.goesOn(1, r.takeOver())
 }
 
 // hostFrozen stands still as a whole, for less than the others need to drop it.
@@ -123,4 +123,73 @@ func hostFrozen(r *run) {
 		r.t.Error("something was killed")
 	}
 	r.handOver()
+}
+
+// allCut: nobody has quorum any more, and when the hosts meet again none of them may go on as if nothing had been.
+func allCut(r *run) {
+	r.contend()
+	for _, n := range r.Nodes() {
+		r.must(n.Cut(r.ctx))
+	}
+	r.fault("all hosts are cut off from all others, meet again when the writer was killed, and are rebooted")
+	r.awaitLog("guard-stopped", detection)
+	r.killed()
+	r.idle()
+	for _, n := range r.Nodes() {
+		r.must(n.Heal(r.ctx))
+	}
+	r.step("the network is whole again")
+	r.meet()
+	r.idle()
+	r.afterRebootOfAll()
+}
+
+// meet waits until nodes that were separated have met: corosync has a ring of all of them, or has been ended on one by dlm_controld of another.
+func (r *run) meet() {
+	r.t.Helper()
+	r.await("the nodes to meet", 2*time.Minute, func() bool {
+		met := true
+		for _, n := range r.Nodes() {
+			for _, name := range []string{lab.ServiceCorosync, lab.ServiceDLM} {
+				st, err := n.Service(name).Status(r.ctx)
+				r.must(err)
+				if st.State != lab.ProcessRunning {
+					r.step("%s of node %d is %s, status %d", name, n.ID(), st.State, st.Status)
+					return true
+				}
+			}
+			ring, err := n.Ring(r.ctx)
+			r.must(err)
+			met = met && len(ring) == r.nodes
+		}
+		return met
+	})
+}
+
+// afterRebootOfAll reboots all nodes, and has node 1 ask for the lock then. All are there, so nobody is held off for.
+func (r *run) afterRebootOfAll() {
+	r.t.Helper()
+	r.rebootAll()
+	r.step("all nodes have booted")
+	r.write(1)
+	r.goesOn(1, detection)
+}
+
+// hostFrozenTooLong is what docs/guard.md does not cover: it stands still until another host has what it had, and
+// goes on. Its guard stops it as soon as it gets the processor: within S of docs/guard.md, and some more on a busy machine.
+func hostFrozenTooLong(r *run) {
+	r.contend()
+	r.frozenTooLong("node 3 as a whole stands still until node 1 writes, and goes on (**not covered** without a watchdog)", 3*time.Second)
+	r.killed()
+}
+
+// frozenTooLong lets both write at once for less than limit; 0 for not at all.
+func (r *run) frozenTooLong(what string, limit time.Duration) {
+	r.t.Helper()
+	r.limit = limit
+	r.must(r.loser().Freeze(r.ctx))
+	r.fault(what)
+	r.goesOn(1, r.takeOver())
+	r.must(r.loser().Thaw(r.ctx))
+	r.step("node %d goes on", r.last)
 }

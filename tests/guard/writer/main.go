@@ -34,9 +34,12 @@ const (
 	// second, and few enough to leave the processor to others.
 	pause = 50 * time.Millisecond
 	// slowPause is that of a writer with turns, of which there are many.
-	slowPause = 100 * time.Millisecond
-	// rest is between two turns: somebody else who asks every second gets the lock.
-	rest = 1500 * time.Millisecond
+	slowPause = 200 * time.Millisecond
+	// again is between two attempts, and slowAgain those of a writer with turns.
+	again     = time.Second
+	slowAgain = 2 * time.Second
+	// rest is between two turns: somebody else who asks gets the lock.
+	rest = 2500 * time.Millisecond
 )
 
 func main() {
@@ -116,7 +119,11 @@ func (w *writer) once(ctx context.Context, c *lockprogram.Client, prefix string)
 
 // acquire asks until it has the lock, each time after it has called before.
 func (w *writer) acquire(ctx context.Context, c *lockprogram.Client, before func() error) error {
-	told := time.NewTicker(time.Second) // between two attempts
+	each := again
+	if w.turns {
+		each = slowAgain
+	}
+	told := time.NewTicker(each)
 	defer told.Stop()
 	for {
 		if err := before(); err != nil {

@@ -1,0 +1,155 @@
+package guard
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+)
+
+type fullDisk struct{ Store }
+
+func (fullDisk) Save(Saved) error { return errors.New("no space left on device") }
+
+// What the guard cannot be trusted with grants nothing, says what to do, and promises nothing to the others.
+func TestUnsafe(t *testing.T) {
+	for name, c := range map[string]struct {
+		spoil, mend func(g *Guard, w *world)
+		want        string
+	}{
+		"mode fencing, and nobody fences": {
+			func(g *Guard, _ *world) { g.o.Mode = Fencing },
+			func(g *Guard, _ *world) { g.o.Mode = Auto },
+			"set enable_fencing=1 in dlm.conf",
+		},
+		"corosync's timeouts have become longer": {
+			func(g *Guard, w *world) {
+				longer := g.totem
+				longer.Token = w.timing.HoldOff
+				g.lockedTotem(longer)
+			},
+			func(g *Guard, w *world) {
+				was := g.totem
+				was.Token = w.timing.Token
+				g.lockedTotem(was)
+			},
+			"set guard.hold_off to at least that on all hosts",
+		},
+		"nothing can be noted": {
+			func(g *Guard, _ *world) { g.o.Store = fullDisk{g.o.Store} },
+			func(g *Guard, _ *world) { g.o.Store = g.o.Store.(fullDisk).Store },
+			"no space left on device",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			onBench(t, none, func(b *bench) {
+				g := b.nodes[0].guard
+				promised := func() bool {
+					other := b.nodes[1].guard
+					other.mu.Lock()
+					defer other.mu.Unlock()
+					return other.ledger.words[1].Promise
+				}
+				do := func(f func(*Guard, *world)) {
+					g.mu.Lock()
+					f(g, b.world)
+					g.mu.Unlock()
+					b.settle(b.ctx, 2*time.Second)
+				}
+				if err := g.Admit(b.ctx); err != nil || !promised() {
+					b.t.Fatalf("before: %v, promised: %v", err, promised())
+				}
+				do(c.spoil)
+				var r *Refusal
+				if err := g.Admit(b.ctx); !errors.As(err, &r) || r.Cause() != "guard_unsafe" || !strings.Contains(err.Error(), c.want) {
+					b.t.Errorf("it admits, or does not say what to do: %v", err)
+				}
+				if st := g.Status(); st.Unsafe == "" || st.Promise || promised() {
+					b.t.Errorf("unsafe %q, promise %v, of which the others know %v", st.Unsafe, st.Promise, promised())
+				}
+				b.is("what has locks", true, false)
+				do(c.mend)
+				if err := g.Admit(b.ctx); err != nil || !promised() {
+					b.t.Errorf("mended: %v, promised: %v", err, promised())
+				}
+			})
+		})
+	}
+}
+
+// What owns locks and is no process that can be stopped makes the promise void for as long as it does.
+func TestOwnerWithoutAProcess(t *testing.T) {
+	onBench(t, none, func(b *bench) {
+		for _, with := range []bool{true, false} {
+			b.mu.Lock()
+			b.nodes[0].ghost = with
+			b.mu.Unlock()
+			b.settle(b.ctx, 2*time.Second)
+			other := b.nodes[1].guard
+			other.mu.Lock()
+			if got := other.ledger.words[1].Promise; got == with {
+				b.t.Errorf("with such an owner (%v) the others count on node 1: %v", with, got)
+			}
+			other.mu.Unlock()
+		}
+	})
+}
+
+// Where dlm_controld fences the watchdog is nobody's, whatever has locks.
+func TestNoWatchdogWhereOthersFence(t *testing.T) {
+	onBench(t, none, func(b *bench) {
+		g, d := b.nodes[0].guard, &dog{}
+		g.mu.Lock()
+		g.o.Dog = d
+		g.mu.Unlock()
+		b.settle(b.ctx, time.Second)
+		b.mu.Lock()
+		b.nodes[0].fences = true
+		b.mu.Unlock()
+		b.settle(b.ctx, 2*learnEvery)
+		g.mu.Lock()
+		before := d.fed
+		if before == 0 || d.disarmed != 1 {
+			b.t.Errorf("fed %d times before it was known, and disarmed %d times after", before, d.disarmed)
+		}
+		g.mu.Unlock()
+		b.settle(b.ctx, 2*time.Second)
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if d.fed != before {
+			b.t.Error("it is fed although others fence")
+		}
+		b.is("what has locks", true, false)
+	})
+}
+
+type endlessDog struct{ dog }
+
+func (*endlessDog) Disarm() error { return errors.New("nowayout") }
+
+// A watchdog that cannot be stopped is fed for as long as there is somebody to feed it.
+func TestWatchdogThatCannotBeStopped(t *testing.T) {
+	onBench(t, none, func(b *bench) {
+		g, d := b.nodes[0].guard, &endlessDog{}
+		g.mu.Lock()
+		g.o.Dog = d
+		g.mu.Unlock()
+		b.settle(b.ctx, time.Second)
+		b.mu.Lock()
+		b.p.lockedEnd()
+		b.mu.Unlock()
+		b.settle(b.ctx, time.Second)
+		g.mu.Lock()
+		before := d.fed
+		g.mu.Unlock()
+		b.settle(b.ctx, 5*time.Second)
+		if st := g.Status(); st.Watchdog != "nowayout" {
+			b.t.Errorf("the status is %q", st.Watchdog)
+		}
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if d.fed-before < 5 {
+			b.t.Errorf("it was fed %d times in 5 s, and would reset the host", d.fed-before)
+		}
+	})
+}
