@@ -107,6 +107,32 @@ func TestAFileSystemThatHangsDelaysNobodyElse(t *testing.T) {
 	}
 }
 
+// TestOneThatReturnsMakesRoom, though others hang still.
+func TestOneThatReturnsMakesRoom(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
+		h := newHung(t, "testdata/shared.txtar", "/mnt/a")
+		r := newResolver(h, Options{})
+		ask := func() error {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+			defer cancel()
+			_, err := r.Identify(ctx, "/mnt/a/web.img")
+			return err
+		}
+		for i := range maxStuck + 1 {
+			if err := ask(); errors.Is(err, unix.EAGAIN) != (i == maxStuck) || err == nil {
+				t.Fatalf("look-up %d: %v", i+1, err)
+			}
+		}
+		h.letGo <- struct{}{}
+		fakeclock.Wait()
+		if err := ask(); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("one has returned, and another is not tried: %v", err)
+		}
+		close(h.letGo)
+		wantIdle(t, r)
+	})
+}
+
 // TestManyWhoAskForWhatHangs: more at once than there may be look-ups. They are all
 // refused in time, and others are not kept waiting before and after.
 func TestManyWhoAskForWhatHangs(t *testing.T) {
