@@ -57,13 +57,13 @@ func TestRealStorage(t *testing.T) {
 		name string
 		run  func(*testing.T, *suite)
 	}{
-		{"LVM", realLVM},
-		{"GFS2", realGFS2},
-		{"OCFS2", realOCFS2},
+		{"NFS", realNFS},
 		{"SCSI", realSCSI},
 		{"ISCSI", realISCSI},
 		{"NBD", realNBD},
-		{"NFS", realNFS},
+		{"GFS2", realGFS2},
+		{"OCFS2", realOCFS2},
+		{"LVM", realLVM},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, s) })
 	}
