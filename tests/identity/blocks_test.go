@@ -33,7 +33,7 @@ func realLVM(t *testing.T, s *suite) {
 	s.bootable(t, 1, "/dev/vms/web")
 	s.bootable(t, 2, "/dev/vms/web")
 	t.Logf("device numbers: %s%s", s.sh(t, 1, "stat -Lc '%n %t:%T' /dev/vms/*"), s.sh(t, 2, "stat -Lc '%n %t:%T' /dev/vms/*"))
-	t.Run("Libvirt", func(t *testing.T) {
+	t.Run("OneDisk", func(t *testing.T) {
 		s.prove(t, 1, 2, "/dev/vms/web", "/dev/vms/moved", proof{typ: "lvm", cache: "none", start: true})
 	})
 
@@ -95,7 +95,7 @@ func realSCSI(t *testing.T, s *suite) {
 		s.wantHeld(t, 1, "/dev/sda")
 		s.wantFree(t, 2, "/dev/sda")
 	})
-	t.Run("Libvirt", func(t *testing.T) {
+	t.Run("OneDisk", func(t *testing.T) {
 		s.prove(t, 1, 2, "/dev/sda", "/dev/sdb", proof{typ: "scsi", cache: "none"})
 	})
 }
@@ -153,7 +153,7 @@ func realNBD(t *testing.T, s *suite) {
 	connect(1, "nbd0", "web", "-L")
 	connect(2, "nbd0", "db", "-L")
 	connect(2, "nbd1", "web", "-L")
-	t.Run("Libvirt", func(t *testing.T) {
+	t.Run("OneDisk", func(t *testing.T) {
 		s.prove(t, 1, 2, "/dev/nbd0", "/dev/nbd1", proof{typ: "nbd", doubt: true, cache: "none"})
 	})
 	// By netlink, as is its default, it leaves nothing behind.

@@ -32,6 +32,7 @@ name = "ruled/{rest}"
 // TestIdentity boots two nodes with a device and a folder that both have.
 func TestIdentity(t *testing.T) {
 	s := boot(t, lab.Config{Nodes: 2, DeviceMB: 16, Libvirt: true, Modules: []string{"dm-mod", "loop"}})
+	s.libvirt = true
 	for _, n := range s.Nodes() {
 		if err := n.WaitLibvirt(s.ctx); err != nil {
 			t.Fatal(err)

@@ -43,7 +43,7 @@ func realNFS(t *testing.T, s *suite) {
 	s.undo(t, 1, "umount /mnt/nfs")
 	s.undo(t, 2, "umount /mnt/nfs; umount /srv/nfs; umount /mnt/v3")
 	s.files(t, 1, 2, "/mnt/nfs/web.img", "/srv/nfs/web.img")
-	t.Run("Libvirt", func(t *testing.T) {
+	t.Run("OneDisk", func(t *testing.T) {
 		s.prove(t, 1, 2, "/mnt/nfs/web.img", "/srv/nfs/web.img", proof{typ: "nfs4", start: true})
 	})
 	t.Run("OtherWays", func(t *testing.T) {

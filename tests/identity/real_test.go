@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -20,10 +21,17 @@ var tools = map[string]string{
 }
 
 // TestRealStorage has three nodes share storage as hosts do, by the kernel's own
-// drivers and file systems and the tools that go with them.
-func TestRealStorage(t *testing.T) {
+// drivers and file systems and the tools that go with them. Who uses a disk is
+// vmlockctl run.
+func TestRealStorage(t *testing.T) { realStorage(t, false) }
+
+// TestRealStorageLibvirt is the same with stock libvirt, which takes several times as
+// long.
+func TestRealStorageLibvirt(t *testing.T) { realStorage(t, true) }
+
+func realStorage(t *testing.T, libvirt bool) {
 	cfg := lab.Config{
-		Nodes: 3, DeviceMB: 224, Libvirt: true,
+		Nodes: 3, DeviceMB: 224, Libvirt: libvirt,
 		// There is no udev in the nodes, which LVM would wait for.
 		Files: map[string]string{"/etc/lvm/lvm.conf": "activation { udev_sync = 0\nudev_rules = 0 }\ndevices { obtain_device_list_from_udev = 0 }\n"},
 	}
@@ -37,20 +45,20 @@ func TestRealStorage(t *testing.T) {
 		t.FailNow()
 	}
 	s := boot(t, cfg)
-	s.everywhere(t, "modprobe loop; modprobe dm-mod; mkdir -p /mnt /srv /run/lock; cat > /tmp/boot", lab.IdleGuest())
-	// Virtual machines run on nodes 1 and 2. Node 3 is where servers run, and a host that
-	// looks on.
-	if err := s.Node(3).Service(lab.ServiceLibvirt).Kill(s.ctx); err != nil {
-		t.Fatal(err)
-	}
-	for node := 1; node <= 2; node++ {
-		if err := s.Node(node).WaitLibvirt(s.ctx); err != nil {
+	s.libvirt = libvirt
+	if libvirt {
+		// Virtual machines run on nodes 1 and 2. Node 3 is where servers run, and a host that
+		// looks on.
+		if err := s.Node(3).Service(lab.ServiceLibvirt).Kill(s.ctx); err != nil {
 			t.Fatal(err)
 		}
 	}
+	s.everywhere(t, "modprobe loop; modprobe dm-mod; mkdir -p /mnt /srv /run/lock "+filepath.Dir(own)+"; cat > /tmp/boot; cp /tmp/boot "+own, lab.IdleGuest())
 	s.volumeGroup(t)
-	for node := 1; node <= 2; node++ {
-		s.sh(t, node, "mkdir -p /var/lib/libvirt/images; cp /tmp/boot "+own)
+	for node := 1; node <= 2 && libvirt; node++ {
+		if err := s.Node(node).WaitLibvirt(s.ctx); err != nil {
+			t.Fatal(err)
+		}
 		s.create(t, node, lab.Domain{Name: plain, Disks: []lab.Disk{{Path: own}}})
 	}
 	for _, test := range []struct {
@@ -135,7 +143,7 @@ type proof struct {
 // plain is a virtual machine with a disk of its node, into which others are plugged.
 const plain = "plain"
 
-// prove has stock libvirt use disks: what is path on node a and other on node b is one,
+// prove has disks used, by stock libvirt if there is one: what is path on node a and other on node b is one,
 // which two do not get; and path on node b is another disk, which may be used at the
 // same time.
 func (s *suite) prove(t *testing.T, a, b int, path, other string, p proof) {
@@ -152,6 +160,13 @@ func (s *suite) prove(t *testing.T, a, b int, path, other string, p proof) {
 		t.Errorf("%+v, and the type %s is wanted, and doubt %v", here, p.typ, p.doubt)
 	}
 	s.wantDiffer(t, a, path)
+	if !s.libvirt {
+		defer s.hold(t, a, path)()
+		s.wantHeld(t, b, other)
+		s.wantFree(t, b, path)
+		s.wantHolder(t, b, other, fmt.Sprintf("hold%d", s.holds))
+		return
+	}
 	if !p.start {
 		disk := func(path string) lab.Disk { return lab.Disk{Path: path, Cache: p.cache, Bus: "usb"} }
 		s.attach(t, a, disk(path))
