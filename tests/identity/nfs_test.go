@@ -122,6 +122,9 @@ func nfsHangs(t *testing.T, s *suite) {
 		t.Fatalf("after a minute, refused are %d of %d", len(refused), asked)
 	}
 	others("while they hang in the kernel")
+	if res, err := s.Node(1).Exec(s.ctx, "vmlockctl", "who", "/mnt/nfs/new.img"); err != nil || !strings.Contains(res.Stdout, "Nobody") || res.Took > 2*atMost {
+		t.Errorf("who has a disk that hangs: %v, %v", res, err)
+	}
 	if err := answers(s.ctx); err != nil {
 		t.Fatal(err)
 	}
