@@ -2,6 +2,7 @@ package identity_test
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/vmlockd/vmlockd/lab"
@@ -86,11 +87,16 @@ func realSCSI(t *testing.T, s *suite) {
 		s.undo(t, 1, "dmsetup remove --noudevsync --retry mpatha")
 		s.sh(t, 2, table("mpathb", "two", "sdb"))
 		s.undo(t, 2, "dmsetup remove --noudevsync --retry mpathb")
-		if id := s.one(t, 1, "/dev/mapper/mpatha"); id.Type != "multipath" {
+		// The kernel's own name, as nobody may have made one below /dev/mapper.
+		device := func(node int, name string) string {
+			return strings.TrimSpace(s.sh(t, node, "for d in /sys/block/dm-*; do if [ \"$(cat $d/dm/name)\" = "+name+" ]; then echo /dev/${d##*/}; fi; done"))
+		}
+		a, b := device(1, "mpatha"), device(2, "mpathb")
+		if id := s.one(t, 1, a); id.Type != "multipath" {
 			t.Errorf("%+v", id)
 		}
-		s.hold(t, 1, "/dev/mapper/mpatha")
-		s.wantHeld(t, 2, "/dev/mapper/mpathb")
+		s.hold(t, 1, a)
+		s.wantHeld(t, 2, b)
 		s.wantHeld(t, 2, "/dev/sdb")
 		s.wantHeld(t, 1, "/dev/sda")
 		s.wantFree(t, 2, "/dev/sda")
