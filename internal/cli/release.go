@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -117,7 +118,9 @@ func (a *app) toRelease(ctx context.Context, c *control.Client, st control.Statu
 	if !f.oneSpace {
 		one = nil
 	}
-	h, err := ask(ctx, func(ctx context.Context) (control.Holders, error) { return c.Who(ctx, namesOf(path), one) })
+	h, err := ask(ctx, func(ctx context.Context) (control.Holders, error) {
+		return c.Who(ctx, namesOf(path, filepath.EvalSymlinks), one)
+	})
 	if err != nil {
 		return nil, err
 	}

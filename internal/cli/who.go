@@ -3,6 +3,8 @@ package cli
 import (
 	"context"
 	"path/filepath"
+	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -35,7 +37,9 @@ That nobody holds the disk is a success too, unless hosts did not answer.` + ask
 		if !cmd.Flags().Changed("lockspace") {
 			one = nil
 		}
-		h, err := ask(ctx, func(ctx context.Context) (control.Holders, error) { return c.Who(ctx, namesOf(args[0]), one) })
+		h, err := ask(ctx, func(ctx context.Context) (control.Holders, error) {
+			return c.Who(ctx, namesOf(args[0], filepath.EvalSymlinks), one)
+		})
 		if err != nil {
 			return err
 		}
@@ -59,25 +63,38 @@ That nobody holds the disk is a success too, unless hosts did not answer.` + ask
 	return cmd
 }
 
+// linksPatience is how long a file system may take to say where a path leads to. One
+// that hangs is a good reason to ask who has the disk.
+const linksPatience = time.Second
+
 // namesOf are the names under which a disk may be held: the path as it is, and
-// where it leads to. A resource of another kind, as of a <lease>, is no path, and
-// then only its own name counts.
-func namesOf(path string) []string {
+// where it leads to by follow (filepath.EvalSymlinks). A resource of another kind, as
+// of a <lease>, is no path, and then only its own name counts.
+func namesOf(path string, follow func(string) (string, error)) []string {
 	names := []string{path}
-	add := func(name string, err error) {
-		for _, n := range names {
-			if n == name {
-				return
-			}
-		}
-		if err == nil {
+	add := func(name string) {
+		if !slices.Contains(names, name) {
 			names = append(names, name)
 		}
 	}
 	abs, err := filepath.Abs(path)
-	add(abs, err)
-	if err == nil {
-		add(filepath.EvalSymlinks(abs))
+	if err != nil {
+		return names
+	}
+	add(abs)
+	leads := make(chan string, 1) // so that nobody is waited for who comes too late
+	go func() {
+		defer close(leads)
+		if to, err := follow(abs); err == nil {
+			leads <- to
+		}
+	}()
+	select {
+	case to, ok := <-leads:
+		if ok {
+			add(to)
+		}
+	case <-time.After(linksPatience):
 	}
 	return names
 }

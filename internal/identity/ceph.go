@@ -10,8 +10,8 @@ import (
 // which 32 bits are left: the exclusive or of its four words, little endian. That is
 // all that each kernel tells. It does not tell two file systems of one cluster apart:
 // which one it is, is known only where the mount has its name (mds_namespace=).
-func (r *Resolver) ceph(_ *mount, n node) (string, string, error) {
-	cluster, why, err := r.cephCluster(n.path)
+func (l *lookup) ceph(_ *mount, n node) (string, string, error) {
+	cluster, why, err := l.cephCluster(n.path)
 	if err != nil || cluster == 0 {
 		return "", why, err
 	}
@@ -20,8 +20,8 @@ func (r *Resolver) ceph(_ *mount, n node) (string, string, error) {
 
 // cephCluster is 0 if nothing is told. The attribute is there since Linux 5.11
 // (ceph_vxattrcb_cluster_fsid in fs/ceph/xattr.c), and no server is asked for it.
-func (r *Resolver) cephCluster(path string) (cluster uint32, why string, err error) {
-	uuid, err := r.host.xattr(path, "ceph.cluster_fsid")
+func (l *lookup) cephCluster(path string) (cluster uint32, why string, err error) {
+	uuid, err := l.host.xattr(path, "ceph.cluster_fsid")
 	if err != nil {
 		return 0, "", err
 	}
@@ -29,7 +29,7 @@ func (r *Resolver) cephCluster(path string) (cluster uint32, why string, err err
 		cluster, err = foldUUID(uuid)
 		return cluster, fmt.Sprintf("it is in the Ceph cluster %s, which has given it this inode number", uuid), err
 	}
-	fsid, err := r.host.fsid(path)
+	fsid, err := l.host.fsid(path)
 	if err != nil {
 		return 0, "", err
 	}

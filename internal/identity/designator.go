@@ -69,38 +69,3 @@ func designatorText(d []byte) string {
 	}
 	return ""
 }
-
-// nbdExport is server, port and export of an nbd-client's command line; "" if it is
-// none, or is written in another way (nbd-client(8)).
-func nbdExport(cmdline []byte) string {
-	args := strings.Split(strings.TrimRight(string(cmdline), "\x00"), "\x00")
-	if len(args) < 3 || !strings.HasSuffix(args[0], "nbd-client") {
-		return ""
-	}
-	host, port, name := "", "10809", ""
-	for i := 1; i < len(args); i++ {
-		a := args[i]
-		switch {
-		case a == "-N" || a == "-name":
-			if i++; i < len(args) {
-				name = args[i]
-			}
-		case strings.HasPrefix(a, "-") || strings.HasPrefix(a, "/"):
-			return "" // options that may have a value, unix sockets
-		case host == "":
-			host = a
-		case strings.Trim(a, "0123456789") == "":
-			port = a
-		}
-		if i+1 < len(args) && strings.HasPrefix(args[i+1], "/dev/") {
-			if i+2 < len(args) && (args[i+2] == "-N" || args[i+2] == "-name") && i+3 < len(args) {
-				name = args[i+3]
-			}
-			break
-		}
-	}
-	if host == "" {
-		return ""
-	}
-	return host + ":" + port + "/" + name
-}

@@ -23,14 +23,14 @@ var localFS = func() map[string]bool {
 
 // file names a file by its file system. A directory or anything else that is no
 // device is taken for a file.
-func (r *Resolver) file(id *Identity, n node, depth int) error {
+func (l *lookup) file(id *Identity, n node, depth int) error {
 	if depth > maxDepth {
 		return fmt.Errorf("%w: more than %d devices and files lie upon one another", ErrContradiction, maxDepth)
 	}
 	id.Local = fmt.Sprintf("file %s %d", n.dev, n.ino)
-	table, err := r.host.mounts(false)
+	table, err := l.host.mounts(false)
 	if err == nil && table.byID[n.mount] == nil {
-		table, err = r.host.mounts(true)
+		table, err = l.host.mounts(true)
 	}
 	if err != nil {
 		return fmt.Errorf("read mountinfo: %w", err)
@@ -53,7 +53,7 @@ func (r *Resolver) file(id *Identity, n node, depth int) error {
 		id.byPath(fmt.Sprintf("whether a file system of type %s is shared with other hosts is not known", m.fs))
 		return nil
 	}
-	name, why, err := f(r, m, n)
+	name, why, err := f(l, m, n)
 	switch {
 	case err != nil:
 		return err
@@ -86,23 +86,23 @@ func (t *mountTable) of(n node) *mount {
 // shared are file systems that several hosts mount, and how their files are named:
 // without anything in which two hosts that mount the same one may differ, such as
 // the name of a server. With no name, why says what is missing.
-var shared = map[string]func(r *Resolver, m *mount, n node) (name, why string, err error){
-	"nfs":            (*Resolver).nfs,
-	"nfs4":           (*Resolver).nfs,
-	"ceph":           (*Resolver).ceph,
-	"ocfs2":          (*Resolver).ocfs2,
-	"gfs2":           (*Resolver).gfs2,
+var shared = map[string]func(l *lookup, m *mount, n node) (name, why string, err error){
+	"nfs":            (*lookup).nfs,
+	"nfs4":           (*lookup).nfs,
+	"ceph":           (*lookup).ceph,
+	"ocfs2":          (*lookup).ocfs2,
+	"gfs2":           (*lookup).gfs2,
 	"fuse.glusterfs": byInode("gluster", "GlusterFS makes the number of an inode of its gfid, which no other file has"),
 	"beegfs":         byInode("beegfs", "BeeGFS makes the number of an inode of its entry's id, which no other file has"),
-	"lustre":         (*Resolver).lustre,
-	"cifs":           (*Resolver).cifs,
-	"smb3":           (*Resolver).cifs,
+	"lustre":         (*lookup).lustre,
+	"cifs":           (*lookup).cifs,
+	"smb3":           (*lookup).cifs,
 }
 
 // byInode is for file systems whose inode numbers are the same on all hosts, and
 // are not used by another file system of that type either.
-func byInode(kind, why string) func(*Resolver, *mount, node) (string, string, error) {
-	return func(_ *Resolver, _ *mount, n node) (string, string, error) {
+func byInode(kind, why string) func(*lookup, *mount, node) (string, string, error) {
+	return func(_ *lookup, _ *mount, n node) (string, string, error) {
 		return fmt.Sprintf("%s:%d", kind, n.ino), why, nil
 	}
 }
@@ -114,8 +114,8 @@ func byInode(kind, why string) func(*Resolver, *mount, node) (string, string, er
 //
 // The kernel lists file systems by device number in nfsfs/volumes
 // (nfs_volume_list_show in fs/nfs/client.c).
-func (r *Resolver) nfs(_ *mount, n node) (string, string, error) {
-	lines := strings.Split(r.read("/proc/fs/nfsfs/volumes"), "\n")
+func (l *lookup) nfs(_ *mount, n node) (string, string, error) {
+	lines := strings.Split(l.read("/proc/fs/nfsfs/volumes"), "\n")
 	for _, line := range lines[1:] {
 		f := strings.Fields(line)
 		if len(f) < 5 || f[3] != n.dev.String() {
@@ -147,8 +147,8 @@ func nfsFSID(text string) (uint64, error) {
 }
 
 // ocfs2: ocfs2_statfs in fs/ocfs2/super.c makes the number of the volume's UUID.
-func (r *Resolver) ocfs2(_ *mount, n node) (string, string, error) {
-	fsid, err := r.host.fsid(n.path)
+func (l *lookup) ocfs2(_ *mount, n node) (string, string, error) {
+	fsid, err := l.host.fsid(n.path)
 	if err != nil {
 		return "", "", err
 	}
@@ -159,17 +159,17 @@ func (r *Resolver) ocfs2(_ *mount, n node) (string, string, error) {
 }
 
 // gfs2: fs/gfs2/sys.c.
-func (r *Resolver) gfs2(_ *mount, n node) (string, string, error) {
+func (l *lookup) gfs2(_ *mount, n node) (string, string, error) {
 	const dir = "/sys/fs/gfs2"
-	names, err := r.list(dir)
+	names, err := l.list(dir)
 	if err != nil {
 		return "", "", err
 	}
 	for _, table := range names {
-		if r.read(dir, table, "id") != n.dev.String() {
+		if l.read(dir, table, "id") != n.dev.String() {
 			continue
 		}
-		uuid := hexDigits(r.read(dir, table, "uuid"))
+		uuid := hexDigits(l.read(dir, table, "uuid"))
 		if len(uuid) != 32 {
 			uuid = table // which is the same on all hosts as well
 		}
@@ -179,7 +179,7 @@ func (r *Resolver) gfs2(_ *mount, n node) (string, string, error) {
 }
 
 // lustre: the source is MGSNODE[:MGSNODE...]:/FSNAME[/DIR].
-func (r *Resolver) lustre(m *mount, n node) (string, string, error) {
+func (l *lookup) lustre(m *mount, n node) (string, string, error) {
 	_, after, ok := strings.Cut(m.source, ":/")
 	fsname, _, _ := strings.Cut(after, "/")
 	if !ok || fsname == "" {
@@ -192,7 +192,7 @@ func (r *Resolver) lustre(m *mount, n node) (string, string, error) {
 // share is what is left. Upper and lower case are the same there. The client also
 // stops using the server's numbers by itself where they do not work, and mountinfo
 // has no serverino then (cifs_autodisable_serverino in fs/smb/client/misc.c).
-func (r *Resolver) cifs(m *mount, n node) (string, string, error) {
+func (l *lookup) cifs(m *mount, n node) (string, string, error) {
 	parts := strings.FieldsFunc(m.source, func(c rune) bool { return c == '/' || c == '\\' })
 	if len(parts) < 2 {
 		return "", "its source is " + m.source, nil

@@ -53,6 +53,19 @@ func (*thisHost) look(path string) (node, error) {
 	return n, nil
 }
 
+func (*thisHost) link(path string) string {
+	for size := 256; ; size *= 4 {
+		to := make([]byte, size)
+		n, err := ignoringEINTR(func() (int, error) { return unix.Readlink(path, to) })
+		if err != nil || n <= 0 {
+			return ""
+		}
+		if n < size || size > maxPath {
+			return string(to[:n])
+		}
+	}
+}
+
 // mountOfFD is the number of the mount that a file was opened on; 0 if it is not
 // told (proc_pid_fdinfo(5)).
 func mountOfFD(fd int) uint64 {

@@ -69,8 +69,20 @@ var ErrContradiction = errors.New("it cannot be told which disk this is")
 // maxPath is PATH_MAX of <linux/limits.h>, less the NUL.
 const maxPath = 4095
 
+// lookup is one call of Resolver.Identify.
+type lookup struct {
+	host     kernel
+	rules    []Rule
+	resolver *Resolver
+	ctx      context.Context // ends when nobody waits for it any more
+
+	// Guarded by resolver.mu.
+	where               *place // nil while it waits for one
+	finished, abandoned bool
+}
+
 // resolve does the work of Resolver.Identify, for as long as the kernel likes.
-func (r *Resolver) resolve(path string) (Identity, error) {
+func (l *lookup) resolve(path string) (Identity, error) {
 	id := Identity{Path: path}
 	switch {
 	case !strings.HasPrefix(path, "/"):
@@ -80,7 +92,7 @@ func (r *Resolver) resolve(path string) (Identity, error) {
 	case len(path) > maxPath || strings.ContainsRune(path, 0):
 		return id, fmt.Errorf("no file can have this path of %d bytes", len(path))
 	}
-	n, err := r.host.look(path)
+	n, err := l.look(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR), errors.Is(err, fs.ErrPermission), errors.Is(err, unix.ELOOP):
 		id.byPath(fmt.Sprintf("nothing can be found there (%v)", err))
@@ -94,17 +106,17 @@ func (r *Resolver) resolve(path string) (Identity, error) {
 	id.Path = n.path
 	switch n.mode & unix.S_IFMT {
 	case unix.S_IFBLK:
-		err = r.device(&id, n)
+		err = l.device(&id, n)
 	case unix.S_IFCHR:
 		id.Local = fmt.Sprintf("character device %s", n.rdev)
 		id.byPath("a character device")
 	default:
-		err = r.file(&id, n, 0)
+		err = l.file(&id, n, 0)
 	}
 	if err != nil {
 		return id, err
 	}
-	return id, r.applyRules(&id, n)
+	return id, l.applyRules(&id, n)
 }
 
 // number is a device number.
@@ -127,6 +139,9 @@ type node struct {
 type kernel interface {
 	// look follows path, and opens nothing that it leads to.
 	look(path string) (node, error)
+	// link is where the symbolic link at path leads to, which may be relative; "" if
+	// there is none.
+	link(path string) string
 	// mounts is the table of mounts as it is now; with again it is read for sure.
 	mounts(again bool) (*mountTable, error)
 	// fsid asks the file system that has path (statfs(2)).
@@ -151,7 +166,7 @@ func New(o Options) *Resolver { return newResolver(&host, o) }
 var host thisHost
 
 func newResolver(h kernel, o Options) *Resolver {
-	return &Resolver{host: h, rules: o.Rules, slots: make(chan struct{}, maxCalls), stuck: map[string]int{}}
+	return &Resolver{host: h, rules: o.Rules, slots: make(chan struct{}, maxCalls), places: map[string]*place{}}
 }
 
 // Identify finds out what path leads to. It returns soon after ctx has ended.

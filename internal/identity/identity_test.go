@@ -2,7 +2,6 @@ package identity
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -11,13 +10,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
-	"github.com/vmlockd/vmlockd/internal/fakeclock"
 	"github.com/vmlockd/vmlockd/internal/testenv"
 )
 
@@ -274,65 +271,6 @@ func oneNameAtATime(t *rapid.T, r *Resolver, byLocal bool) {
 			check()
 		},
 	})
-}
-
-// hung is a host on which everything below a directory hangs until it is let go.
-type hung struct {
-	*world
-	below  string
-	letGo  chan struct{}
-	inside chan struct{}
-}
-
-func (h *hung) look(path string) (node, error) {
-	if strings.HasPrefix(path, h.below) {
-		h.inside <- struct{}{}
-		<-h.letGo
-	}
-	return h.world.look(path)
-}
-
-func TestAFileSystemThatHangsDelaysNobodyElse(t *testing.T) {
-	fakeclock.Test(t, func(t *testing.T) {
-		w := loadWorld(t, "testdata/shared.txtar")
-		h := &hung{world: w, below: "/mnt/a", letGo: make(chan struct{}), inside: make(chan struct{}, 2*maxStuck)}
-		r := newResolver(h, Options{})
-		for range maxStuck {
-			ctx, cancel := context.WithCancel(context.Background())
-			go func() { <-h.inside; cancel() }()
-			if id, err := r.Identify(ctx, "/mnt/a/web.img"); !errors.Is(err, context.Canceled) || id.Name != "" {
-				t.Fatalf("a look-up that hangs: %+v, %v", id, err)
-			}
-		}
-		if _, err := r.Identify(context.Background(), "/mnt/a/other.img"); !errors.Is(err, unix.EAGAIN) || !strings.Contains(err.Error(), "/mnt/a") {
-			t.Fatalf("one more is waited for: %v", err)
-		}
-		begin := time.Now()
-		if id := identify(t, r, "/mnt/b/web.img"); id.Name == "" {
-			t.Fatalf("another mount: %+v", id)
-		}
-		if d := time.Since(begin); d != 0 {
-			t.Errorf("another mount's file took %v", d)
-		}
-		close(h.letGo)
-		fakeclock.Wait()
-		r.mu.Lock()
-		if left := len(r.stuck); left != 0 {
-			t.Errorf("%d look-ups hang still", left)
-		}
-		r.mu.Unlock()
-		if id := identify(t, r, "/mnt/a/web.img"); id.Name == "" {
-			t.Errorf("it works again, and: %+v", id)
-		}
-	})
-}
-
-func TestAContextThatHasEnded(t *testing.T) {
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	if id, err := New(Options{}).Identify(ctx, "/"); err == nil || id.Name != "" {
-		t.Errorf("%+v, %v", id, err)
-	}
 }
 
 func TestPickDesignator(t *testing.T) {

@@ -16,9 +16,9 @@ var (
 	partUUID  = lazyregexp.New(`^part(\d+)-`)
 )
 
-func (r *Resolver) mapper(id *Identity, dir string, depth int) error {
+func (l *lookup) mapper(id *Identity, dir string, depth int) error {
 	id.Type = TypeMapper
-	name, uuid := r.read(dir, "dm/name"), r.read(dir, "dm/uuid")
+	name, uuid := l.read(dir, "dm/name"), l.read(dir, "dm/uuid")
 	if name != "" {
 		id.Path = "/dev/mapper/" + name
 	}
@@ -30,7 +30,7 @@ func (r *Resolver) mapper(id *Identity, dir string, depth int) error {
 		return nil
 	case strings.HasPrefix(uuid, "mpath-"):
 		id.Type = TypeMultipath
-		return r.fromBelow(id, dir, onePath, "", depth)
+		return l.fromBelow(id, dir, onePath, "", depth)
 	case strings.HasPrefix(uuid, "CRYPT-"):
 		id.Type = TypeCrypt
 		if c := cryptUUID().FindStringSubmatch(uuid); c != nil {
@@ -39,9 +39,9 @@ func (r *Resolver) mapper(id *Identity, dir string, depth int) error {
 			id.step("%s is the encrypted volume %s", id.Path, c[1])
 			return nil
 		}
-		return r.fromBelow(id, dir, allBelow, "", depth)
+		return l.fromBelow(id, dir, allBelow, "", depth)
 	case partUUID().MatchString(uuid):
-		return r.fromBelow(id, dir, onePath, "-part"+partUUID().FindStringSubmatch(uuid)[1], depth)
+		return l.fromBelow(id, dir, onePath, "-part"+partUUID().FindStringSubmatch(uuid)[1], depth)
 	case uuid != "":
 		id.Name = "dm:" + uuid
 		id.step("%s is the mapped device with UUID %s", id.Path, uuid)
@@ -50,7 +50,7 @@ func (r *Resolver) mapper(id *Identity, dir string, depth int) error {
 	// Its name says nothing on another host, and neither does what part of the devices
 	// below it shows: so all that lie upon these are one.
 	id.step("%s has no UUID", id.Path)
-	return r.fromBelow(id, dir, allBelow, "", depth)
+	return l.fromBelow(id, dir, allBelow, "", depth)
 }
 
 // How a device lies upon others.
@@ -62,18 +62,18 @@ const (
 )
 
 // fromBelow names a device after those that it lies upon.
-func (r *Resolver) fromBelow(id *Identity, dir string, how lies, suffix string, depth int) error {
-	slaves, err := r.list(dir, "slaves")
+func (l *lookup) fromBelow(id *Identity, dir string, how lies, suffix string, depth int) error {
+	slaves, err := l.list(dir, "slaves")
 	if err != nil {
 		return fmt.Errorf("list what %s lies upon: %w", id.Path, err)
 	}
 	var names []string
 	for _, s := range slaves {
-		at, err := r.real(dir, "slaves", s)
+		at, err := l.real(dir, "slaves", s)
 		if err != nil {
 			return fmt.Errorf("what %s lies upon has just changed: %w", id.Path, err)
 		}
-		under, err := r.blockAt(at, depth+1)
+		under, err := l.blockAt(at, depth+1)
 		id.Steps = append(id.Steps, under.Steps...)
 		if err != nil {
 			return err

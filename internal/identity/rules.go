@@ -193,8 +193,8 @@ func (r Rule) match(id *Identity) (rest string, ok bool) {
 }
 
 // applyRules lets the first rule that matches decide.
-func (r *Resolver) applyRules(id *Identity, n node) error {
-	for i, rule := range r.rules {
+func (l *lookup) applyRules(id *Identity, n node) error {
+	for i, rule := range l.rules {
 		if rest, ok := rule.match(id); ok {
 			return rule.apply(id, n, i+1, rest)
 		}
@@ -244,7 +244,7 @@ func (t RuleText) subject() string {
 
 // scheme is changed when the same disk would get another name by other means than
 // rules.
-const scheme = "identity 2"
+const scheme = "identity 3"
 
 // Digest is equal for hosts on which the same rules, and the same version of what
 // comes before rules, make the names of disks; 16 hexadecimal digits.

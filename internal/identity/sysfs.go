@@ -22,14 +22,14 @@ const (
 
 // read is a file's text without blanks around it; "" if there is none or it cannot
 // be read: a driver may have taken it away, or have nothing to say.
-func (r *Resolver) read(parts ...string) string {
-	return strings.Trim(string(r.readBytes(parts...)), " \t\n\x00")
+func (l *lookup) read(parts ...string) string {
+	return strings.Trim(string(l.readBytes(parts...)), " \t\n\x00")
 }
 
 // readBytes makes no more system calls than it must: os.Open would make three more.
-func (r *Resolver) readBytes(parts ...string) []byte {
+func (l *lookup) readBytes(parts ...string) []byte {
 	fd, err := ignoringEINTR(func() (int, error) {
-		return unix.Open(r.at(parts), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+		return unix.Open(l.at(parts), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	})
 	if err != nil {
 		return nil
@@ -65,19 +65,19 @@ func ignoringEINTR(f func() (int, error)) (int, error) {
 }
 
 // at is a place in the tree.
-func (r *Resolver) at(parts []string) string {
-	return r.host.tree() + path.Join(parts...)
+func (l *lookup) at(parts []string) string {
+	return l.host.tree() + path.Join(parts...)
 }
 
-func (r *Resolver) exists(parts ...string) bool {
+func (l *lookup) exists(parts ...string) bool {
 	var st unix.Stat_t
-	_, err := ignoringEINTR(func() (int, error) { return 0, unix.Stat(r.at(parts), &st) })
+	_, err := ignoringEINTR(func() (int, error) { return 0, unix.Stat(l.at(parts), &st) })
 	return err == nil
 }
 
 // list is the names in a directory, in order; none if it is not there.
-func (r *Resolver) list(parts ...string) ([]string, error) {
-	f, err := os.Open(r.at(parts))
+func (l *lookup) list(parts ...string) ([]string, error) {
+	f, err := os.Open(l.at(parts))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -98,10 +98,10 @@ const maxLinks = 8
 
 // real is where a link leads. In sysfs and in what udev makes of /dev only the last
 // part of a path is a link.
-func (r *Resolver) real(parts ...string) (string, error) {
+func (l *lookup) real(parts ...string) (string, error) {
 	p := path.Join(parts...)
 	for range maxLinks {
-		to, err := os.Readlink(r.host.tree() + p)
+		to, err := os.Readlink(l.host.tree() + p)
 		if errors.Is(err, unix.EINVAL) {
 			return p, nil
 		}

@@ -43,6 +43,13 @@ func (w *world) look(path string) (node, error) {
 	return n, nil
 }
 
+func (w *world) link(path string) string {
+	if n, ok := w.nodes[path]; ok && n.path != path {
+		return n.path
+	}
+	return ""
+}
+
 func (w *world) fsid(path string) (uint64, error) {
 	if id, ok := w.ids[path]; ok {
 		return id, nil

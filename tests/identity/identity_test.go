@@ -32,6 +32,7 @@ name = "ruled/{rest}"
 // TestIdentity boots two nodes with a device and a folder that both have.
 func TestIdentity(t *testing.T) {
 	s := boot(t, lab.Config{Nodes: 2, DeviceMB: 16, Libvirt: true, Modules: []string{"dm-mod", "loop"}})
+	s.libvirt = true
 	for _, n := range s.Nodes() {
 		if err := n.WaitLibvirt(s.ctx); err != nil {
 			t.Fatal(err)
@@ -53,6 +54,7 @@ func TestIdentity(t *testing.T) {
 		{"LogicalVolumes", logicalVolumes},
 		{"Loop", loop},
 		{"Rules", rules},
+		{"RulesDiffer", rulesDiffer},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, s) })
 	}
@@ -189,15 +191,11 @@ func (s *suite) table(t *testing.T, node int, name, uuid string, start, sectors 
 func mapperUUID(t *testing.T, s *suite) {
 	s.table(t, 1, "here", "site-a", 0, 2048)
 	s.table(t, 2, "there", "site-a", 0, 2048)
-	s.table(t, 1, "same", "site-b", 2048, 2048)
-	s.table(t, 2, "same", "site-c", 4096, 2048)
-	s.hold(t, 1, "/dev/mapper/here")
-	s.wantHeld(t, 2, "/dev/mapper/there")
-	s.hold(t, 1, "/dev/mapper/same")
-	s.wantFree(t, 2, "/dev/mapper/same")
-	if id, status := s.identify(t, 1, "--cluster", "/dev/mapper/same"); status != differ || !id.Disks[1].Differs {
-		t.Errorf("status %d, %+v", status, id)
-	}
+	s.table(t, 2, "here", "site-b", 2048, 2048)
+	s.everywhere(t, "cat > /tmp/boot", lab.IdleGuest())
+	s.bootable(t, 1, "/dev/mapper/here")
+	s.bootable(t, 2, "/dev/mapper/here")
+	s.prove(t, 1, 2, "/dev/mapper/here", "/dev/mapper/there", proof{typ: "dm", cache: "none", start: true})
 }
 
 // Without one, all that lies upon the same device is one.
@@ -223,7 +221,7 @@ func remappedWhileHeld(t *testing.T, s *suite) {
 	s.wantFree(t, 2, "/dev/mapper/first")
 }
 
-// The UUIDs are LVM's, as it makes them; LVM itself is not in the nodes.
+// The UUIDs are LVM's, as it makes them; TestRealStorage has LVM itself.
 func logicalVolumes(t *testing.T, s *suite) {
 	const vg, web, db = "Q3cwEkfJgCd8SUEYyVnrR7vVYlf3XqWx", "Ae1LhKpYV7bTq0DLmRzvfPzL6sJc2XkU", "Be1LhKpYV7bTq0DLmRzvfPzL6sJc2XkU"
 	s.table(t, 1, "vg-web", "LVM-"+vg+web, 0, 2048)
@@ -273,4 +271,47 @@ func rules(t *testing.T, s *suite) {
 	if st := s.sh(t, 1, "vmlockctl status"); strings.Contains(st, "name disks by other rules") {
 		t.Errorf("the nodes have the same rules, and:\n%s", st)
 	}
+}
+
+// A node with other rules may have two names for one disk, and all nodes say so.
+func rulesDiffer(t *testing.T, s *suite) {
+	const path = "/etc/vmlockd/vmlockd.toml"
+	daemon := s.Node(2).Service("vmlockd")
+	with := func(text string) {
+		if err := s.Node(2).WriteFile(s.ctx, path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := daemon.Kill(s.ctx); err != nil {
+			t.Fatal(err)
+		}
+		if err := daemon.Start(s.ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	say := func(what string, want bool) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(s.ctx, time.Minute)
+		defer cancel()
+		last := ""
+		err := lab.WaitFor(ctx, what, func(ctx context.Context) (bool, error) {
+			for _, n := range s.Nodes() {
+				res, err := n.Exec(ctx, "vmlockctl", "status")
+				if err != nil {
+					return false, err
+				}
+				last = res.String()
+				if strings.Contains(last, "name disks by other rules") != want || !strings.Contains(last, "node1") || !strings.Contains(last, "node2") {
+					return false, nil
+				}
+			}
+			return true, nil
+		})
+		if err != nil {
+			t.Errorf("%v; the last: %s", err, last)
+		}
+	}
+	with(strings.Replace(config, "ruled/{rest}", "other/{rest}", 1))
+	say("both nodes to warn", true)
+	with(config)
+	say("the warning to be over", false)
 }

@@ -29,8 +29,9 @@ func TestMain(m *testing.M) {
 // suite is the lab and what is done with it.
 type suite struct {
 	*lab.Lab
-	ctx   context.Context
-	holds int
+	ctx     context.Context
+	holds   int
+	libvirt bool // for prove
 }
 
 // boot starts a cluster with vmlockd in it.

@@ -1,0 +1,71 @@
+package identity
+
+import (
+	"context"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestLocal: what two paths of this host have in common if they lead to one thing, by
+// which one is found whose name is made of its path.
+func TestLocal(t *testing.T) {
+	for _, tc := range []struct{ file, path, want string }{
+		{"devices", "/dev/nvme0n1", "block device 259:0"},
+		{"devices", "/dev/nvme0n1p2", "block device 259:2"},
+		{"devices", "/dev/ubda", "block device 98:0"},
+		{"devices", "/tmp/mknod", "block device 98:0"},
+		{"devices", "/dev/nowhere", "block device 200:1"},
+		{"devices", "/srv/a.img", "file 8:1 131"},
+		{"devices", "/dev/loop0", "file 8:1 131"}, // whatever part of it
+		{"devices", "/dev/loop0p1", "file 8:1 131 partition 1"},
+		{"devices", "/dev/loop1", "file 0:45 77"},
+		{"devices", "/srv/shared/b.img", "file 0:45 77"},
+		{"devices", "/dev/loop3", "block device 259:0"},
+		{"shared", "/virtiofs/web.img", "file 0:66 7"},
+		{"shared", "/bound/web.img", "file 0:66 7"},
+		{"files", "/elsewhere/g.img", "file 0:99 5"},
+		{"files", "/not/there.img", ""},
+	} {
+		r := newResolver(loadWorld(t, "testdata/"+tc.file+".txtar"), Options{})
+		if id := identify(t, r, tc.path); id.Local != tc.want {
+			t.Errorf("%s: %s is %q, want %q", tc.file, tc.path, id.Local, tc.want)
+		}
+	}
+}
+
+// late is a host whose table of mounts is read too early to have what has just been
+// mounted.
+type late struct {
+	*world
+	again int
+}
+
+func (l *late) mounts(again bool) (*mountTable, error) {
+	if again {
+		l.again++
+		return l.table, nil
+	}
+	return &mountTable{byID: map[uint64]*mount{}}, nil
+}
+
+func TestAMountThatIsNew(t *testing.T) {
+	h := &late{world: loadWorld(t, "testdata/shared.txtar")}
+	if id := identify(t, newResolver(h, Options{}), "/mnt/a/web.img"); id.Type != "nfs4" || id.Doubt || h.again != 1 {
+		t.Errorf("%+v, and the table was read again %d times", id, h.again)
+	}
+}
+
+// forbidden is a host that lets nobody look at anything, as a server of NFS does to
+// root (root_squash).
+type forbidden struct{ *world }
+
+func (forbidden) look(string) (node, error) { return node{}, unix.EACCES }
+
+func TestWhatMayNotBeLookedAt(t *testing.T) {
+	r := newResolver(forbidden{loadWorld(t, "testdata/shared.txtar")}, Options{})
+	id, err := r.Identify(context.Background(), "/mnt/a/web.img")
+	if err != nil || id.Scope != Cluster || !id.Doubt || !id.ByPath || id.Name != "/mnt/a/web.img" {
+		t.Errorf("%+v, %v", id, err)
+	}
+}
