@@ -116,7 +116,7 @@ func (t *taker) takeNow(m *locking.Manager, log *slog.Logger) bool {
 			return true
 		}
 		if time.Since(begin) > takenPatience {
-			log.Error("what virtlockd had is not locked in the cluster yet: do not stop this daemon before it is", "event", "locks-not-yet", "reason", why, "cause", locking.Cause(why))
+			log.Error("what virtlockd had is not locked in the cluster yet: do not stop this daemon before it is", "reason", why)
 			return false
 		}
 	}
