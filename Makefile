@@ -11,7 +11,7 @@ GUARD_CASES = ^TestGuard$$/^(ConfirmDead|Cut|DaemonKilledWhileStopped|WithoutGua
 # Of tests/peers the commands as operators use them; the other one is about the package below.
 PEERS_CASES = ^TestCommands$$
 # Of tests/cluster, where no guard is, some beside one in its default mode.
-GUARDED_CASES = ^TestLibvirt$$/^(LiveMigration|DaemonKilled|UpgradeDuringMigration)$$
+GUARDED_CASES = ^(TestLibvirt|TestReplacesVirtlockd)$$/^(LiveMigration|DaemonKilled|UpgradeDuringMigration)$$
 # Those for which there is no time in 'make test'.
 MORE_LAB_PACKAGES = ./tests/guard ./tests/chaos ./tests/identity ./tests/peers ./corosync/corosynctest/conformance/...
 

@@ -354,9 +354,7 @@ func (c *Config) adminProblems(add func(key, format string, args ...any), socket
 		return
 	}
 	path := c.AdminPath()
-	if len(path) > maxSocketPath && len(c.Socket) <= maxSocketPath {
-		add("socket", "virt-admin's socket %s beside it has a path of %d bytes: unix(7) allows %d, so set admin_socket too", path, len(path), maxSocketPath)
-	}
+	// Where it is too long there is no admin socket, and the log says so.
 	if filepath.Clean(path) == c.controlSocket() || filepath.Clean(path) == c.HolderSocket() {
 		add("socket", "virt-admin's socket %s beside it is another socket of vmlockd already: set admin_socket too", path)
 	}

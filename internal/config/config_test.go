@@ -36,7 +36,6 @@ func TestMistakes(t *testing.T) {
 		{"admin socket where the main one is", "socket = \"/run/x\"\nadmin_socket = \"/run//x\"\n", []string{"f.toml:2: admin_socket", "another path"}},
 		{"admin socket where the control socket is", "run_dir = \"/r\"\nadmin_socket = \"/r/control.sock\"\n", []string{"f.toml:2: admin_socket", "another path"}},
 		{"admin socket of the holder", "run_dir = \"/r\"\nadmin_socket = \"/r/holder.sock\"\n", []string{"f.toml:2: admin_socket", "another path"}},
-		{"socket too long for the admin socket", "socket = \"/" + strings.Repeat("x", 97) + "-sock\"\n", []string{"f.toml:1: socket", "109 bytes", "set admin_socket"}},
 		{"control socket beside the socket", "socket = \"/r/a-sock\"\ncontrol_socket = \"/r/a-admin-sock\"\n", []string{"f.toml:1: socket", "set admin_socket"}},
 		{"no admin clients", "admin_max_clients = 0\n", []string{"f.toml:1: admin_max_clients: 0 is out of range"}},
 		{"run_dir", "run_dir = \"run\"\n", []string{"f.toml:1: run_dir", "absolute path"}},

@@ -145,6 +145,9 @@ func (c *Config) addVirtlockd(path string, text []byte, set map[string]bool) err
 		first[s.Name] = s.Line
 		apply, err := c.virtlockdSetting(s)
 		switch {
+		case err != nil && (strings.HasPrefix(s.Name, "log_") || set[key]):
+			// virtlockd passes over such ones of its log, too, and nobody may know that this file is read.
+			note("%v; it is passed over", err)
 		case err != nil:
 			mistake("%v", err)
 		case set[key] || s.Name == "log_outputs" && set["log.format"]:

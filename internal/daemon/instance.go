@@ -170,6 +170,9 @@ func start(c config.Config, version string, log *slog.Logger, from *state, g *gi
 	}
 	i.guard.run()
 	if v := from.virtlockd(); v != nil {
+		if taker != nil && !taker.takeNow(i.locks, log) {
+			v.open = nil // as long as this process lives they keep others of this host out
+		}
 		if err := i.incomplete(); err != nil {
 			log.Error("the locks of virtlockd would end with this process", "event", "holder-incomplete", "locks", len(v.entries), "reason", err)
 		}

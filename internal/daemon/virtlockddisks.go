@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vmlockd/vmlockd/internal/config"
@@ -30,6 +31,8 @@ type taker struct {
 	backend
 	timeout time.Duration // for each
 	log     *slog.Logger
+	// begun: the guard runs, without which nothing is granted. Before, all are for later.
+	begun atomic.Bool
 
 	mu    sync.Mutex // guards what follows
 	asked map[takeKey]locking.Restored
@@ -98,6 +101,27 @@ func openDisk(ctx context.Context, b backend, ref locking.Ref) (h locking.Handle
 	}
 }
 
+// takenPatience is how long nobody is served while what virtlockd had is not all taken. After that its
+// disks are refused, and others served.
+const takenPatience = time.Minute
+
+// takeNow begins to ask for what virtlockd had, and waits for it. It reports whether all was answered.
+func (t *taker) takeNow(m *locking.Manager, log *slog.Logger) bool {
+	t.begun.Store(true)
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for begin := time.Now(); ; <-tick.C {
+		why := m.NotYet()
+		if why == nil {
+			return true
+		}
+		if time.Since(begin) > takenPatience {
+			log.Error("what virtlockd had is not locked in the cluster yet: do not stop this daemon before it is", "reason", why)
+			return false
+		}
+	}
+}
+
 // each calls f for all up to n, some at a time, and returns when all calls have.
 func each(n int, f func(int)) {
 	var running sync.WaitGroup
@@ -118,6 +142,10 @@ func (t *taker) Restore(ctx context.Context, held []locking.Held) []locking.Rest
 	out := make([]locking.Restored, len(held))
 	var mu sync.Mutex // guards later
 	var later error
+	if !t.begun.Load() {
+		later = errors.New("the guard has not begun")
+		held = nil
+	}
 	each(len(held), func(n int) {
 		res, err := t.take(ctx, held[n])
 		out[n] = res

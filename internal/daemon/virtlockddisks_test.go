@@ -74,8 +74,11 @@ func TestVirtlockdInCluster(t *testing.T) {
 		}
 	}})
 	defer m.Close(context.Background())
-	if later := m.Restore(t.Context(), taker, found.Entries, found.Lockspaces, false); later != 0 {
-		t.Fatalf("%d entries for later", later)
+	if later := m.Restore(t.Context(), taker, found.Entries, found.Lockspaces, false); later != 4 {
+		t.Fatalf("%d entries for later, before the guard has begun", later)
+	}
+	if !taker.takeNow(m, log) {
+		t.Fatal(m.NotYet())
 	}
 	if e := <-lost; e.Owner.Name != "mail" || e.Ref.Name != "/both" || len(lost) > 0 {
 		t.Errorf("lost: %+v, and %d more", e, len(lost))
@@ -132,6 +135,7 @@ func TestVirtlockdInClusterLater(t *testing.T) {
 		return f
 	})
 	tk := &taker{backend: dlmLocks{b, nil}, timeout: time.Second, log: slog.New(slog.DiscardHandler), asked: map[takeKey]locking.Restored{}}
+	tk.begun.Store(true)
 	held := []locking.Held{}
 	for _, name := range []string{"/a", "/b"} {
 		ref := locking.Ref{Name: name}

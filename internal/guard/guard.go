@@ -109,6 +109,9 @@ func New(o Options) (*Guard, error) {
 		}
 		g.fencing = saved.Fencing
 		g.proven, g.dog.left = saved.Proven, saved.Armed
+		if d, ok := g.o.Dog.(interface{ Left() }); ok && saved.Armed {
+			d.Left()
+		}
 		for _, f := range saved.Frozen {
 			g.lockedRestore(f)
 		}

@@ -115,6 +115,16 @@ type Device struct {
 	mu  sync.Mutex
 	f   *os.File
 	sys string // where sysfs is; "" for /sys
+	// left: it runs already, and resets the host if nobody feeds it.
+	left bool
+}
+
+// Left says that an earlier daemon has left the device running. Then it is opened also if its driver
+// never stops it (nowayout), as versions did that did not look: it has to be fed.
+func (d *Device) Left() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.left = true
 }
 
 // magicClose is what says that a close is meant (watchdog-api.rst).
@@ -155,7 +165,7 @@ func (d *Device) endless() bool {
 }
 
 func (d *Device) lockedOpen() error {
-	if d.endless() {
+	if !d.left && d.endless() {
 		return fmt.Errorf("%s cannot be stopped any more once it was opened (nowayout), so that stopping vmlockd would reset this host: load its driver with nowayout=0 "+
 			"(options softdog nowayout=0 in /etc/modprobe.d), or leave guard.watchdog empty", d.Path)
 	}

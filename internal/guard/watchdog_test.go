@@ -83,4 +83,12 @@ func TestDeviceWithoutAWayOut(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	// It runs already: whoever does not feed it has the host reset.
+	if err := os.WriteFile(filepath.Join(attributes, "nowayout"), []byte("1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d.Left()
+	if err := d.Feed(); err == nil || strings.Contains(err.Error(), "nowayout=0") {
+		t.Errorf("an earlier daemon has left it running: %v", err)
+	}
 }

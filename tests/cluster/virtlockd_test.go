@@ -85,11 +85,11 @@ func (s *suite) replaceVirtlockd(t *testing.T, node int) {
 		t.Fatal(err)
 	}
 	script := fmt.Sprintf(`set -e
-printf 'backend = "cluster"\nguard.mode = "off"\nlog.format = "text"\n' >/etc/vmlockd.toml
+printf 'backend = "cluster"\nguard.mode = "%s"\nlog.format = "text"\n' >/etc/vmlockd.toml
 mv /usr/sbin/virtlockd /usr/sbin/virtlockd.distrib
 printf '#!/bin/sh\nexec %s/vmlockd --config /etc/vmlockd.toml\n' >/usr/sbin/virtlockd
 chmod 755 /usr/sbin/virtlockd
-`, lab.SharedDir)
+`, lab.GuardMode(), lab.SharedDir)
 	s.must(t, fmt.Sprintf("put vmlockd in the place of virtlockd on node %d", node), func() (lab.Result, error) { return n.Shell(s.ctx, script) })
 	if err := n.Service(lab.ServiceLock).Signal(s.ctx, syscall.SIGUSR1); err != nil {
 		t.Fatal(err)
