@@ -131,7 +131,9 @@ func (s *state) listenAdmin(path string) (*net.UnixListener, error) {
 		if a.Socket == path {
 			return rpc.ListenerFromFile(a.listener)
 		}
-		os.Remove(a.Socket) // the configuration names another one now
+		if s.Admin == 0 && !s.Activated { // otherwise it is systemd's
+			os.Remove(a.Socket) // the configuration names another one now
+		}
 	}
 	return makeListener(path)
 }

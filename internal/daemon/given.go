@@ -41,7 +41,8 @@ func take(from *state, c config.Config) (*given, error) {
 	if c.Backend == config.BackendCluster && os.Geteuid() != 0 {
 		return g, fmt.Errorf("backend \"cluster\" needs root, and this is a daemon of user %d: take backend = \"local\" for a session's virtual machines", os.Geteuid())
 	}
-	if g.pid != nil && g.pid.path == c.PIDFile && g.pid.current() {
+	// Opening it once more, by another name, would end its lock when that is closed (fcntl(2)).
+	if g.pid != nil && (g.pid.path == c.PIDFile || sameDir(g.pid.path, c.PIDFile)) && g.pid.current() {
 		return g, nil
 	}
 	serves := func() error {
