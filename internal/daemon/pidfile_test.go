@@ -86,18 +86,38 @@ func TestPIDFile(t *testing.T) {
 	}
 }
 
+// TestPIDFileByAnotherName: the configuration names the same file by way of a link, and it stays locked.
+func TestPIDFileByAnotherName(t *testing.T) {
+	s := build(t)
+	dir := filepath.Join(s.dir, "sub")
+	if err := errors.Join(os.Mkdir(dir, 0o700), os.Symlink("sub", filepath.Join(s.dir, "alias"))); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "the.pid")
+	s.configure("pid_file", path)
+	s.start()
+	s.configure("pid_file", filepath.Join(s.dir, "alias", "the.pid"))
+	s.signal(syscall.SIGUSR1)
+	s.event("daemon-ready")
+	if got := lockedBy(t, path); got != s.cmd.Process.Pid {
+		t.Errorf("locked by %d, want %d", got, s.cmd.Process.Pid)
+	}
+	s.end(syscall.SIGTERM)
+}
+
 // TestPIDFileWaits: a start waits for a daemon that ends, as one that is idle does, and not
 // for one that serves.
 func TestPIDFileWaits(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "pid")
 	ready := filepath.Join(t.TempDir(), "ready")
 	// Another process, as a record lock keeps none out of its own.
-	other := exec.Command("python3", "-c", `
-import fcntl, os, sys
-f = open(sys.argv[1], "w")
-fcntl.lockf(f, fcntl.LOCK_EX, 1)
-os.mkdir(sys.argv[2])
-sys.stdin.read()
+	// Each Debian has perl; struct flock is that of 64 bits.
+	other := exec.Command("perl", "-MFcntl", "-e", `
+open my $f, ">", $ARGV[0] or die $!;
+my $l = pack "s s x4 q q l x4", F_WRLCK, 0, 0, 1, 0;
+fcntl $f, F_SETLK, $l or die $!;
+mkdir $ARGV[1] or die $!;
+<STDIN>;
 `, path, ready)
 	in, err := other.StdinPipe()
 	if err != nil {
