@@ -85,7 +85,7 @@ func (s *suite) replaceVirtlockd(t *testing.T, node int) {
 		t.Fatal(err)
 	}
 	script := fmt.Sprintf(`set -e
-printf 'backend = "cluster"\nguard.mode = "%s"\nlog.format = "text"\n' >/etc/vmlockd.toml
+printf 'backend = "cluster"\nguard.mode = "%s"\nlog.format = "text"\nlog.level = "info"\n' >/etc/vmlockd.toml
 mv /usr/sbin/virtlockd /usr/sbin/virtlockd.distrib
 printf '#!/bin/sh\nexec %s/vmlockd --config /etc/vmlockd.toml\n' >/usr/sbin/virtlockd
 chmod 755 /usr/sbin/virtlockd

@@ -23,8 +23,10 @@ type restart struct {
 	// lose takes the others away from the node, and comeBack brings them back.
 	lose     func(*testing.T)
 	comeBack func(t *testing.T, other *asker, served time.Time, before lengths)
-	// end ends the daemon.
-	end func(t *testing.T, watch *asker)
+	// end ends the daemon. If that takes its process to end, again undoes lose for another try, as a write that
+	// hangs in the kernel keeps a process.
+	end   func(t *testing.T, watch *asker)
+	again func(t *testing.T)
 }
 
 // restartsWithoutQuorum: the daemon is killed and started while the lockspace is
@@ -47,6 +49,11 @@ func (s *suite) restartsWithoutQuorum(t *testing.T) {
 		end: func(t *testing.T, _ *asker) {
 			s.do(t, "kill vmlockd on node 1", s.Node(1).Service(lab.ServiceLock).Kill)
 		},
+	}
+	r.again = func(t *testing.T) {
+		s.do(t, "heal node 2", s.Node(2).Heal)
+		s.do(t, "heal node 3", s.Node(3).Heal)
+		s.reboot(t, 2, 3)
 	}
 	r.prefix = "idle"
 	if !t.Run("NothingUnderWay", func(t *testing.T) { s.restartWithoutQuorum(t, r) }) {
@@ -73,11 +80,26 @@ func (s *suite) restartWithoutQuorum(t *testing.T, r restart) {
 		every.end(t)
 		s.nothingUnderWay(t, r.node)
 	}
-	r.lose(t)
-	stopped := watch.wait(t, 1, time.Time{}, "stopped").begun
-	if r.underWay {
+	var stopped time.Time
+	for try := 1; ; try++ {
+		begin := time.Now()
+		r.lose(t)
+		stopped = watch.wait(t, 1, begin, "stopped").begun
+		if !r.underWay {
+			break
+		}
 		every.wait(t, 2, stopped, "the cluster has no quorum")
-		s.requestsInKernel(t, r.node)
+		if s.requestsInKernel(t, r.node); r.again == nil || !s.writeHangs(t, r.node) {
+			break
+		}
+		// The lockspace was stopped in the moment of a write, before vmlockd could know.
+		if try == 3 {
+			t.Fatal("three times a write was under way when the lockspace was stopped, and hangs")
+		}
+		s.step(t, "a write hangs in the kernel: once more")
+		r.again(t)
+		s.nothingUnderWay(t, r.node)
+		before = s.logLengths(t)
 	}
 
 	r.end(t, watch)
@@ -141,6 +163,27 @@ func (s *suite) nothingUnderWay(t *testing.T, node int) {
 		notYet := slices.ContainsFunc(st.Warnings, func(w control.Warning) bool { return w.Code == control.WarnNotYet })
 		return l.State == control.LockspaceRunning && l.InFlight+l.Undecided == 0 && !notYet
 	})
+}
+
+// writeHangs says whether a write of a node's daemon is in the kernel, and does not return.
+func (s *suite) writeHangs(t *testing.T, node int) bool {
+	t.Helper()
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); <-tick.C {
+		body, err := s.get(node, "/metrics")
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := parseMetrics(body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m["vmlockd_kernel_calls_in_flight"] == 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // requestsInKernel waits until a node's daemon has given up requests that the kernel
