@@ -31,6 +31,7 @@ type taker struct {
 	backend
 	timeout time.Duration // for each
 	log     *slog.Logger
+	owners  map[string][]locking.Owner // by ID, for the log
 	// begun: the guard runs, without which nothing is granted. Before, all are for later.
 	begun atomic.Bool
 
@@ -84,7 +85,11 @@ func (r *replaced) noteDisks(c config.Config, b backend, j *journal.Journal, fou
 	if err := r.note(j, found); err != nil {
 		return nil, err
 	}
-	return &taker{backend: b, timeout: time.Duration(c.RequestTimeout), log: log, asked: map[takeKey]locking.Restored{}}, nil
+	owners := map[string][]locking.Owner{}
+	for _, e := range r.entries {
+		owners[e.ID] = append(owners[e.ID], e.Owner)
+	}
+	return &taker{owners: owners, backend: b, timeout: time.Duration(c.RequestTimeout), log: log, asked: map[takeKey]locking.Restored{}}, nil
 }
 
 // openDisk waits for this host to join the lockspace, if the name of a disk depends on that.
@@ -194,8 +199,11 @@ func (t *taker) take(ctx context.Context, held locking.Held) (res locking.Restor
 			}
 		}
 		h.Close()
-		t.log.Error("a virtual machine of this host uses a disk that another one holds: end one of them", "event", "virtlockd-conflict",
-			"name", held.Ref.Name, "lockspace", held.Ref.Lockspace, "mode", held.Mode.String(), "reason", who)
+		for _, o := range t.owners[held.ID] {
+			t.log.Error("a virtual machine of this host uses a disk that another one holds: end one of them", "event", "virtlockd-conflict",
+				"name", held.Ref.Name, "lockspace", held.Ref.Lockspace, "mode", held.Mode.String(),
+				"owner", o.Name, "uuid", locking.FormatUUID(o.UUID), "pid", o.PID, "reason", who)
+		}
 		res.Err = fmt.Errorf("%w: %s", locking.ErrNotHeld, who)
 	case h.ID() != held.ID:
 		res.Err = fmt.Errorf("%w: %w", locking.ErrNotHeld, err)
