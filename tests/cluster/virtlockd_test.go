@@ -65,10 +65,14 @@ func TestReplacesVirtlockd(t *testing.T) {
 	}
 
 	s.step(t, "both are in vmlockd's hands")
-	refusal := s.createRefused(t, 2, vm("fourth", lab.Disk{Path: disk}), disk)
-	s.names(t, refusal, 1, "first")
+	// While the second one runs nobody on its host gets the disk, also not when the first one has left.
+	res, err := s.Node(2).Create(s.ctx, vm("fourth", lab.Disk{Path: disk}))
+	if err != nil || res.OK() || !strings.Contains(res.Stderr, "end that virtual machine") || !strings.Contains(res.Stderr, "virtual machine first") {
+		t.Fatalf("fourth on node 2: %v, %v", res, err)
+	}
 	s.createRefused(t, 1, vm("fifth", lab.Disk{Path: shared}), shared)
 	s.destroy(t, 2, "second")
+	s.names(t, s.createRefused(t, 2, vm("fourth", lab.Disk{Path: disk}), disk), 1, "first")
 	s.destroy(t, 1, "first")
 	s.create(t, 2, vm("fourth", lab.Disk{Path: disk}))
 	s.destroy(t, 1, "shares1")
