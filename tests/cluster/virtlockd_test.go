@@ -67,7 +67,7 @@ func TestReplacesVirtlockd(t *testing.T) {
 	s.step(t, "both are in vmlockd's hands")
 	// While the second one runs nobody on its host gets the disk, also not when the first one has left.
 	res, err := s.Node(2).Create(s.ctx, vm("fourth", lab.Disk{Path: disk}))
-	if err != nil || res.OK() || !strings.Contains(res.Stderr, "end that virtual machine") || !strings.Contains(res.Stderr, "virtual machine first") {
+	if err != nil || res.OK() || !strings.Contains(res.Stderr, "end that virtual machine") || !strings.Contains(res.Stderr, "node 1") {
 		t.Fatalf("fourth on node 2: %v, %v", res, err)
 	}
 	s.createRefused(t, 1, vm("fifth", lab.Disk{Path: shared}), shared)
