@@ -163,14 +163,18 @@ func start(c config.Config, version string, log *slog.Logger, from *state, g *gi
 	if err != nil {
 		return i, err
 	}
+	if taker == nil {
+		taker = goOnTaking(c, i.backend, &found, log)
+	}
 	if taker != nil {
 		i.takeBack(found, taker)
 	} else {
 		i.takeBack(found, i.backend)
 	}
 	i.guard.run()
+	taken := taker == nil || taker.takeNow(i.locks, log)
 	if v := from.virtlockd(); v != nil {
-		if taker != nil && !taker.takeNow(i.locks, log) {
+		if !taken {
 			v.open = nil // as long as this process lives they keep others of this host out
 		}
 		if err := i.incomplete(); err != nil {

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,17 +28,53 @@ const (
 	namePatience = time.Minute
 )
 
+// takingName is a file in run_dir that says that locks of a virtlockd are being asked for: a next start finds them
+// in its journal, and not all of them in the kernel. It is gone when all were answered.
+const takingName = "taking-over"
+
 // taker takes locks in the place of taking them back.
 type taker struct {
 	backend
+	path string // of the file called takingName
+	// adopt: an earlier process of vmlockd has begun, and what it had got is taken back first.
+	adopt   bool
 	timeout time.Duration // for each
 	log     *slog.Logger
 	owners  map[string][]locking.Owner // by ID, for the log
 	// begun: the guard runs, without which nothing is granted. Before, all are for later.
 	begun atomic.Bool
 
-	mu    sync.Mutex // guards what follows
-	asked map[takeKey]locking.Restored
+	mu     sync.Mutex // guards what follows
+	asked  map[takeKey]locking.Restored
+	opened map[string]locking.Handle // by ID: handles that were not asked for yet
+}
+
+func newTaker(c config.Config, b backend, log *slog.Logger) *taker {
+	return &taker{backend: b, path: filepath.Join(c.RunDir, takingName), timeout: time.Duration(c.RequestTimeout), log: log,
+		owners: map[string][]locking.Owner{}, asked: map[takeKey]locking.Restored{}, opened: map[string]locking.Handle{}}
+}
+
+// goOnTaking returns what goes on where an earlier process has ended while it took locks of a virtlockd; nil
+// if none has.
+func goOnTaking(c config.Config, b backend, found *journal.Recovered, log *slog.Logger) *taker {
+	if c.Backend == config.BackendLocal {
+		return nil
+	}
+	t := newTaker(c, b, log)
+	if _, err := os.Stat(t.path); err != nil {
+		return nil
+	}
+	t.adopt = true
+	t.own(found.Entries)
+	log.Warn("an earlier vmlockd has ended while it took over what virtlockd had: what it had not locked yet is asked for")
+	return t
+}
+
+// own notes whose the locks are.
+func (t *taker) own(entries []locking.Entry) {
+	for _, e := range entries {
+		t.owners[e.ID] = append(t.owners[e.ID], e.Owner)
+	}
 }
 
 type takeKey struct {
@@ -52,7 +90,8 @@ func (r *replaced) noteDisks(c config.Config, b backend, j *journal.Journal, fou
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), namePatience)
 	defer cancel()
-	var mu sync.Mutex // guards strongest
+	t := newTaker(c, b, log)
+	var mu sync.Mutex // guards strongest, and opened of t, which nobody else has yet
 	strongest := map[string]locking.Mode{}
 	each(len(r.entries), func(n int) {
 		e := &r.entries[n]
@@ -63,13 +102,18 @@ func (r *replaced) noteDisks(c config.Config, b backend, j *journal.Journal, fou
 				"owner", e.Owner.Name, "uuid", locking.FormatUUID(e.Owner.UUID), "pid", e.Owner.PID, "reason", err)
 			return
 		}
-		defer h.Close()
 		e.ID = h.ID()
 		if d, ok := h.(locking.Noter); ok {
 			e.Note = d.Note()
 		}
 		mu.Lock()
 		defer mu.Unlock()
+		// Of two paths to one disk the second has the name of the first as long as that is open.
+		if t.opened[e.ID] == nil {
+			t.opened[e.ID] = h
+		} else {
+			defer h.Close()
+		}
 		if mode, ok := strongest[e.ID]; !ok || mode == locking.Shared {
 			strongest[e.ID] = e.Mode
 		}
@@ -82,14 +126,15 @@ func (r *replaced) noteDisks(c config.Config, b backend, j *journal.Journal, fou
 		}
 	}
 	r.entries = known
+	// In this order: a journal without it would be of locks that are lost.
+	if err := os.WriteFile(t.path, nil, 0o600); err != nil {
+		return nil, fmt.Errorf("note that locks of virtlockd are taken over: %w", err)
+	}
 	if err := r.note(j, found); err != nil {
 		return nil, err
 	}
-	owners := map[string][]locking.Owner{}
-	for _, e := range r.entries {
-		owners[e.ID] = append(owners[e.ID], e.Owner)
-	}
-	return &taker{owners: owners, backend: b, timeout: time.Duration(c.RequestTimeout), log: log, asked: map[takeKey]locking.Restored{}}, nil
+	t.own(r.entries)
+	return t, nil
 }
 
 // openDisk waits for this host to join the lockspace, if the name of a disk depends on that.
@@ -118,6 +163,9 @@ func (t *taker) takeNow(m *locking.Manager, log *slog.Logger) bool {
 	for begin := time.Now(); ; <-tick.C {
 		why := m.NotYet()
 		if why == nil {
+			if err := os.Remove(t.path); err != nil {
+				log.Warn("that locks of virtlockd were taken over cannot be noted", "reason", err)
+			}
 			return true
 		}
 		if time.Since(begin) > takenPatience {
@@ -147,12 +195,17 @@ func (t *taker) Restore(ctx context.Context, held []locking.Held) []locking.Rest
 	out := make([]locking.Restored, len(held))
 	var mu sync.Mutex // guards later
 	var later error
-	if !t.begun.Load() {
-		later = errors.New("the guard has not begun")
-		held = nil
+	ask := held
+	switch {
+	case !t.begun.Load():
+		later, ask = errors.New("the guard has not begun"), nil
+	case t.adopt:
+		if err := t.takeBack(ctx, held); err != nil {
+			later, ask = err, nil
+		}
 	}
-	each(len(held), func(n int) {
-		res, err := t.take(ctx, held[n])
+	each(len(ask), func(n int) {
+		res, err := t.take(ctx, ask[n])
 		out[n] = res
 		if err != nil {
 			mu.Lock()
@@ -168,20 +221,51 @@ func (t *taker) Restore(ctx context.Context, held []locking.Held) []locking.Rest
 	return out
 }
 
+// takeBack adopts what the earlier process had got, for take. What was told to nobody is not asked for.
+func (t *taker) takeBack(ctx context.Context, held []locking.Held) (later error) {
+	t.mu.Lock()
+	var rest []locking.Held
+	for _, h := range held {
+		if _, ok := t.asked[takeKey{h.ID, h.Mode}]; !ok {
+			rest = append(rest, h)
+		}
+	}
+	t.mu.Unlock()
+	if len(rest) == 0 {
+		return nil
+	}
+	results := t.backend.Restore(ctx, rest)
+	if err := results[0].Err; errors.Is(err, locking.ErrNotYet) { // which is for all or none
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for n, res := range results {
+		if h := rest[n]; !h.Told || !errors.Is(res.Err, locking.ErrNotHeld) {
+			t.asked[takeKey{h.ID, h.Mode}] = res
+		}
+	}
+	return nil
+}
+
 // take takes one. later is why it is to be asked for again.
 func (t *taker) take(ctx context.Context, held locking.Held) (res locking.Restored, later error) {
 	key := takeKey{held.ID, held.Mode}
 	t.mu.Lock()
 	res, ok := t.asked[key]
+	h := t.opened[held.ID]
+	delete(t.opened, held.ID)
 	t.mu.Unlock()
 	if ok {
 		return res, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, t.timeout)
 	defer cancel()
-	h, err := t.Open(ctx, held.Ref, false)
-	if err != nil {
-		return res, err
+	var err error
+	if h == nil {
+		if h, err = t.Open(ctx, held.Ref, false); err != nil {
+			return res, err
+		}
 	}
 	if h.ID() != held.ID {
 		h.Close()

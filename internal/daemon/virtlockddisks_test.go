@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -61,7 +63,7 @@ func TestVirtlockdInCluster(t *testing.T) {
 		entry("/both", locking.Exclusive, mail.Process.Pid, "mail"),
 	}}
 	c := config.Default()
-	c.Backend = config.BackendCluster
+	c.Backend, c.RunDir = config.BackendCluster, t.TempDir()
 	log := slog.New(slog.DiscardHandler)
 	taker, err := r.noteDisks(c, dlmLocks{here, nil}, j, &found, log)
 	if err != nil {
@@ -77,8 +79,14 @@ func TestVirtlockdInCluster(t *testing.T) {
 	if later := m.Restore(t.Context(), taker, found.Entries, found.Lockspaces, false); later != 4 {
 		t.Fatalf("%d entries for later, before the guard has begun", later)
 	}
+	if goOnTaking(c, dlmLocks{here, nil}, &found, log) == nil {
+		t.Error("a start after a kill would take for lost what was not asked for")
+	}
 	if !taker.takeNow(m, log) {
 		t.Fatal(m.NotYet())
+	}
+	if goOnTaking(c, dlmLocks{here, nil}, &found, log) != nil {
+		t.Error("a start when all was taken would ask for what is lost")
 	}
 	if e := <-lost; e.Owner.Name != "mail" || e.Ref.Name != "/both" || len(lost) > 0 {
 		t.Errorf("lost: %+v, and %d more", e, len(lost))
@@ -134,7 +142,9 @@ func TestVirtlockdInClusterLater(t *testing.T) {
 		}
 		return f
 	})
-	tk := &taker{backend: dlmLocks{b, nil}, timeout: time.Second, log: slog.New(slog.DiscardHandler), asked: map[takeKey]locking.Restored{}}
+	c := config.Default()
+	c.RunDir, c.RequestTimeout = t.TempDir(), config.Duration(time.Second)
+	tk := newTaker(c, dlmLocks{b, nil}, slog.New(slog.DiscardHandler))
 	tk.begun.Store(true)
 	held := []locking.Held{}
 	for _, name := range []string{"/a", "/b"} {
@@ -151,5 +161,75 @@ func TestVirtlockdInClusterLater(t *testing.T) {
 		if res.Err != nil || res.Handle == nil {
 			t.Errorf("%d, when it can be had: %+v", n, res)
 		}
+	}
+}
+
+// TestVirtlockdInClusterKilled: the daemon is killed when it has got some of what virtlockd had. The next start takes
+// that back and asks for the rest, but not for what nobody was told of.
+func TestVirtlockdInClusterKilled(t *testing.T) {
+	nodes := dlmtest.NewCluster(2)
+	process := nodes.Node(1).NewProcess()
+	first, err := cluster.New(cluster.Options{Lockspace: "space", Kernel: process})
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := func(n string) locking.Held {
+		ref := locking.Ref{Name: n}
+		return locking.Held{ID: cluster.ResourceName(ref), Ref: ref, Told: true}
+	}
+	had, rest, untold := name("/had"), name("/rest"), name("/untold")
+	untold.Told = false
+	h, err := first.Open(t.Context(), had.Ref, false)
+	if err == nil {
+		err = h.Lock(t.Context(), locking.Exclusive)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	process.Kill()
+	_ = first.Close(t.Context(), false)
+
+	c := config.Default()
+	c.Backend, c.RunDir = config.BackendCluster, t.TempDir()
+	log := slog.New(slog.DiscardHandler)
+	second, err := cluster.New(cluster.Options{Lockspace: "space", Kernel: nodes.Node(1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer second.Close(context.Background(), false)
+	if goOnTaking(c, dlmLocks{second, nil}, &journal.Recovered{}, log) != nil {
+		t.Error("an ordinary start asks for what is lost")
+	}
+	if err := os.WriteFile(filepath.Join(c.RunDir, takingName), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tk := goOnTaking(c, dlmLocks{second, nil}, &journal.Recovered{}, log)
+	if tk == nil {
+		t.Fatal("it does not go on")
+	}
+	tk.begun.Store(true)
+	results := tk.Restore(t.Context(), []locking.Held{had, rest, untold})
+	for n, res := range results[:2] {
+		if res.Err != nil || res.Handle == nil {
+			t.Errorf("%d: %+v", n, res)
+		}
+	}
+	if !errors.Is(results[2].Err, locking.ErrNotHeld) {
+		t.Errorf("what nobody was told of: %+v", results[2])
+	}
+	other, err := cluster.New(cluster.Options{Lockspace: "space", Kernel: nodes.Node(2)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close(context.Background(), false)
+	for _, held := range []locking.Held{had, rest} {
+		h, err := other.Open(t.Context(), held.Ref, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := h.Lock(t.Context(), locking.Exclusive); !errors.Is(err, locking.ErrBusy) {
+			t.Errorf("%s on another host: %v", held.Ref.Name, err)
+		}
+		h.Close()
 	}
 }
