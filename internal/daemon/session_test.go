@@ -51,6 +51,7 @@ type session struct {
 func newSession(t *testing.T) *session {
 	t.Helper()
 	if os.Geteuid() != 0 {
+		// 'make test' runs as root.
 		t.Skip("only root can become another user")
 	}
 	s := build(t)

@@ -55,13 +55,13 @@ func TestTidyWhenCalm(t *testing.T) {
 		busy.Store(true)
 		tidy.until(busy.Load)
 		granted(tidyFrom)
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) // by the bubble's clock: long past calm
 		want("while they are published", 3)
 		busy.Store(false)
-		time.Sleep(2 * calm)
+		time.Sleep(2 * calm) // by the bubble's clock: past calm
 		want("when that is over", 4)
 		granted(tidyFrom)
-		time.Sleep(2 * calm)
+		time.Sleep(2 * calm) // by the bubble's clock: past calm
 		want("at the next time", 5)
 		tidy.did(tidyFrom, func() { finished.Add(1) })
 		tidy.stop()

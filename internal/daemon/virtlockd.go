@@ -287,6 +287,8 @@ func (r *replaced) takeFiles(log *slog.Logger) (keptLocks, error) {
 	return keptLocks{local: holder.Gathered(list), look: true}, nil
 }
 
+// own tries again and again, as the kernel tells nobody when the lock of another program ends: waiting in it
+// (F_OFD_SETLKW) has no bound.
 func own(l *virtlockd.Lock) error {
 	for begin := time.Now(); ; time.Sleep(10 * time.Millisecond) {
 		err := virtlockd.Own(l.FD, l.Mode == locking.Exclusive)

@@ -16,6 +16,7 @@ import (
 func inNamespace(t *testing.T, f func(root string), dirs ...string) {
 	t.Helper()
 	if os.Geteuid() != 0 { // CI is root
+		// 'make test' runs as root.
 		t.Skip("only root may mount")
 	}
 	root, done, ended := make(chan string), make(chan struct{}), make(chan error, 1)

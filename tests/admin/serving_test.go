@@ -35,6 +35,7 @@ func TestSockets(t *testing.T) {
 		t.Errorf("session: status %d, %s", status, out)
 	}
 	if os.Geteuid() != 0 {
+		// 'make test' runs as root.
 		t.Skip("only root has the system's daemon, and may become nobody")
 	}
 	cmd := exec.CommandContext(t.Context(), "unshare", "--mount", "/bin/sh", "-ec",
