@@ -32,7 +32,7 @@ build: ## build bin/vmlockd and bin/vmlockctl, without cgo
 # and 'make test' runs both.
 UNIT_TEST = GORACE=atexit_sleep_ms=10 scripts/told $(GO) test -vet=off
 # What is searched at random, or tried in all ways: with the race detector these skip it or do a part of it, so they run once more without.
-WITHOUT_RACE = TestCost TestEachAssumptionCounts TestHistories TestInboundGoesOn TestNoOverlap TestOneNameAtATime
+WITHOUT_RACE = TestEachAssumptionCounts TestHistories TestInboundGoesOn TestNoOverlap TestOneNameAtATime
 WITHOUT_RACE_PACKAGES = ./internal/guard ./internal/identity ./internal/rpc ./tests/history
 # What kills, or chooses, at random.
 LONG = TestHistories TestKilledAtRandom TestKilledDaemonKeepsEveryLock TestNoOverlap TestReload TestStressLocal TestStressSimulated

@@ -342,24 +342,3 @@ func TestParseMount(t *testing.T) {
 		}
 	}
 }
-
-func BenchmarkIdentifyPlainFile(b *testing.B) {
-	p := write(b, filepath.Join(b.TempDir(), "a.img"))
-	r := New(Options{})
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := r.Identify(context.Background(), p); err != nil {
-			b.Fatal(err)
-		}
-	}
-}
-
-func BenchmarkIdentifyLogicalVolume(b *testing.B) {
-	r := newResolver(loadWorld(b, "testdata/lvm.txtar"), Options{})
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := r.Identify(context.Background(), "/dev/vg0/web"); err != nil {
-			b.Fatal(err)
-		}
-	}
-}
