@@ -35,10 +35,15 @@ func Build(t testing.TB, pkg string) (path string) {
 // Main is the TestMain of a package whose tests boot labs: it builds programs, by package, once for all of them, and says where
 // each is. Without VMLOCKD_LAB=1, when the tests are skipped, it builds nothing. It does not return.
 func Main(m *testing.M, programs map[*string]string) {
+	if os.Getenv(Env) != "1" {
+		os.Exit(m.Run())
+	}
+	MainWith(m, programs)
+}
+
+// MainWith is Main for tests that need no lab: it builds the programs in any case.
+func MainWith(m *testing.M, programs map[*string]string) {
 	os.Exit(func() int {
-		if os.Getenv(Env) != "1" {
-			return m.Run()
-		}
 		dir, err := os.MkdirTemp("", "vmlockd-tests")
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)

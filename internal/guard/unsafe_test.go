@@ -99,10 +99,7 @@ func TestOwnerWithoutAProcess(t *testing.T) {
 func TestNoWatchdogWhereOthersFence(t *testing.T) {
 	onBench(t, none, func(b *bench) {
 		g, d := b.nodes[0].guard, &dog{}
-		g.mu.Lock()
-		g.o.Dog = d
-		g.mu.Unlock()
-		b.settle(b.ctx, time.Second)
+		b.withDog(g, d)
 		b.mu.Lock()
 		b.nodes[0].fences = true
 		b.mu.Unlock()
@@ -123,6 +120,14 @@ func TestNoWatchdogWhereOthersFence(t *testing.T) {
 	})
 }
 
+// withDog gives a guard a watchdog, and time to use it.
+func (b *bench) withDog(g *Guard, d Dog) {
+	g.mu.Lock()
+	g.o.Dog = d
+	g.mu.Unlock()
+	b.settle(b.ctx, time.Second)
+}
+
 type endlessDog struct{ dog }
 
 func (*endlessDog) Disarm() error { return errors.New("nowayout") }
@@ -131,10 +136,7 @@ func (*endlessDog) Disarm() error { return errors.New("nowayout") }
 func TestWatchdogThatCannotBeStopped(t *testing.T) {
 	onBench(t, none, func(b *bench) {
 		g, d := b.nodes[0].guard, &endlessDog{}
-		g.mu.Lock()
-		g.o.Dog = d
-		g.mu.Unlock()
-		b.settle(b.ctx, time.Second)
+		b.withDog(g, d)
 		b.mu.Lock()
 		b.p.lockedEnd()
 		b.mu.Unlock()

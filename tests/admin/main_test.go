@@ -14,7 +14,6 @@ import (
 	"regexp"
 	"runtime"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -26,36 +25,15 @@ import (
 // patience bounds all that is waited for.
 const patience = time.Minute
 
-var built struct {
-	dir  string
-	once sync.Once
-	err  error
-}
+// vmlockd is the built program.
+var vmlockd string
 
 func TestMain(m *testing.M) {
 	if socket := os.Getenv(ownerEnv); socket != "" {
 		beOwner(socket)
 		return
 	}
-	dir, err := os.MkdirTemp("", "vmlockd-admin")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	built.dir = dir
-	code := m.Run()
-	_ = os.RemoveAll(dir)
-	os.Exit(code)
-}
-
-func program(t *testing.T) string {
-	t.Helper()
-	path := filepath.Join(built.dir, "vmlockd")
-	built.once.Do(func() { built.err = lab.BuildProgram(path, "github.com/vmlockd/vmlockd/cmd/vmlockd", false) })
-	if built.err != nil {
-		t.Fatal(built.err)
-	}
-	return path
+	lab.MainWith(m, map[*string]string{&vmlockd: "github.com/vmlockd/vmlockd/cmd/vmlockd"})
 }
 
 // installed finds a program of libvirt.
@@ -114,7 +92,7 @@ func startVmlockd(t *testing.T) *daemon {
 	t.Cleanup(func() { d.endHolder() })
 	d.configure("log.level = \"warning\"\n")
 	// By a name of its own, which a test can make another program's.
-	if err := os.Symlink(program(t), d.file("vmlockd")); err != nil {
+	if err := os.Symlink(vmlockd, d.file("vmlockd")); err != nil {
 		t.Fatal(err)
 	}
 	d.start(exec.Command(d.file("vmlockd"), "--config", d.file("vmlockd.toml")))

@@ -156,6 +156,20 @@ func call(c *rpc.Client, procedure int32, args ...uint32) error {
 	return c.Call(ctx, adminprogram.ProgramNumber, adminprogram.Version, procedure, numbers(args), nil)
 }
 
+// open is a connection of a client like virt-admin, which lives as long as the test.
+func (d *daemon) open() *rpc.Client {
+	d.t.Helper()
+	c, err := rpc.Dial(d.t.Context(), d.adminSocket())
+	if err == nil {
+		d.t.Cleanup(func() { c.Close() })
+		err = call(c, adminprogram.ProcConnectOpen, 0)
+	}
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return c
+}
+
 type numbers []uint32
 
 func (n numbers) EncodeXDR(e *rpc.Encoder) {
@@ -171,14 +185,7 @@ func TestRestartInPlace(t *testing.T) {
 	virtAdmin(t)
 	d := startVmlockd(t)
 	o := newOwner(d, makeDisk(d))
-	c, err := rpc.Dial(t.Context(), d.adminSocket())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	if err := call(c, adminprogram.ProcConnectOpen, 0); err != nil {
-		t.Fatal(err)
-	}
+	c := d.open()
 	d.must("server-clients-set", "virtlockd", "--max-clients", "77", "--max-unauth-clients", "7")
 	d.must("server-clients-set", "admin", "--max-clients", "9", "--max-unauth-clients", "3")
 	before, admins := d.must("client-list", "virtlockd"), d.clients("admin")
@@ -233,17 +240,10 @@ func TestOlderProgram(t *testing.T) {
 	d := startVmlockd(t)
 	o := newOwner(d, makeDisk(d))
 	before := d.must("client-list", "virtlockd")
-	c, err := rpc.Dial(t.Context(), d.adminSocket())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	if err := call(c, adminprogram.ProcConnectOpen, 0); err != nil {
-		t.Fatal(err)
-	}
+	c := d.open()
 	// It takes a state of version 2, and is this program after that: so the state is
 	// what matters.
-	script := fmt.Sprintf("#!/bin/sh\ncase \"$*\" in *--can-take-over\\ 3*) exit 1;; *--can-take-over*) exit 0;; esac\nexec %s \"$@\"\n", program(t))
+	script := fmt.Sprintf("#!/bin/sh\ncase \"$*\" in *--can-take-over\\ 3*) exit 1;; *--can-take-over*) exit 0;; esac\nexec %s \"$@\"\n", vmlockd)
 	if err := os.WriteFile(d.file("older"), []byte(script), 0o700); err != nil {
 		t.Fatal(err)
 	}

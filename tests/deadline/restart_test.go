@@ -165,21 +165,27 @@ func (s *suite) nothingUnderWay(t *testing.T, node int) {
 	})
 }
 
+// metric is one of a node's daemon.
+func (s *suite) metric(t *testing.T, node int, name string) float64 {
+	t.Helper()
+	body, err := s.get(node, "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := parseMetrics(body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m[name]
+}
+
 // writeHangs says whether a write of a node's daemon is in the kernel, and does not return.
 func (s *suite) writeHangs(t *testing.T, node int) bool {
 	t.Helper()
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); <-tick.C {
-		body, err := s.get(node, "/metrics")
-		if err != nil {
-			t.Fatal(err)
-		}
-		m, err := parseMetrics(body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if m["vmlockd_kernel_calls_in_flight"] == 0 {
+		if s.metric(t, node, "vmlockd_kernel_calls_in_flight") == 0 {
 			return false
 		}
 	}
@@ -191,14 +197,6 @@ func (s *suite) writeHangs(t *testing.T, node int) bool {
 func (s *suite) requestsInKernel(t *testing.T, node int) {
 	t.Helper()
 	s.waitFor(t, "requests without an answer of the kernel", func() bool {
-		body, err := s.get(node, "/metrics")
-		if err != nil {
-			t.Fatal(err)
-		}
-		m, err := parseMetrics(body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return m["vmlockd_kernel_calls_unsettled"] > 0
+		return s.metric(t, node, "vmlockd_kernel_calls_unsettled") > 0
 	})
 }

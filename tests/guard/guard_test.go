@@ -17,11 +17,7 @@ import (
 // node 1.
 func TestGuard(t *testing.T) {
 	s := start(t, setup{nodes: 3, grace: 10 * time.Second, holdOff: 45 * time.Second, table: "three nodes"})
-	for _, c := range []struct {
-		name string
-		run  func(*run)
-		who  reboot
-	}{
+	s.play(t, s.begin, []faultCase{
 		{"ShortCut", shortCut, nobody},
 		{"ControldStandsStill", controldStandsStill, nobody},
 		{"CleanLeave", cleanLeave, theLoser},
@@ -39,13 +35,7 @@ func TestGuard(t *testing.T) {
 		{"Deaf", deaf, theLoser},
 		{"AllCut", allCut, nobody},
 		{"HostFrozenTooLong", hostFrozenTooLong, theLoser},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			r := s.begin(t)
-			t.Cleanup(func() { r.end(c.who) })
-			c.run(r)
-		})
-	}
+	})
 	// Last: it leaves everything as it is.
 	t.Run("WithoutGuard", func(t *testing.T) {
 		r := s.prepare(t)

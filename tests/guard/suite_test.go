@@ -111,6 +111,24 @@ type run struct {
 	limit time.Duration
 }
 
+// faultCase is a fault, and who has to be rebooted after it.
+type faultCase struct {
+	name string
+	run  func(*run)
+	who  reboot
+}
+
+// play has one fault after the other, each on what begin returns.
+func (s *suite) play(t *testing.T, begin func(*testing.T) *run, cases []faultCase) {
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			r := begin(t)
+			t.Cleanup(func() { r.end(c.who) })
+			c.run(r)
+		})
+	}
+}
+
 // begin waits until all nodes are well and has the last one write.
 func (s *suite) begin(t *testing.T) *run {
 	t.Helper()

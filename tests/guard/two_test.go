@@ -17,24 +17,14 @@ func TestTwoNodes(t *testing.T) {
 		nodes: 2, grace: 10 * time.Second, holdOff: 45 * time.Second, table: "two nodes",
 		quorum: []string{"two_node: 1", "wait_for_all: 1"},
 	})
-	for _, c := range []struct {
-		name string
-		run  func(*run)
-		who  reboot
-	}{
+	s.play(t, s.begin, []faultCase{
 		{"CleanLeave", cleanLeave, theLoser},
 		{"Cut", twoCut, theLoser},
 		{"CutAndHealed", twoCutAndHealed, nobody},
 		{"Deaf", twoDeaf, theLoser},
 		{"CorosyncKilled", twoCorosyncKilled, theLoser},
 		{"PowerCut", twoPowerCut, theLoser},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			r := s.begin(t)
-			t.Cleanup(func() { r.end(c.who) })
-			c.run(r)
-		})
-	}
+	})
 	t.Run("OneBootsAlone", func(t *testing.T) { oneBootsAlone(s.prepare(t)) })
 	s.writeFaults(t)
 }

@@ -19,11 +19,12 @@ func TestWatchdog(t *testing.T) {
 		// /dev/watchdog is one of User-Mode Linux, which the lab has not.
 		guard: []string{`watchdog = "/dev/watchdog1"`, `watchdog_timeout = "10s"`},
 	})
-	for _, c := range []struct {
-		name string
-		run  func(*run)
-		who  reboot
-	}{
+	s.play(t, func(t *testing.T) *run {
+		r := s.ready(t)
+		// Debian's kernel for User-Mode Linux has nowayout set.
+		r.sh(r.last, "lsmod | grep -q ^softdog || modprobe softdog nowayout=0")
+		return r
+	}, []faultCase{
 		{"Stopped", dogStopped, nobody},
 		{"StartedAgain", dogStartedAgain, nobody},
 		{"Taken", dogTaken, nobody},
@@ -31,15 +32,7 @@ func TestWatchdog(t *testing.T) {
 		{"Killed", dogKilled, theLoser},
 		{"HangsAndCut", dogHangsAndCut, theLoser},
 		{"HostFrozenTooLong", dogFrozen, theLoser},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			r := s.ready(t)
-			t.Cleanup(func() { r.end(c.who) })
-			// Debian's kernel for User-Mode Linux has nowayout set.
-			r.sh(r.last, "lsmod | grep -q ^softdog || modprobe softdog nowayout=0")
-			c.run(r)
-		})
-	}
+	})
 	s.writeFaults(t)
 }
 

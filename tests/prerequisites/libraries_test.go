@@ -13,7 +13,7 @@ func TestLibraries(t *testing.T) {
 	// Parts of one library since glibc 2.34, and of one package before.
 	allowed := []string{"libc.so.6", "libdl.so.2", "libpthread.so.0"}
 	for _, pkg := range []string{vmlockd, vmlockctl} {
-		f, err := elf.Open(program(t, pkg))
+		f, err := elf.Open(program(pkg))
 		if err != nil {
 			t.Fatal(err)
 		}

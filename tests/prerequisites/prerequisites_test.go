@@ -23,7 +23,7 @@ const (
 
 // TestCommandLine needs nothing but the program.
 func TestCommandLine(t *testing.T) {
-	vmlockd := program(t, vmlockd)
+	vmlockd := program(vmlockd)
 	dir := t.TempDir()
 	config := func(text string) string {
 		path := filepath.Join(dir, "vmlockd.toml")
@@ -79,7 +79,7 @@ func TestCommandLine(t *testing.T) {
 func TestClusterParts(t *testing.T) {
 	cfg := lab.Config{Nodes: 1, NoCluster: true}
 	lab.Need(t, cfg)
-	cfg.Binaries = map[string]string{"vmlockd": program(t, vmlockd)}
+	cfg.Binaries = map[string]string{"vmlockd": program(vmlockd)}
 	// One socket for root and for others, whose default would be elsewhere.
 	const (
 		socket = "/run/test/sock"
