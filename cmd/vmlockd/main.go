@@ -206,7 +206,7 @@ func run(f flags) int {
 		}
 		return 0
 	}
-	if f.daemon {
+	if f.daemon && !daemon.ReplacesVirtlockd() { // which is in the background already, in this process
 		status, err := daemon.Background(f.background())
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "vmlockd:", err)
@@ -267,7 +267,8 @@ func openLog(c config.Config, inBackground bool) (*slog.Logger, error) {
 		outputs = logs.Background(file)
 	}
 	if err := logs.Configure(log, c.Log.Filters, outputs); err != nil {
-		return nil, err
+		// A log that cannot be written keeps no virtual machine from its disks.
+		log.Error("the log does not go where the configuration says, but here", "outputs", outputs, "reason", err)
 	}
 	return log, nil
 }

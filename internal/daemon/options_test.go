@@ -31,6 +31,17 @@ func exit(err error) int {
 
 // TestVirtlockdConf: the file of libvirt counts for the built daemon, also as virtlockd's
 // own option -f names it, and after a restart in place.
+// TestLogCannotBeOpened: the daemon serves, and says on stderr why its log is there.
+func TestLogCannotBeOpened(t *testing.T) {
+	s := build(t)
+	s.configure("log.outputs", "1:file:"+filepath.Join(s.disk("no-directory"), "log"))
+	s.start()
+	if err := s.try(vm(t).Process.Pid, "web", s.disk("web.img")); err != nil {
+		t.Error(err)
+	}
+	s.end(syscall.SIGTERM)
+}
+
 func TestVirtlockdConf(t *testing.T) {
 	s := build(t)
 	conf, log := filepath.Join(s.dir, "virtlockd.conf"), filepath.Join(s.dir, "the.log")

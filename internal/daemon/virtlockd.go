@@ -48,6 +48,13 @@ func virtlockdPath() string {
 	return virtlockd.StatePath(runtime, root)
 }
 
+// ReplacesVirtlockd reports whether a virtlockd has executed this program, so that it is to go on in
+// this process.
+func ReplacesVirtlockd() bool {
+	_, err := virtlockd.Read(virtlockdPath(), os.Getpid())
+	return err == nil
+}
+
 // fromVirtlockd makes a state of what a virtlockd has left for this process; nil if there is
 // none. An error says that nothing was changed, and virtlockd could go on with it.
 func fromVirtlockd(c config.Config, log *slog.Logger) (*state, error) {

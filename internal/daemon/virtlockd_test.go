@@ -84,7 +84,8 @@ func (r *replacing) replaceBy(shell, script string) {
 }
 
 func (r *replacing) byVmlockd() {
-	r.replaceBy("sh", fmt.Sprintf("exec %s --config %s", r.program, filepath.Join(r.dir, "vmlockd.toml")))
+	// With --daemon, as many are started: it must not leave the process that has everything.
+	r.replaceBy("sh", fmt.Sprintf("exec %s --daemon --config %s", r.program, filepath.Join(r.dir, "vmlockd.toml")))
 }
 
 // client is a connection of one that has registered an owner.
