@@ -41,6 +41,37 @@ func TestJournalGone(t *testing.T) {
 	}
 }
 
+// A daemon that was killed in the middle of a record has lost nothing, so there is no alarm, and nothing to
+// settle; what it held is held by those who had it.
+func TestJournalCutShort(t *testing.T) {
+	s := build(t)
+	disk := s.disk("web.img")
+	web := vm(t)
+	s.start()
+	if err := s.try(web.Process.Pid, "web", disk); err != nil {
+		t.Fatal(err)
+	}
+	s.end(syscall.SIGKILL)
+	path := filepath.Join(s.dir, "run", "journal-local", "journal")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Begins as each record does: the file has its mark at 24 (internal/journal/record.go).
+	if err := os.WriteFile(path, append(b, b[24:29]...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.launch()
+	if f := s.event("journal-mended"); f["PRIORITY"] != "6" || !strings.Contains(f["VMLOCKD_DAMAGE"], "its 5 bytes are removed") {
+		t.Errorf("%v", f)
+	}
+	s.event("daemon-ready")
+	if err := s.try(vm(t).Process.Pid, "mail", disk); err == nil {
+		t.Error("granted twice")
+	}
+	s.end(syscall.SIGTERM)
+}
+
 // A lockspace that was there before the daemon may have locks, if the journal is new.
 func TestLockspaceWithoutJournal(t *testing.T) {
 	for name, k := range map[string]struct{ fresh, there, want bool }{

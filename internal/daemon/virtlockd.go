@@ -176,7 +176,7 @@ func canReplace(c config.Config, socket string, log *slog.Logger) error {
 	if err := j.Close(); err != nil {
 		return err
 	}
-	if n := len(found.Entries); n > 0 || found.Damage != nil {
+	if n := len(found.Entries); n > 0 || found.Damage != nil && found.Damage.Unknown {
 		return fmt.Errorf("an earlier vmlockd has left %d locks in %s (damage: %v): start that one and let it release them first", n, dir, found.Damage)
 	}
 	if socket != c.Socket {
