@@ -109,10 +109,14 @@ func (p *Process) Wait(ctx context.Context) (ProcessStatus, error) {
 	return st, err
 }
 
-// Kill ends it by SIGKILL and waits for its end. It is no error if it has ended already.
+// Kill ends it by SIGKILL and waits for its end. It is no error if it has ended already. One that has not been
+// started yet cannot be ended: ErrState.
 func (p *Process) Kill(ctx context.Context) error {
-	if err := p.Signal(ctx, syscall.SIGKILL); err != nil && !errors.Is(err, ErrState) {
-		return err
+	if err := p.Signal(ctx, syscall.SIGKILL); err != nil {
+		st, e := p.Status(ctx)
+		if !errors.Is(err, ErrState) || e != nil || st.State == ProcessWaiting {
+			return errors.Join(err, e)
+		}
 	}
 	_, err := p.Wait(ctx)
 	return err

@@ -29,7 +29,7 @@ func (s *suite) volumeGroup(t *testing.T) {
 // its old name is another volume's on the host that comes later.
 func realLVM(t *testing.T, s *suite) {
 	s.sh(t, 1, "lvm lvchange -q -ay vms/web")
-	s.undo(t, 1, "dmsetup remove --noudevsync --retry vms-web")
+	s.undo(t, 1, "DM_DISABLE_UDEV=1 dmsetup remove --retry vms-web")
 	s.sh(t, 2, "lvm lvrename -q vms web moved; lvm lvrename -q vms db web; lvm lvchange -q -ay vms/web; lvm lvchange -q -ay vms/moved")
 	s.bootable(t, 1, "/dev/vms/web")
 	s.bootable(t, 2, "/dev/vms/web")
@@ -78,15 +78,15 @@ func realSCSI(t *testing.T, s *suite) {
 	})
 	t.Run("Multipath", func(t *testing.T) {
 		table := func(name, uuid, disk string) string {
-			return "modprobe dm-multipath; modprobe dm-round-robin; dmsetup create --noudevrules --noudevsync --uuid mpath-" + uuid + " " + name +
+			return "modprobe dm-multipath; modprobe dm-round-robin; DM_DISABLE_UDEV=1 dmsetup create --uuid mpath-" + uuid + " " + name +
 				" --table \"0 $(cat /sys/block/" + disk + "/size) multipath 0 0 1 1 round-robin 0 1 1 /dev/" + disk + " 1000\""
 		}
 		// The UUID is what multipathd makes of a WWID, or what its configuration says: it
 		// does not count.
 		s.sh(t, 1, table("mpatha", "one", "sda"))
-		s.undo(t, 1, "dmsetup remove --noudevsync --retry mpatha")
+		s.undo(t, 1, "DM_DISABLE_UDEV=1 dmsetup remove --retry mpatha")
 		s.sh(t, 2, table("mpathb", "two", "sdb"))
-		s.undo(t, 2, "dmsetup remove --noudevsync --retry mpathb")
+		s.undo(t, 2, "DM_DISABLE_UDEV=1 dmsetup remove --retry mpathb")
 		// The kernel's own name, as nobody may have made one below /dev/mapper.
 		device := func(node int, name string) string {
 			return strings.TrimSpace(s.sh(t, node, "for d in /sys/block/dm-*; do if [ \"$(cat $d/dm/name)\" = "+name+" ]; then echo /dev/${d##*/}; fi; done"))

@@ -183,8 +183,8 @@ func (s *suite) table(t *testing.T, node int, name, uuid string, start, sectors 
 	if uuid != "" {
 		uuid = "--uuid '" + uuid + "' "
 	}
-	s.sh(t, node, fmt.Sprintf("dmsetup create --noudevrules --noudevsync %s%s --table '0 %d linear %s %d'", uuid, name, sectors, lab.Device, start))
-	t.Cleanup(func() { s.sh(t, node, "dmsetup remove --noudevrules --noudevsync --retry "+name) })
+	s.sh(t, node, fmt.Sprintf("DM_DISABLE_UDEV=1 dmsetup create %s%s --table '0 %d linear %s %d'", uuid, name, sectors, lab.Device, start))
+	t.Cleanup(func() { s.sh(t, node, "DM_DISABLE_UDEV=1 dmsetup remove --retry "+name) })
 }
 
 // One UUID under two names is a disk, two UUIDs under one name are two.
@@ -209,10 +209,10 @@ func mapperNoUUID(t *testing.T, s *suite) {
 // A name that leads to another device by now does not take the lock along.
 func remappedWhileHeld(t *testing.T, s *suite) {
 	s.table(t, 2, "first", "site-first", 0, 2048)
-	s.sh(t, 1, "dmsetup create --noudevrules --noudevsync --uuid site-first moving --table '0 2048 linear "+lab.Device+" 0'")
+	s.sh(t, 1, "DM_DISABLE_UDEV=1 dmsetup create --uuid site-first moving --table '0 2048 linear "+lab.Device+" 0'")
 	release := s.hold(t, 1, "/dev/mapper/moving")
-	s.sh(t, 1, "dmsetup remove --noudevrules --noudevsync --retry moving; dmsetup create --noudevrules --noudevsync --uuid site-second moving --table '0 2048 linear "+lab.Device+" 2048'")
-	t.Cleanup(func() { s.sh(t, 1, "dmsetup remove --noudevrules --noudevsync --retry moving") })
+	s.sh(t, 1, "DM_DISABLE_UDEV=1 dmsetup remove --retry moving; DM_DISABLE_UDEV=1 dmsetup create --uuid site-second moving --table '0 2048 linear "+lab.Device+" 2048'")
+	t.Cleanup(func() { s.sh(t, 1, "DM_DISABLE_UDEV=1 dmsetup remove --retry moving") })
 	s.table(t, 2, "second", "site-second", 2048, 2048)
 	s.wantHeld(t, 2, "/dev/mapper/first")
 	s.wantFree(t, 2, "/dev/mapper/second")

@@ -49,6 +49,9 @@ func realStorage(t *testing.T, libvirt bool) {
 	if libvirt {
 		// Virtual machines run on nodes 1 and 2. Node 3 is where servers run, and a host that
 		// looks on.
+		if err := s.Node(3).WaitLibvirt(s.ctx); err != nil { // what is not started yet cannot be ended
+			t.Fatal(err)
+		}
 		if err := s.Node(3).Service(lab.ServiceLibvirt).Kill(s.ctx); err != nil {
 			t.Fatal(err)
 		}
