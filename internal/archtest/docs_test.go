@@ -136,6 +136,20 @@ func TestReadmeLinksDocs(t *testing.T) {
 	}
 }
 
+// TestAlarmsInOperations: docs/operations.md says what to do about every alarm.
+func TestAlarmsInOperations(t *testing.T) {
+	all := texts(t)
+	alarms := regexp.MustCompile(`(?m)- alert: (\w+)$`).FindAllStringSubmatch(all["docs/alerts.yml"], -1)
+	if len(alarms) < 10 {
+		t.Fatalf("only %d alarms were found", len(alarms))
+	}
+	for _, a := range alarms {
+		if !strings.Contains(all["docs/operations.md"], "\n| "+a[1]+" | ") {
+			t.Errorf("docs/operations.md has no row for %s", a[1])
+		}
+	}
+}
+
 // TestExampleInReadme: what dlm/README.md shows of its example is in the program that the lab runs.
 func TestExampleInReadme(t *testing.T) {
 	all := texts(t)

@@ -262,7 +262,8 @@ func TestCommandsInDocs(t *testing.T) {
 					if w == "--" {
 						break
 					}
-					if w = regexp.MustCompile(`^--[a-z-]+`).FindString(w); w != "" && !strings.Contains(page, w) {
+					w = regexp.MustCompile(`^--[a-z0-9-]+`).FindString(w)
+					if w != "" && !regexp.MustCompile(regexp.QuoteMeta(w)+`([^a-z0-9-]|$)`).MatchString(page) {
 						t.Errorf("%s: %q: there is no option %s", file, m[0], w)
 					}
 				}
