@@ -110,6 +110,7 @@ var rooms = []room{
 	{place: fakeclock, ours: []string{"internal/testenv"}, forTests: true},
 	{place: "internal/testenv", forTests: true},
 	{place: "dlm/dlmtest/...", ours: []string{"dlm", "dlm/internal/abi", "dlm/dlmtest/..."}, forTests: true},
+	{place: "dlm/clusterflock", ours: []string{"dlm"}}, // the example of its README.md
 	{place: "dlm", ours: []string{"dlm/internal/abi", "internal/table"}, theirs: []string{xsys}},
 	{place: "dlm/controld/controldtest", ours: []string{"dlm/controld", "dlm/controld/internal/wire"}, theirs: []string{xsys}, forTests: true},
 	{place: "dlm/controld", ours: []string{"dlm/controld/internal/wire"}, theirs: []string{xsys}},

@@ -213,8 +213,7 @@ func TestManPage(t *testing.T) {
 	}
 }
 
-// TestInstallGuide: docs/install.md has the corosync.conf of README.md, which a test has corosync read, and names only
-// commands and options that exist.
+// TestInstallGuide: docs/install.md has the corosync.conf of README.md, which a test has corosync read.
 func TestInstallGuide(t *testing.T) {
 	conf := func(path string) (lines []string) {
 		in := false
@@ -234,10 +233,44 @@ func TestInstallGuide(t *testing.T) {
 	if len(ours) < 20 || !slices.Equal(ours, tested) {
 		t.Errorf("docs/install.md has %q\nand README.md %q", ours, tested)
 	}
-	for _, m := range regexp.MustCompile(`vmlockctl ([a-z-]+)(?: (--[a-z]+))?`).FindAllStringSubmatch(read(t, "../../docs/install.md"), -1) {
-		page := strings.ReplaceAll(read(t, "../../docs/man/vmlockctl-"+m[1]+".8"), `\-`, "-")
-		if m[2] != "" && !strings.Contains(page, m[2]) {
-			t.Errorf("docs/install.md says %q, and there is no such option", m[0])
+}
+
+// TestCommandsInDocs: what pages tell to type are commands that there are, with options that they have.
+func TestCommandsInDocs(t *testing.T) {
+	pages, err := filepath.Glob("../../docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	code := regexp.MustCompile("(?m)`[^`\n]+`|^    .*$")
+	call := regexp.MustCompile(`\bvmlockctl( [^|;&#` + "`" + `\n]*)`)
+	n := 0
+	for _, file := range append(pages, "../../README.md") {
+		for _, text := range code.FindAllString(read(t, file), -1) {
+			for _, m := range call.FindAllStringSubmatch(text, -1) {
+				words := strings.Fields(m[1])
+				if len(words) == 0 || !regexp.MustCompile(`^[a-z][a-z-]+$`).MatchString(words[0]) {
+					continue
+				}
+				n++
+				b, err := os.ReadFile("../../docs/man/vmlockctl-" + words[0] + ".8")
+				if err != nil && words[0] != "completion" {
+					t.Errorf("%s: %q: there is no such command: %v", file, m[0], err)
+					continue
+				}
+				page := strings.ReplaceAll(string(b), `\-`, "-")
+				for _, w := range words[1:] {
+					if w == "--" {
+						break
+					}
+					w = regexp.MustCompile(`^--[a-z0-9-]+`).FindString(w)
+					if w != "" && !regexp.MustCompile(regexp.QuoteMeta(w)+`([^a-z0-9-]|$)`).MatchString(page) {
+						t.Errorf("%s: %q: there is no option %s", file, m[0], w)
+					}
+				}
+			}
 		}
+	}
+	if n < 100 {
+		t.Errorf("only %d commands were found", n)
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"path"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -19,12 +21,12 @@ func TestLab(t *testing.T) {
 	cfg := lab.Config{Nodes: 3}
 	lab.Need(t, cfg)
 	programs := map[string]string{}
-	for _, name := range []string{"dlmproxy", "draincheck"} {
-		programs[name] = lab.Build(t, "github.com/vmlockd/vmlockd/dlm/dlmtest/"+name)
+	for _, name := range []string{"dlmtest/dlmproxy", "dlmtest/draincheck", "clusterflock"} {
+		programs[path.Base(name)] = lab.Build(t, "github.com/vmlockd/vmlockd/dlm/"+name)
 	}
 	l := lab.ForTest(t, cfg)
-	for name, path := range programs {
-		if err := l.Install(name, path); err != nil {
+	for name, file := range programs {
+		if err := l.Install(name, file); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -32,6 +34,7 @@ func TestLab(t *testing.T) {
 	t.Cleanup(cancel)
 
 	t.Run("Drain", func(t *testing.T) { drain(ctx, t, l) })
+	t.Run("Example", func(t *testing.T) { example(ctx, t, l) })
 	const socket = "/run/dlmproxy"
 	// As in TestHost, but on all nodes at once, as dlm_controld would.
 	control := func(value string) func(testing.TB, string) {
@@ -107,4 +110,45 @@ func drain(ctx context.Context, t *testing.T, l *lab.Lab) {
 		t.Fatalf("%v %v", res, err)
 	}
 	t.Log(res.Stdout)
+}
+
+// example is the program of dlm/README.md: what runs under its lock on one node keeps it from the other, also when it is killed.
+func example(ctx context.Context, t *testing.T, l *lab.Lab) {
+	has, err := l.Node(1).Start(ctx, "has-it", "clusterflock", "example", "disk-1", "sh", "-c", "echo has it; exec sleep 1000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = has.Kill(context.WithoutCancel(ctx)) }()
+	err = lab.WaitFor(ctx, "node 1 to have the lock", func(ctx context.Context) (bool, error) {
+		if st, err := has.Status(ctx); err != nil || st.State == lab.ProcessExited {
+			return false, fmt.Errorf("%+v %v", st, err)
+		}
+		log, err := has.Log(ctx)
+		return bytes.Contains(log, []byte("has it")), err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := l.Node(2).Exec(ctx, "clusterflock", "example", "disk-1", "echo", "has it too")
+	if err != nil || res.Status != 1 || res.Stdout != "" || !strings.Contains(res.Stderr, "disk-1 is locked by somebody in the cluster") {
+		t.Fatalf("node 2: %v %v", res, err)
+	}
+	if err := has.Kill(ctx); err != nil {
+		t.Fatal(err)
+	}
+	err = lab.WaitFor(ctx, "node 2 to have the lock", func(ctx context.Context) (bool, error) {
+		res, err := l.Node(2).Exec(ctx, "clusterflock", "example", "disk-1", "echo", "has it now")
+		return res.OK() && res.Stdout == "has it now\n", err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// And the first command has ended with what had the lock for it.
+	err = lab.WaitFor(ctx, "the end of the first command", func(ctx context.Context) (bool, error) {
+		res, err := l.Node(1).Exec(ctx, "pgrep", "-f", "sleep 1000")
+		return res.Status == 1, err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
