@@ -48,7 +48,7 @@ func (i *instance) judgeJournal(found *journal.Recovered, there bool) error {
 		}
 		i.log.Error("the journal was damaged; what it may have said stays locked until 'vmlockctl settle' gives it back, or until this host is rebooted", "event", "journal-damaged", "damage", d)
 	case len(d.Notes) > 0:
-		i.log.Warn("the journal was damaged in a part that it has twice; nothing is missing", "event", "journal-mended", "damage", d)
+		i.log.Warn("the journal was damaged in a part that it has twice; nothing is missing", "event", "journal-header-damaged", "damage", d)
 	default:
 		// A kill cuts a write(2) short where it comes to the next page (generic_perform_write in mm/filemap.c).
 		i.log.Info("the journal had what a kill or an earlier boot had left; nothing is missing", "event", "journal-mended", "damage", d)

@@ -47,6 +47,7 @@ var Events = []Event{
 	{"virtlockd-replaced", "71b3a64d752cce55d7aa11e81db6500d"},
 	{"virtlockd-conflict", "a763dbe333f7a23919d4cbd5397209d8"},
 	{"journal-damaged", "10615b5df4e5767276f02d1b924b5470"},
+	{"journal-header-damaged", "e0b1c9a26d534f7a8f3d7c15a94be720"},
 	{"journal-mended", "5d1c7f0b9a3e4c8296b0d47ef2538a61"},
 	{"restart-refused", "97bff9d062fd0df3623241f6aed902de"},
 	{"log-lost", "b017e043763cf95589979f33a859b56e"},
