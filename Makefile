@@ -4,8 +4,10 @@ GO ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS = -s -w -X main.version=$(VERSION)
 # Packages with tests that need the lab. They share the machine's cores, so they run one after the other.
-LAB_PACKAGES = ./lab/... ./tests/admin ./tests/cluster ./tests/crash ./tests/deadline ./tests/doctor ./tests/local ./tests/prerequisites ./tests/session \
-	./tests/stress ./dlm/dlmtest/conformance/... ./internal/difftest/...
+LAB_PACKAGES = ./lab/... ./tests/admin ./tests/cluster ./tests/crash ./tests/deadline ./tests/doctor ./tests/identity ./tests/local ./tests/prerequisites \
+	./tests/session ./tests/stress ./dlm/dlmtest/conformance/... ./internal/difftest/...
+# Of these the storage once more with libvirt.
+LONG_CASES = ^TestRealStorageLibvirt$$
 # Of tests/guard some cases, of which one must find an overlap where no guard is.
 GUARD_CASES = ^TestGuard$$/^(ConfirmDead|Cut|DaemonKilledWhileStopped|WithoutGuard)$$
 # Of tests/peers the commands as operators use them; the other one is about the package below.
@@ -13,7 +15,7 @@ PEERS_CASES = ^TestCommands$$
 # Of tests/cluster, where no guard is, some beside one in its default mode.
 GUARDED_CASES = ^(TestLibvirt|TestReplacesVirtlockd)$$/^(LiveMigration|DaemonKilled|UpgradeDuringMigration)$$
 # Those for which there is no time in 'make test'.
-MORE_LAB_PACKAGES = ./tests/guard ./tests/chaos ./tests/identity ./tests/peers ./corosync/corosynctest/conformance/...
+MORE_LAB_PACKAGES = ./tests/guard ./tests/chaos ./tests/peers ./corosync/corosynctest/conformance/...
 
 # The lab's own program, built once for all packages.
 LAB_BINARY = CGO_ENABLED=0 $(GO) build -o bin/lab ./lab/cmd/lab
@@ -55,15 +57,15 @@ lint: ## gofmt, go vet and staticcheck
 
 lab-test: ## tests on cluster nodes with stock libvirt (root; boots User-Mode Linux)
 	$(LAB_BINARY)
-	VMLOCKD_STRESS_KILLS=$${VMLOCKD_STRESS_KILLS:-30} $(LAB_TEST) -p 1 -timeout 60m $(LAB_PACKAGES)
+	$(LAB_TEST) -p 1 -timeout 60m -skip '$(LONG_CASES)' $(LAB_PACKAGES)
 	$(LAB_TEST) -timeout 30m -run '$(PEERS_CASES)' ./tests/peers
 	$(LAB_TEST) -timeout 30m -run '$(GUARD_CASES)' ./tests/guard
 
-lab-more: ## more of these: guard, identity, peers and corosync on a cluster, libvirt beside a guard, 200 kills under load, and 200 cut-off random workloads
+lab-more: ## more of these: guard, chaos, peers and corosync on a cluster, libvirt beside a guard and on real storage, and 200 cut-off random workloads
 	$(LAB_BINARY)
 	$(LAB_TEST) -p 1 -timeout 2h $(MORE_LAB_PACKAGES)
 	VMLOCKD_LAB_GUARD=auto $(LAB_TEST) -timeout 30m -run '$(GUARDED_CASES)' ./tests/cluster
-	$(LAB_TEST) -timeout 60m -run TestStressKills ./tests/stress
+	$(LAB_TEST) -timeout 30m -run '$(LONG_CASES)' ./tests/identity
 	VMLOCKD_CRASH_ROUNDS=200 $(LAB_TEST) -timeout 60m -run 'TestKilledAtRandom|TestInTheLab' ./tests/crash
 
 faults: ## the guard on real nodes, in every case, and docs/faults.md made anew of what happened
