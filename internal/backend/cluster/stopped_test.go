@@ -155,6 +155,30 @@ func TestShortRecovery(t *testing.T) {
 	})
 }
 
+// TestLongRecovery: a recovery that hangs in the kernel is said to, to who is refused and in the log, once.
+func TestLongRecovery(t *testing.T) {
+	bubble(t, func(w *world) {
+		w.nodes.Suspend(space)
+		w.refused("a", "recovering from a change")
+		if strings.Contains(w.logged(), "dlm_tool ls") {
+			t.Errorf("too early:\n%s", w.logged())
+		}
+		time.Sleep(30 * time.Second)
+		w.refused("a", "s now: if that goes on, the kernel of a host hangs")
+		time.Sleep(30 * time.Second)
+		if n := strings.Count(w.logged(), "dlm_tool ls"); n != 1 {
+			t.Errorf("logged %d times:\n%s", n, w.logged())
+		}
+		// The next one begins anew.
+		w.nodes.Resume(space)
+		time.Sleep(time.Second)
+		w.nodes.Suspend(space)
+		if err := w.open("a").Lock(w.t.Context(), locking.Exclusive); err == nil || strings.Contains(err.Error(), "goes on") {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
 // TestStopsUnderRequest: the lockspace stops when the request is in the kernel
 // already. It is refused in time, and the grant that comes later is undone.
 func TestStopsUnderRequest(t *testing.T) {

@@ -36,6 +36,10 @@ const (
 	// silence is how long dlm_controld may be silent before that is the reason,
 	// once it has given one.
 	silence = 3 * time.Second
+	// longRecovery is how long a recovery goes on before it is said that it may never end.
+	// That of 10,000 locks takes seconds, and what gets lost on the way the kernel sends again
+	// after five (recover_timer in fs/dlm/config.c).
+	longRecovery = 20 * time.Second
 	// mostLogged bounds how many locks are named in the log, a line for each.
 	mostLogged = 200
 )
@@ -62,11 +66,13 @@ type watch struct {
 	heard    time.Time  // of the last answer of dlm_controld since the stop
 	asking   bool
 	asked    time.Time     // when the last question began
+	recovers time.Time     // since when dlm_controld waits for nothing but the kernel's recovery; zero if it does not
 	changed  chan struct{} // closed, and made anew, when it runs again
 	requests map[*request]struct{}
 
 	told      cause // what the log was told last of this stop
 	isTold    bool
+	toldLong  bool   // it was told that this recovery is a long one
 	toldHeld  bool   // it was told who holds what
 	toldEarly bool   // it was told that this host must be rebooted before it had joined
 	lookErr   string // what the log was told last of looking
@@ -150,6 +156,7 @@ func (w *watch) lockedStop(now time.Time) {
 	if !w.stopped {
 		w.stopped, w.since, w.isTold = true, now, false
 		w.asked, w.heard = time.Time{}, time.Time{} // ask at once
+		w.recovers, w.toldLong = time.Time{}, false
 	}
 }
 
@@ -207,12 +214,29 @@ func (w *watch) ask(ctx context.Context) {
 		w.heard = a.at
 	}
 	if w.stopped || r.cause == causeGone {
-		w.reason = r
+		w.reason = w.lockedLong(r, a.at)
 		if len(held) > 0 && w.isTold && w.told == causeGone && !w.toldHeld {
 			w.isTold = false // this process has taken them back only now
 		}
 		w.wake()
 	}
+}
+
+// lockedLong is r with what is to be said of a recovery that does not end: the DLM of one host waits for
+// that of another, and no software of theirs does anything about it.
+func (w *watch) lockedLong(r reason, now time.Time) reason {
+	switch {
+	case r != recovering:
+		w.recovers, w.toldLong = time.Time{}, false
+	case w.recovers.IsZero():
+		w.recovers = now
+	case now.Sub(w.recovers) >= longRecovery:
+		r.text += fmt.Sprintf(", for %v now: if that goes on, the kernel of a host hangs in it (see dmesg and dlm_tool ls on each), and that host must be rebooted", now.Sub(w.recovers).Round(time.Second))
+		if !w.toldLong {
+			w.toldLong, w.isTold = true, false
+		}
+	}
+	return r
 }
 
 // lockedTooLong says whether r has waited for long enough.
