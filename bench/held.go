@@ -1,10 +1,16 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/http"
 	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -201,20 +207,45 @@ const calm = 3 * time.Second
 
 // restMost bounds how long is waited for that. In the lab it takes minutes to publish the
 // owners of 10,000 locks one after the other.
-const restMost = 5 * time.Minute
+const restMost = 15 * time.Minute
 
-// rest waits until the daemon has done next to nothing for a while.
+// rest waits until the daemon has done next to nothing for a while, and has nothing left to do.
 func (d *daemon) rest() {
 	tick := time.NewTicker(calm)
 	defer tick.Stop()
 	for end := time.Now().Add(restMost); time.Now().Before(end); {
 		before := processorTime(d.cmd.Process.Pid)
 		<-tick.C
-		if processorTime(d.cmd.Process.Pid)-before < calm/100 {
+		if processorTime(d.cmd.Process.Pid)-before < calm/100 && d.unpublished() == 0 {
 			return
 		}
 	}
 	progress("%s did not come to rest within %v", d.who, restMost)
+}
+
+// unpublished is how many locks have an owner that is yet to be written into them; 0 for virtlockd, which knows of none.
+func (d *daemon) unpublished() int {
+	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(d.state, "run", "control.sock"))
+		},
+	}}
+	res, err := client.Get("http://vmlockd/metrics")
+	if err != nil {
+		if !d.isPeer() {
+			progress("%s does not say how many owners are yet to be written into their locks: %v", d.who, err)
+		}
+		return 0
+	}
+	defer res.Body.Close()
+	for lines := bufio.NewScanner(res.Body); lines.Scan(); {
+		if value, ok := strings.CutPrefix(lines.Text(), "vmlockd_owner_records_pending "); ok {
+			n, _ := strconv.ParseFloat(value, 64)
+			return int(n)
+		}
+	}
+	return 0
 }
 
 // perLock adds the rows about memory.

@@ -54,7 +54,7 @@ func (i *instance) makeMetrics() {
 
 func clusterFigures(f cluster.Figures) metrics.Cluster {
 	return metrics.Cluster{
-		Joined: f.Joined, Running: f.Running, Cause: f.Cause, Stopped: f.Stopped, Releasing: f.Releasing,
+		Joined: f.Joined, Running: f.Running, Cause: f.Cause, Stopped: f.Stopped, Releasing: f.Releasing, Unsaid: f.Unsaid,
 		Heard: f.Heard, Quorate: f.Quorate, Members: f.Members, Missing: f.Missing, Fencing: f.Fencing,
 	}
 }

@@ -34,6 +34,8 @@ func clusterOf(read func() Cluster) prometheus.Collector {
 		stopped(cause, func(n Cluster) float64 { return number(n.Cause == cause) })
 	}
 	c.gauge("vmlockd_releases_pending", "Releases that are carried out when the DLM lockspace runs again.", func(n Cluster) float64 { return float64(n.Releasing) })
+	c.gauge("vmlockd_owner_records_pending", "Locks whose holder is not in the lock yet, where other hosts read it: the holder is written a while after the grant, one lock after the other.",
+		func(n Cluster) float64 { return float64(n.Unsaid) })
 	heard := func(n Cluster) bool { return n.Heard }
 	c.gauge("vmlockd_cluster_quorate", "1 if the cluster has quorum, as dlm_controld says; missing if it does not answer.",
 		func(n Cluster) float64 { return number(n.Quorate) }).known = heard

@@ -33,7 +33,7 @@ func everything() Options {
 			return locking.Counts{Exclusive: 5, Shared: 2, Lost: 1, Owners: 3, Lockspaces: 4}
 		},
 		Cluster: func() Cluster {
-			return Cluster{Joined: true, Cause: "quorum", Stopped: 1500 * time.Millisecond, Releasing: 6, Heard: true, Members: 1, Missing: 2, Fencing: 1}
+			return Cluster{Joined: true, Cause: "quorum", Stopped: 1500 * time.Millisecond, Releasing: 6, Unsaid: 28, Heard: true, Members: 1, Missing: 2, Fencing: 1}
 		},
 		Kernel:      func() Kernel { return Kernel{InFlight: 7, Queued: 8, Oldest: 2 * time.Second, Unsettled: 9} },
 		Holder:      func() Holder { return Holder{Up: true, Held: 10, Unkept: 11} },
@@ -144,7 +144,7 @@ func TestFiguresOfParts(t *testing.T) {
 	got := scrape(t, New(everything()))
 	for name, want := range map[string]string{
 		`locks_held{mode="exclusive"}`: "5", `locks_held{mode="shared"}`: "2", `locks_lost`: "1", `owners`: "3", `lockspaces`: "4",
-		`lockspace_joined`: "1", `lockspace_running`: "0", `lockspace_stopped_seconds`: "1.5", `releases_pending`: "6", `lockspace_stopped{cause="quorum"}`: "1",
+		`lockspace_joined`: "1", `lockspace_running`: "0", `lockspace_stopped_seconds`: "1.5", `releases_pending`: "6", `owner_records_pending`: "28", `lockspace_stopped{cause="quorum"}`: "1",
 		`lockspace_stopped{cause="fencing"}`: "0", `cluster_quorate`: "0", `cluster_nodes{state="member"}`: "1", `cluster_nodes{state="missing"}`: "2", `cluster_nodes_to_fence`: "1",
 		`kernel_calls_in_flight`: "7", `kernel_calls_queued`: "8", `kernel_oldest_call_seconds`: "2", `kernel_calls_unsettled`: "9",
 		`holder_up`: "1", `holder_files`: "10", `holder_files_missing`: "11",

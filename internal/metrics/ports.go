@@ -28,6 +28,7 @@ type Cluster struct {
 	Cause           string        // why it does not run; one of Causes
 	Stopped         time.Duration // for how long
 	Releasing       int           // releases that wait until it runs
+	Unsaid          int           // locks whose holders other hosts cannot read yet
 
 	Heard                     bool // the rest is known
 	Quorate                   bool

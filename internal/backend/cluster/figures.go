@@ -25,6 +25,7 @@ type Figures struct {
 	Oldest    time.Duration // how long the oldest write has been in the kernel
 	Unsettled int           // requests that were given up, and whose outcome is not known
 	Releasing int           // releases that go on by themselves
+	Unsaid    int           // locks whose holders other hosts cannot read yet
 }
 
 // Figures waits for no kernel and no other process.
@@ -34,6 +35,7 @@ func (b *Backend) Figures() Figures {
 	space, why := b.space, b.why
 	f := Figures{Joined: space != nil, Releasing: len(b.releasing)}
 	b.mu.Unlock()
+	f.Unsaid = b.publisher.waiting()
 	if space == nil {
 		f.Cause = causeOf(why)
 	} else {

@@ -53,7 +53,10 @@ type publication struct {
 
 // line are publications that wait, about in the order of due. A list of the library's
 // would have as much memory again for each.
-type line struct{ first, last *publication }
+type line struct {
+	first, last *publication
+	n           int
+}
 
 func (l *line) push(p *publication) {
 	p.line, p.prev, p.next = l, l.last, nil
@@ -63,6 +66,7 @@ func (l *line) push(p *publication) {
 		l.first = p
 	}
 	l.last = p
+	l.n++
 }
 
 // leave takes p out of the line in which it waits, if it does.
@@ -82,6 +86,7 @@ func (p *publication) leave() {
 		l.last = p.prev
 	}
 	p.line, p.prev, p.next = nil, nil, nil
+	l.n--
 }
 
 // publisher publishes. Its lines have at most one entry for each lock that is held.
@@ -102,11 +107,13 @@ func newPublisher(b *Backend) *publisher {
 }
 
 // Publishing says that records of holders wait to be published, which goes on in the background.
-func (b *Backend) Publishing() bool {
-	p := b.publisher
+func (b *Backend) Publishing() bool { return b.publisher.waiting() > 0 }
+
+// waiting is how many records wait.
+func (p *publisher) waiting() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.fresh.first != nil || p.later.first != nil
+	return p.fresh.n + p.later.n
 }
 
 // enter says which node this host is, before there are any locks.
