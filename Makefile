@@ -88,7 +88,7 @@ demo: ## two hosts want one disk: see it refused, moved, and taken over once an 
 fuzz: ## fuzz what reads bytes from outside, FUZZTIME (default 1m) for each
 	@for f in $$(grep -rl --include='*_test.go' '^func Fuzz' .); do \
 		for name in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' $$f); do \
-			echo "$$f $$name"; $(GO) test -run '^$$' -fuzz "^$$name$$" -fuzztime $${FUZZTIME:-1m} ./$$(dirname $$f) || exit 1; \
+			echo "$$f $$name"; $(GO) test -run '^$$' -fuzz "^$$name$$" -fuzztime $${FUZZTIME:-1m} -fuzzminimizetime 5s ./$$(dirname $$f) || exit 1; \
 		done; \
 	done
 

@@ -17,7 +17,7 @@ import (
 // BenchmarkPairs measures pairs of acquire and release, of both daemons in the
 // same run: on kept connections, and on a new connection for each call with a
 // registration of its own, as libvirt's plug-in makes them. The clients run on
-// the same CPUs; vmlockd's server is in this process.
+// the same CPUs; vmlockd is in this process, unless the lab is asked for.
 func BenchmarkPairs(b *testing.B) {
 	daemons := []*daemon{{name: "virtlockd", dir: b.TempDir()}, {name: "vmlockd", dir: b.TempDir()}}
 	daemons[0].socket = startVirtlockd(b, findVirtlockd(b))

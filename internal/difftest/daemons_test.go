@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/vmlockd/vmlockd/internal/backend/local"
+	"github.com/vmlockd/vmlockd/internal/holder"
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/lockprogram"
 	"github.com/vmlockd/vmlockd/internal/owner"
@@ -146,7 +148,9 @@ func start(t testing.TB, cmd *exec.Cmd) <-chan error {
 	return ended
 }
 
-// startVmlockd serves in this process what cmd/vmlockd does.
+// startVmlockd returns the socket of a vmlockd that lives as long as the test: of
+// the program, as it is installed, where the lab is asked for, and else of one in
+// this process, where the race detector sees it.
 func startVmlockd(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "vmlockd")
@@ -155,6 +159,64 @@ func startVmlockd(t testing.TB) string {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	socket := filepath.Join(dir, "sock")
+	if vmlockd == "" {
+		serve(t, socket)
+		return socket
+	}
+	t.Cleanup(func() { endHolder(t, filepath.Join(dir, "run", "holder.sock")) })
+	conf := filepath.Join(dir, "vmlockd.toml")
+	text := fmt.Sprintf("socket = %q\nrun_dir = %q\naudit_log = %q\nmax_clients = 2000\nlog.level = \"error\"\n",
+		socket, filepath.Join(dir, "run"), filepath.Join(dir, "audit.log"))
+	must(t, os.WriteFile(conf, []byte(text), 0o600))
+	log, err := os.Create(filepath.Join(dir, "log"))
+	must(t, err)
+	defer log.Close()
+	cmd := exec.Command(vmlockd, "--config", conf)
+	cmd.Stdout, cmd.Stderr = log, log
+	t.Cleanup(func() {
+		if t.Failed() {
+			text, _ := os.ReadFile(log.Name())
+			t.Logf("vmlockd wrote:\n%s", text)
+		}
+	})
+	ended := start(t, cmd)
+	eventually(t, "vmlockd listens", func() bool {
+		select {
+		case err := <-ended:
+			t.Fatalf("vmlockd did not start: %v", err)
+		default:
+		}
+		c, err := net.Dial("unix", socket)
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	})
+	return socket
+}
+
+// endHolder ends what a vmlockd leaves that is killed with locks.
+func endHolder(t testing.TB, socket string) {
+	if _, err := os.Stat(socket); errors.Is(err, fs.ErrNotExist) {
+		return // it did not come so far
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), ioTimeout)
+	defer cancel()
+	c, err := holder.Connect(ctx, holder.Options{Socket: socket})
+	if err != nil {
+		t.Errorf("the process that keeps locks cannot be ended: %v", err)
+		return
+	}
+	pid := c.Status().PID
+	c.Close()
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Errorf("the process that keeps locks cannot be ended: %v", err)
+	}
+}
+
+// serve does in this process what cmd/vmlockd does.
+func serve(t testing.TB, socket string) {
+	t.Helper()
 	l, err := rpc.Listen(socket)
 	if err != nil {
 		t.Fatal(err)
@@ -178,5 +240,4 @@ func startVmlockd(t testing.TB) string {
 			t.Error(err)
 		}
 	})
-	return socket
 }

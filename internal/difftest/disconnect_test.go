@@ -16,6 +16,9 @@ import (
 	"github.com/vmlockd/vmlockd/internal/owner"
 )
 
+// puppetEnv has the socket that a puppet is to use.
+const puppetEnv = "DIFFTEST_PUPPET"
+
 // puppet is a process that makes connections of its own and does what it is
 // told, so that it can be the owner who disconnects.
 type puppet struct {
@@ -30,7 +33,7 @@ type puppet struct {
 func newPuppet(t *testing.T, d *daemon, options ...string) *puppet {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], "-test.run=^TestPuppet$")
-	cmd.Env = append(os.Environ(), "DIFFTEST_PUPPET="+d.socket, "DIFFTEST_OPTIONS="+strings.Join(options, ","))
+	cmd.Env = append(os.Environ(), puppetEnv+"="+d.socket, "DIFFTEST_OPTIONS="+strings.Join(options, ","))
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	must(t, err)
@@ -80,9 +83,9 @@ func (p *puppet) wantSignal(want syscall.Signal) {
 
 // TestPuppet is not a test: it is what a puppet runs.
 func TestPuppet(t *testing.T) {
-	socket := os.Getenv("DIFFTEST_PUPPET")
+	socket := os.Getenv(puppetEnv)
 	if socket == "" {
-		t.Skip("this runs only as a process of another test: DIFFTEST_PUPPET is not set")
+		t.Skip("this runs only as a process of another test: " + puppetEnv + " is not set")
 	}
 	if strings.Contains(os.Getenv("DIFFTEST_OPTIONS"), "stubborn") {
 		signal.Ignore(syscall.SIGTERM)

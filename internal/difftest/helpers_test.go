@@ -2,6 +2,7 @@ package difftest
 
 import (
 	"io/fs"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -10,9 +11,21 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
+
+	"github.com/vmlockd/vmlockd/internal/holder"
+	"github.com/vmlockd/vmlockd/lab"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// vmlockd is the built program; "" where the lab is not asked for.
+var vmlockd string
+
+func TestMain(m *testing.M) {
+	holder.Main() // endHolder starts one where there is none any more
+	if os.Getenv(lab.Env) != "1" || os.Getenv(puppetEnv) != "" {
+		goleak.VerifyTestMain(m)
+	}
+	lab.Main(m, map[*string]string{&vmlockd: "github.com/vmlockd/vmlockd/cmd/vmlockd"})
+}
 
 // children starts n processes that do nothing until the test ends, to be the
 // owners of locks.
@@ -57,7 +70,7 @@ func tree(t *testing.T, dir string) []string {
 	return list
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -65,7 +78,7 @@ func must(t *testing.T, err error) {
 }
 
 // eventually waits until what is true.
-func eventually(t *testing.T, what string, f func() bool) {
+func eventually(t testing.TB, what string, f func() bool) {
 	t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()

@@ -13,30 +13,57 @@ type step struct {
 	on   int // which connection
 	what string
 	make func(d *daemon) request
+	next *step // is sent on the same connection without waiting for the answer
+}
+
+// requests are the messages of a step, in order.
+func (s step) requests(d *daemon) []request {
+	rs := []request{s.make(d)}
+	if s.next != nil {
+		rs = append(rs, s.next.requests(d)...)
+	}
+	return rs
+}
+
+// moved is s on another connection.
+func (s step) moved(on int) step {
+	s.on = on
+	if s.next != nil {
+		next := s.next.moved(on)
+		s.next = &next
+	}
+	return s
+}
+
+// then is s with another step right behind it.
+func (s step) then(next step) step {
+	s.next = &next
+	s.what += "; at once " + next.what
+	return s
 }
 
 // The procedures as steps. Strings may hold $D.
 
 func register(on int, pid int32, id uint32, flags uint32) step {
-	return step{on, fmt.Sprintf("register pid %d id %d flags %#x", pid, id, flags), func(d *daemon) request {
+	return step{on: on, what: fmt.Sprintf("register pid %d id %d flags %#x", pid, id, flags), make: func(d *daemon) request {
 		return req(lockprogram.ProcRegister, d.enc().uuid().str("vm").num(id).num(uint32(pid)).num(flags).Bytes())
 	}}
 }
 
 func restrict(on int, flags uint32) step {
-	return step{on, fmt.Sprintf("restrict flags %#x", flags), func(d *daemon) request {
+	return step{on: on, what: fmt.Sprintf("restrict flags %#x", flags), make: func(d *daemon) request {
 		return req(lockprogram.ProcRestrict, d.enc().num(flags).Bytes())
 	}}
 }
 
 func newSpace(on int, path string, flags uint32) step {
-	return step{on, fmt.Sprintf("new %q flags %#x", path, flags), func(d *daemon) request {
+	return step{on: on, what: fmt.Sprintf("new %q flags %#x", path, flags), make: func(d *daemon) request {
 		return req(lockprogram.ProcNew, d.enc().str(path).num(flags).Bytes())
 	}}
 }
 
 func createSpace(on int, path string) step {
-	return step{on, fmt.Sprintf("create lockspace %q", path), func(d *daemon) request {
+	return step{on: on, what: fmt.Sprintf("create lockspace %q", path), make: func(d *daemon) request {
 		return req(lockprogram.ProcCreateLockspace, d.enc().str(path).Bytes())
 	}}
 }
@@ -44,7 +71,7 @@ func createSpace(on int, path string) step {
 func onResource(on int, procedure int32, space, name string, flags uint32) step {
 	names := map[int32]string{4: "create", 5: "delete", 6: "acquire", 7: "release"}
 	what := fmt.Sprintf("%s %q %.100q flags %#x", names[procedure], space, name, flags)
-	return step{on, what, func(d *daemon) request {
+	return step{on: on, what: what, make: func(d *daemon) request {
 		return req(procedure, d.enc().str(space).str(name).num(flags).Bytes())
 	}}
 }
@@ -68,7 +95,7 @@ func release(on int, space, name string) step {
 // with changes the message of a step.
 func (s step) with(what string, change func(*request)) step {
 	inner := s.make
-	return step{s.on, s.what + ", " + what, func(d *daemon) request {
+	return step{on: s.on, what: s.what + ", " + what, make: func(d *daemon) request {
 		r := inner(d)
 		change(&r)
 		return r
@@ -81,8 +108,8 @@ type players struct {
 	t            *testing.T
 	theirs, ours *daemon
 	conns        map[int][2]*conn
-	log          []string
-	last         string // the kind of the last answer
+	log          []string // the last steps
+	last         []string // the kinds of the last answers
 }
 
 func newPlayers(t *testing.T) *players {
@@ -116,19 +143,38 @@ func (p *players) run(s step) bool {
 	p.t.Helper()
 	pair := p.pair(s.on)
 	var got [2]outcome
+	for _, c := range pair {
+		c.send(s.requests(c.d)...)
+	}
 	for i, c := range pair {
-		got[i] = c.do(s.make(c.d))
+		got[i] = c.collect()
 	}
-	p.last, _, _ = strings.Cut(brief(got[0]), " ")
-	if p.last == "no" {
-		p.last = "no answer"
-	}
-	p.log = append(p.log, fmt.Sprintf("%d: %s -> %s", s.on, s.what, brief(got[0])))
+	p.last = got[0].kinds()
+	const kept = 40
+	p.log = append(p.log[max(0, len(p.log)-kept+1):], fmt.Sprintf("%d: %s -> %s", s.on, s.what, brief(got[0])))
 	if !compare(p.t, s.what, got[0], got[1]) {
-		p.t.Logf("before that:\n%s", strings.Join(p.log[max(0, len(p.log)-40):], "\n"))
+		p.t.Logf("before that:\n%s", strings.Join(p.log, "\n"))
 		return false
 	}
 	return true
+}
+
+// kinds are OK, code and domain of errors, and what else became of a step.
+func (o outcome) kinds() (kinds []string) {
+	for _, r := range o.Replies {
+		if r.Error.Code == 0 {
+			kinds = append(kinds, "OK")
+		} else {
+			kinds = append(kinds, fmt.Sprintf("%d/%d", r.Error.Code, r.Error.Domain))
+		}
+	}
+	if o.Closed {
+		return append(kinds, "closed")
+	}
+	if kinds == nil {
+		return []string{"no answer"}
+	}
+	return kinds
 }
 
 func brief(o outcome) string {

@@ -1,6 +1,7 @@
 package difftest
 
 import (
+	"bufio"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -82,6 +83,7 @@ type conn struct {
 	t      *testing.T
 	d      *daemon
 	c      *net.UnixConn
+	r      *bufio.Reader // of c
 	serial uint32
 	closed bool
 }
@@ -93,7 +95,7 @@ func (d *daemon) dial(t *testing.T) *conn {
 		t.Fatalf("%s: %v", d.name, err)
 	}
 	t.Cleanup(func() { c.Close() })
-	return &conn{t: t, d: d, c: c.(*net.UnixConn)}
+	return &conn{t: t, d: d, c: c.(*net.UnixConn), r: bufio.NewReader(c)}
 }
 
 // expand puts the daemon's directory in the place of $D. Lengths in XDR would
@@ -107,38 +109,57 @@ const sentinel int32 = 0x5e47
 // zeros is sent again and again: the race detector looks at every byte that is copied.
 var zeros [1 << 20]byte
 
-// do sends r and a sentinel, and collects what comes before the answer to the
-// sentinel.
-func (c *conn) do(r request) outcome {
+// do sends requests and a sentinel, and collects what comes before the answer to
+// the sentinel.
+func (c *conn) do(rs ...request) outcome {
 	c.t.Helper()
-	var o outcome
+	c.send(rs...)
+	return c.collect()
+}
+
+// send is the first half of do, so that both daemons can be at work at once.
+func (c *conn) send(rs ...request) {
+	c.t.Helper()
 	if c.closed {
-		o.Closed = true
-		return o
+		return
 	}
 	_ = c.c.SetDeadline(time.Now().Add(ioTimeout))
-	c.serial++
-	c.write(r.bytes(c.serial))
-	for left := r.zeros; left > 0; left -= min(left, len(zeros)) {
-		c.write(zeros[:min(left, len(zeros))])
+	var b []byte
+	for _, r := range rs {
+		c.serial++
+		b = append(b, r.bytes(c.serial)...)
+		if r.zeros == 0 && r.fds == 0 {
+			continue
+		}
+		c.write(b)
+		b = nil
+		for left := r.zeros; left > 0; left -= min(left, len(zeros)) {
+			c.write(zeros[:min(left, len(zeros))])
+		}
+		for range r.fds {
+			c.writeFD()
+		}
 	}
-	for range r.fds {
-		c.writeFD()
-	}
 	c.serial++
-	c.write(req(sentinel, nil).bytes(c.serial))
-	for {
+	c.write(append(b, req(sentinel, nil).bytes(c.serial)...))
+}
+
+// collect is the second half of do.
+func (c *conn) collect() (o outcome) {
+	c.t.Helper()
+	for !c.closed {
 		p, ok := c.read()
-		if !ok {
+		switch {
+		case !ok:
 			c.closed = true
-			o.Closed = true
+		case p.Procedure == sentinel && p.Serial == c.serial:
 			return o
+		default:
+			o.Replies = append(o.Replies, p)
 		}
-		if p.Procedure == sentinel && p.Serial == c.serial {
-			return o
-		}
-		o.Replies = append(o.Replies, p)
 	}
+	o.Closed = true
+	return o
 }
 
 // write ignores that the other side has closed: read says so.
@@ -166,7 +187,7 @@ func isClosed(err error) bool {
 func (c *conn) read() (reply, bool) {
 	c.t.Helper()
 	var head [28]byte
-	if _, err := io.ReadFull(c.c, head[:]); err != nil {
+	if _, err := io.ReadFull(c.r, head[:]); err != nil {
 		if isClosed(err) {
 			return reply{}, false
 		}
@@ -175,7 +196,7 @@ func (c *conn) read() (reply, bool) {
 	word := func(i int) uint32 { return binary.BigEndian.Uint32(head[4*i:]) }
 	p := reply{Program: word(1), Version: word(2), Procedure: int32(word(3)), Type: word(4), Serial: word(5), Status: word(6)}
 	payload := make([]byte, word(0)-28)
-	if _, err := io.ReadFull(c.c, payload); err != nil {
+	if _, err := io.ReadFull(c.r, payload); err != nil {
 		c.t.Fatalf("%s: read: %v", c.d.name, err)
 	}
 	if p.Status == 0 {

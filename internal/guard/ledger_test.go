@@ -7,6 +7,7 @@ import (
 
 	"github.com/vmlockd/vmlockd/corosync"
 	"github.com/vmlockd/vmlockd/dlm/controld"
+	"github.com/vmlockd/vmlockd/internal/testenv"
 )
 
 var lab = Timing{Token: 5650 * time.Millisecond, Consensus: 6780 * time.Millisecond, Grace: 10 * time.Second, HoldOff: time.Minute}
@@ -372,7 +373,9 @@ func FuzzDecode(f *testing.F) {
 	f.Add([]byte(`{"v":2,"new":[1]}`))
 	f.Add([]byte(`{"v":0}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		m, err := decode(b)
+		var m message
+		var err error
+		testenv.Bounded(t, 1000, len(b), func() { m, err = decode(b) })
 		if err != nil {
 			return
 		}

@@ -311,7 +311,9 @@ func FuzzPickDesignator(f *testing.F) {
 func FuzzParseMounts(f *testing.F) {
 	f.Add([]byte("30 1 8:1 / /a\\040b rw shared:1 - ext4 /dev/sda1 rw,x=y\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		table, err := parseMounts(text)
+		var table *mountTable
+		var err error
+		testenv.Bounded(t, 1000, len(text), func() { table, err = parseMounts(text) })
 		if err != nil {
 			return
 		}

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/vmlockd/vmlockd/internal/locking"
+	"github.com/vmlockd/vmlockd/internal/testenv"
 )
 
 // FuzzOpen opens arbitrary bytes. Whatever they are, Open returns, does not read
@@ -37,7 +38,10 @@ func FuzzOpen(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		dir := memoryDir(t)
 		must(t, os.WriteFile(journalFile(dir), b, 0o600))
-		j, r, err := Open(dir, boot)
+		var j *Journal
+		var r Recovered
+		var err error
+		testenv.Bounded(t, 100, len(b), func() { j, r, err = Open(dir, boot) })
 		must(t, err)
 		must(t, j.Close())
 		again, r2, err := Open(dir, boot)

@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/vmlockd/vmlockd/internal/testenv"
 )
 
 func TestParse(t *testing.T) {
@@ -81,7 +83,9 @@ func FuzzParse(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
 		lines := 1 + strings.Count(string(text), "\n")
-		list, err := Parse(text)
+		var list []Setting
+		var err error
+		testenv.Bounded(t, 1000, len(text), func() { list, err = Parse(text) })
 		if err != nil {
 			var e *SyntaxError
 			if !errors.As(err, &e) || e.Line < 1 || e.Line > lines || len(e.What) > 1000 || list != nil {

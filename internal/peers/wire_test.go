@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"runtime/metrics"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +14,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/vmlockd/vmlockd/corosync"
+	"github.com/vmlockd/vmlockd/internal/testenv"
 )
 
 // The header is the same for ever.
@@ -191,12 +191,6 @@ func TestPagesCut(t *testing.T) {
 	}
 }
 
-func allocated() uint64 {
-	s := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
-	metrics.Read(s)
-	return s[0].Value.Uint64()
-}
-
 // FuzzDecode gives any bytes to the decoder: it takes memory in proportion to what came, and what it returns is bounded.
 func FuzzDecode(f *testing.F) {
 	add := func(h header, body any) {
@@ -220,7 +214,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add(append(bytes.Clone(hello[:headerSize]), bytes.Repeat([]byte("["), 1000)...))
 	f.Add(append(bytes.Clone(answer[:headerSize]), make([]byte, 60000)...))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		before := allocated()
+		before := testenv.Allocated()
 		h, body, err := decodeHeader(b)
 		if err != nil {
 			return
@@ -254,7 +248,7 @@ func FuzzDecode(f *testing.F) {
 			}
 		}
 		// The runtime counts in steps, and other goroutines allocate too: so the bound has a constant part.
-		if took := allocated() - before; took > 40*uint64(len(b))+2<<20 {
+		if took := testenv.Allocated() - before; took > 40*uint64(len(b))+2<<20 {
 			t.Errorf("%d bytes were allocated for a message of %d", took, len(b))
 		}
 	})

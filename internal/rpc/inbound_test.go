@@ -266,6 +266,10 @@ func FuzzInbound(f *testing.F) {
 		for {
 			l, err := collect(in)
 			list = append(list, l...)
+			// A client that says much and sends little gets little.
+			if len(in.buf) > max(2*(len(stream)+minMessage), smallBuffer) {
+				t.Fatalf("a buffer of %d bytes for %d that have come", len(in.buf), len(stream))
+			}
 			if errors.Is(err, errPause) {
 				continue
 			}

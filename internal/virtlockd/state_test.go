@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/vmlockd/vmlockd/internal/locking"
+	"github.com/vmlockd/vmlockd/internal/testenv"
 )
 
 // captured was written by virtlockd 9.0.0 of Debian 12.
@@ -131,7 +132,9 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(captured(f)))
 	f.Add([]byte(`{"magic":"23179"}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		s, err := Parse(text, capturedPID)
+		var s *State
+		var err error
+		testenv.Bounded(t, 1000, len(text), func() { s, err = Parse(text, capturedPID) })
 		if err != nil {
 			return
 		}
