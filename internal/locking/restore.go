@@ -26,7 +26,9 @@ type Held struct {
 // ErrNotYet, wrapped, nothing was tried.
 type Restored struct {
 	Handle Handle
-	Err    error
+	// Err is nil if the lock was held all the time. With ErrNotHeld and a Handle it was not, and is
+	// lost, and the Handle has it since now, to keep others out until its owner is gone.
+	Err error
 	// Either says that the backend cannot tell in which mode the lock was held: it may be
 	// that of any record of its ID. The Handle holds it in Mode, the strongest it can have been.
 	Either bool
@@ -157,6 +159,7 @@ func allHeld(list []claim) []Held {
 func (c *claim) resolve(b Restorer) (ended []*Entry) {
 	r := c.r
 	var maybe []Held
+	var anew Handle
 	for i, res := range c.results {
 		switch {
 		case res.Err == nil:
@@ -172,13 +175,20 @@ func (c *claim) resolve(b Restorer) (ended []*Entry) {
 			}
 			return ended
 		case !errors.Is(res.Err, ErrNotHeld):
-			maybe = append(maybe, c.held[i])
+			h := c.held[i]
+			h.Told = false // when it is asked for again its owner does not count on it any more
+			maybe = append(maybe, h)
 			r.lost = res.Err
-		case r.lost == nil:
-			r.lost = res.Err
+		default:
+			if r.lost == nil {
+				r.lost = res.Err
+			}
+			if res.Handle != nil {
+				anew = res.Handle
+			}
 		}
 	}
-	r.handle = lostHandle{id: r.id, b: b, held: maybe}
+	r.handle = lostHandle{id: r.id, b: b, held: maybe, anew: anew}
 	return nil
 }
 
@@ -370,15 +380,26 @@ type lostHandle struct {
 	id   string
 	b    Restorer
 	held []Held // what may be held all the same
+	anew Handle // what keeps others out since the loss; may be nil
 }
 
 func (h lostHandle) ID() string                     { return h.id }
 func (lostHandle) Lock(context.Context, Mode) error { return errLost }
-func (lostHandle) Close()                           {}
+
+func (h lostHandle) Close() {
+	if h.anew != nil {
+		h.anew.Close()
+	}
+}
 
 // Unlock releases what the backend may still hold, which nobody else would ever
 // get otherwise.
 func (h lostHandle) Unlock(ctx context.Context) error {
+	if h.anew != nil {
+		if err := h.anew.Unlock(ctx); err != nil {
+			return err
+		}
+	}
 	for _, res := range h.b.Restore(ctx, h.held) {
 		err := res.Err
 		if res.Handle != nil {

@@ -23,6 +23,7 @@ var Events = []Event{
 	{"lock-forced", "692d75cd59b732d3c5aebec06eebab04"},
 	{"lock-release-failed", "2e1d163f2ce748784159b6d810f92165"},
 	{"lock-taken-back", "63116cd1ae09f1e5ce160bae7603c4bc"},
+	{"lock-not-taken-anew", "2f6e0d9ab1c84b7593d7e86fa05c4b1e"},
 	{"lock-taken-anew", "5398d813749a044b97c36fe1fccd7d9b"},
 	{"lock-lost", "6d5e17aae4544d6a5bd686a88ce2fed4"},
 	{"owner-gone", "5fb919e72645c8647957bb03ea31a9cd"},

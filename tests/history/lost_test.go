@@ -13,7 +13,7 @@ import (
 )
 
 // If the kernel really loses a lock while the daemon is down there is an alarm,
-// and the disk is refused until its owner is gone or has released it.
+// and the disk is refused on every host until its owner is gone or has released it.
 func TestLostInTheKernel(t *testing.T) {
 	base := memoryDir(t)
 	for _, released := range []bool{false, true} {
@@ -22,7 +22,11 @@ func TestLostInTheKernel(t *testing.T) {
 			w := newWorld(rt, base, 2, seen)
 			defer w.end()
 			w.mayLose = true
-			n := w.nodes[0]
+			n, other := w.nodes[0], w.nodes[1]
+			other.spawn(1)
+			elsewhere := func() error {
+				return other.in.request(&call{f: &fact{o: other.owners[1], disk: "a"}, mode: locking.Exclusive})
+			}
 			for pid := range int32(3) {
 				n.spawn(pid + 1)
 			}
@@ -46,6 +50,10 @@ func TestLostInTheKernel(t *testing.T) {
 					rt.Fatalf("asking for it %v: %v", mode, err)
 				}
 			}
+			var busy *locking.Error
+			if err := elsewhere(); !errors.As(err, &busy) || busy.Kind != locking.KindBusy {
+				rt.Fatalf("asking for it on another host: %v", err)
+			}
 			if released {
 				if err := try(n.owners[1], true, 0); err != nil {
 					rt.Fatal(err)
@@ -57,6 +65,12 @@ func TestLostInTheKernel(t *testing.T) {
 			if err := try(n.owners[2], false, locking.Exclusive); err != nil {
 				rt.Fatalf("after the alarm is over: %v", err)
 			}
+			n.end(n.owners[2])
+			fakeclock.Wait()
+			if err := elsewhere(); err != nil {
+				rt.Fatalf("on another host, after the alarm is over: %v", err)
+			}
+			other.end(other.owners[1])
 			for _, o := range n.owners {
 				n.end(o)
 			}

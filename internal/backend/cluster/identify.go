@@ -73,21 +73,30 @@ func (b *Backend) Open(ctx context.Context, ref locking.Ref, _ bool) (locking.Ha
 	if b.identify == nil || ref.Lockspace != "" {
 		return h, nil
 	}
-	d, err := b.identify(ctx, ref.Name)
-	if err != nil {
-		return nil, &locking.Error{Kind: locking.KindUnavailable, Op: "acquire", Ref: ref, Err: fmt.Errorf("which disk it is cannot be found out: %w", err)}
+	// A cluster file system stops with the lockspace. So does a look at a file on it, and that is the reason then.
+	r := b.watch.begin(ctx, true)
+	defer r.end()
+	refused := func(err error) error {
+		if r.ctx.Err() != nil && errors.As(r.why(), new(*stopped)) {
+			err = r.why()
+		}
+		return &notAsked{h.unavailable(err)}
 	}
-	id, err := b.idOf(ctx, d)
+	d, err := b.identify(r.ctx, ref.Name)
 	if err != nil {
-		return nil, &locking.Error{Kind: locking.KindUnavailable, Op: "acquire", Ref: ref, Err: err}
+		return nil, refused(fmt.Errorf("which disk it is cannot be found out: %w", err))
+	}
+	id, err := b.idOf(r.ctx, d)
+	if err != nil {
+		return nil, refused(err)
 	}
 	h.aliased = id != h.name && !d.Here
 	h.name = id
 	if d.Local != "" {
 		// Until it is known what the locks from before a restart stand for, this may be one
 		// of their disks under another path.
-		if err := b.awaitRecall(ctx); err != nil {
-			return nil, &locking.Error{Kind: locking.KindUnavailable, Op: "acquire", Ref: ref, Err: err}
+		if err := b.awaitRecall(r.ctx); err != nil {
+			return nil, refused(err)
 		}
 	}
 	b.mu.Lock()

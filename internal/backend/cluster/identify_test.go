@@ -294,12 +294,14 @@ func TestWhatIsLostIsFoundByEveryPath(t *testing.T) {
 			if isHeld != (r.Err == nil) || !isHeld && !errors.Is(r.Err, locking.ErrNotHeld) {
 				t.Fatal(r.Err)
 			}
-			if isHeld {
-				if id() != held[0].ID {
-					t.Error("another path to what is held has another name")
-				}
-				hs.unlock(r.Handle)
+			// What is lost is taken anew, to keep others out.
+			if r.Handle == nil {
+				t.Fatal("nothing keeps others out")
 			}
+			if id() != held[0].ID {
+				t.Error("another path to what is held has another name")
+			}
+			hs.unlock(r.Handle)
 			if id() == held[0].ID {
 				t.Error("nobody holds it any more, and it has the old name")
 			}
@@ -308,6 +310,33 @@ func TestWhatIsLostIsFoundByEveryPath(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What the kernel has lost and another host has got is not taken from it.
+func TestWhatIsLostIsTakenAnewOnlyIfItIsFree(t *testing.T) {
+	onDisks(t, 2, map[string]cluster.Disk{"/srv/a": byPath("/srv/a", "file 0:45 7")}, func(hs *hosts) {
+		for _, free := range []bool{false, true} {
+			h := hs.hold(2, "/srv/a", locking.Exclusive, vm(2))
+			held := []locking.Held{{ID: h.ID(), Ref: ref("/srv/a"), Mode: locking.Shared, Told: true}}
+			if free {
+				hs.unlock(h)
+			}
+			r := hs.host(1).Restore(context.Background(), held)[0]
+			if !errors.Is(r.Err, locking.ErrNotHeld) || free != (r.Handle != nil) {
+				t.Fatalf("free %v: %v, %v", free, r.Handle, r.Err)
+			}
+			if free {
+				hs.unlock(r.Handle)
+			} else {
+				hs.unlock(h)
+			}
+			// Nobody counts on it.
+			held[0].Told = false
+			if r := hs.host(1).Restore(context.Background(), held)[0]; r.Handle != nil {
+				t.Error("taken for nobody")
+			}
+		}
+	})
 }
 
 // What a daemon that knew paths only has locked stays locked after the upgrade, on

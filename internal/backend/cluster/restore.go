@@ -69,6 +69,11 @@ func (b *Backend) Restore(ctx context.Context, held []locking.Held) []locking.Re
 			// In another mode: what a request leaves that was refused after its process
 			// had ended. It holds nothing (see package dlm).
 			results[i].Err = fmt.Errorf("%w: %w", locking.ErrNotHeld, a.Err)
+			if held[i].Told && errors.Is(a.Err, dlm.ErrNoOrphan) {
+				if h := b.takeAnew(ctx, space, held[i]); h != nil {
+					results[i].Handle = h
+				}
+			}
 			continue
 		case a.Err != nil:
 			results[i].Err = a.Err
@@ -77,6 +82,29 @@ func (b *Backend) Restore(ctx context.Context, held []locking.Held) []locking.Re
 		results[i].Handle = b.restored(held[i], a.Lock)
 	}
 	return results
+}
+
+// anewWithin bounds the wait for one lock that is taken anew, when all that was kept is adopted.
+const anewWithin = time.Second
+
+// takeAnew takes a lock that the kernel has lost although its owner counts on it, if nobody has it
+// by now. Its virtual machine has been without it, which this does not undo: it stays lost, and
+// is an alarm. But no other host gets the disk from now on.
+func (b *Backend) takeAnew(ctx context.Context, space *dlm.Lockspace, held locking.Held) *handle {
+	if running, _ := b.watch.runs(); !running {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, anewWithin)
+	defer cancel()
+	beforeLock.Pass()
+	l, err := space.Lock(ctx, held.ID, modeOf(held.Mode), dlm.LockOptions{NoQueue: true, Persistent: true})
+	afterLock.Pass()
+	if err != nil {
+		b.log.Warn("a lock that the kernel has lost could not be taken anew, so others may use the disk beside its virtual machine", "event", "lock-not-taken-anew",
+			"lockspace", held.Ref.Lockspace, "name", held.Ref.Name, "reason", err)
+		return nil
+	}
+	return &handle{b: b, ref: held.Ref, name: held.ID, mode: held.Mode, lock: l}
 }
 
 // adoptAll adopts all at once, or one by one if a test kills the process between two.

@@ -29,6 +29,7 @@ type world struct {
 	controld *controldtest.Daemon
 	b        *cluster.Backend
 	holders  []locking.Holder
+	identify func(context.Context, string) (cluster.Disk, error)
 
 	mu  sync.Mutex // guards log
 	log bytes.Buffer
@@ -53,6 +54,12 @@ func bubble(t *testing.T, f func(*world)) {
 		b, err := cluster.New(cluster.Options{
 			Lockspace: space, Kernel: w.nodes.Node(1), Controld: w.controld.Client(), Log: slog.New(slog.NewTextHandler(w, nil)),
 			Holders: func() []locking.Holder { return w.holders },
+			Identify: func(ctx context.Context, path string) (cluster.Disk, error) {
+				if w.identify == nil {
+					return cluster.Disk{Name: path}, nil
+				}
+				return w.identify(ctx, path)
+			},
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -150,6 +157,44 @@ func TestShortRecovery(t *testing.T) {
 			t.Error(err)
 		}
 		if strings.Contains(w.logged(), "stopped") {
+			t.Errorf("logged:\n%s", w.logged())
+		}
+	})
+}
+
+// TestPathStopsWithTheLockspace: the path is on a cluster file system, which answers nobody while the lockspace is
+// stopped. The refusal comes as soon, and with the same reason.
+func TestPathStopsWithTheLockspace(t *testing.T) {
+	bubble(t, func(w *world) {
+		w.identify = func(ctx context.Context, path string) (cluster.Disk, error) {
+			<-ctx.Done()
+			return cluster.Disk{}, ctx.Err()
+		}
+		w.nodes.Suspend(space)
+		w.controld.Lose(time.Now(), true, 2, 3)
+		start := time.Now()
+		_, err := w.b.Open(w.t.Context(), locking.Ref{Name: "/gfs/a"}, false)
+		if err == nil || !strings.Contains(err.Error(), "the cluster has no quorum") || locking.Cause(err) != "quorum" || !errors.Is(err, locking.ErrNotAsked) {
+			t.Errorf("got %v", err)
+		}
+		if took := time.Since(start); took > time.Second {
+			t.Errorf("refused after %v", took)
+		}
+	})
+}
+
+// TestSlowAnswers: dlm_controld needs longer for an answer than it is until the next question. What it says is logged.
+func TestSlowAnswers(t *testing.T) {
+	bubble(t, func(w *world) {
+		w.controld.Lose(time.Now(), true, 2, 3)
+		w.nodes.Suspend(space)
+		for end := time.Now().Add(10 * time.Second); time.Now().Before(end); {
+			w.controld.Freeze()
+			time.Sleep(300 * time.Millisecond)
+			w.controld.Thaw()
+			_ = w.open("a").Lock(w.t.Context(), locking.Exclusive)
+		}
+		if !strings.Contains(w.logged(), "quorum-lost") {
 			t.Errorf("logged:\n%s", w.logged())
 		}
 	})

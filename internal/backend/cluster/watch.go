@@ -40,6 +40,8 @@ const (
 	// That of 10,000 locks takes seconds, and what gets lost on the way the kernel sends again
 	// after five (recover_timer in fs/dlm/config.c).
 	longRecovery = 20 * time.Second
+	// tellUnheard is how long dlm_controld's first answer is waited for before a stop is logged without.
+	tellUnheard = 2 * askTimeout
 	// mostLogged bounds how many locks are named in the log, a line for each.
 	mostLogged = 200
 )
@@ -263,8 +265,8 @@ func (w *watch) lockedTell(now time.Time) func() {
 	if w.isTold && w.told == w.reason.cause {
 		return nil
 	}
-	if w.reason.cause != causeGone && (now.Sub(w.since) < patience || w.asking && !w.isTold) {
-		return nil
+	if w.reason.cause != causeGone && (now.Sub(w.since) < patience || w.heard.IsZero() && w.asking && now.Sub(w.since) < tellUnheard) {
+		return nil // the answer may say more
 	}
 	w.isTold, w.told = true, w.reason.cause
 	text, cause, since := w.reason.text, w.reason.cause, w.since.UTC().Format(time.RFC3339)
