@@ -171,6 +171,11 @@ func (r *run) afterRebootOfAll() {
 	r.t.Helper()
 	r.rebootAll()
 	r.step("all nodes have booted")
+	r.await("vmlockd of node 1 to serve", time.Minute, func() bool {
+		res, err := r.Node(1).Shell(r.ctx, "test -S /run/libvirt/virtlockd-sock")
+		r.must(err)
+		return res.OK()
+	})
 	r.write(1)
 	r.goesOn(1, detection)
 }
