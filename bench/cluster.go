@@ -18,7 +18,7 @@ import (
 )
 
 // insideTimeout bounds the run in the node, of which most is taking 10,000 locks.
-const insideTimeout = 12 * time.Minute
+const insideTimeout = 25 * time.Minute
 
 // nodeSocket is where the nodes' own vmlockd listens.
 const nodeSocket = "/run/libvirt/virtlockd-sock"

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -69,7 +70,7 @@ func held(ctx context.Context, s *series, ours, theirs *daemon, bare peer, count
 		had = count
 		if count == counts[len(counts)-1] {
 			for _, d := range daemons {
-				d.perLock(s, "after they were taken", empty[d], count)
+				d.perLock(ctx, s, "after they were taken", empty[d], count)
 			}
 		}
 		for round := range rounds {
@@ -87,7 +88,7 @@ func held(ctx context.Context, s *series, ours, theirs *daemon, bare peer, count
 		if _, err := killAndStart(ctx, ours); err != nil {
 			return err
 		}
-		ours.perLock(s, "after a restart", empty[ours], had)
+		ours.perLock(ctx, s, "after a restart", empty[ours], had)
 		return ours.stillHeld(ctx, vms, had)
 	}
 	return nil
@@ -205,52 +206,82 @@ func (d *daemon) size() size {
 // left over one to two seconds after it.
 const calm = 3 * time.Second
 
-// restMost bounds how long is waited for that. In the lab it takes minutes to publish the
-// owners of 10,000 locks one after the other.
-const restMost = 15 * time.Minute
+// restMost bounds how long is waited for that. In the lab it takes minutes to write the
+// owners of 10,000 locks into them, one after the other.
+const restMost = 4 * time.Minute
 
 // rest waits until the daemon has done next to nothing for a while, and has nothing left to do.
-func (d *daemon) rest() {
+// It returns what is in the way of that after restMost; "" if it rests.
+func (d *daemon) rest(ctx context.Context) (note string) {
 	tick := time.NewTicker(calm)
 	defer tick.Stop()
-	for end := time.Now().Add(restMost); time.Now().Before(end); {
+	ctx, cancel := context.WithTimeout(ctx, restMost)
+	defer cancel()
+	for {
 		before := processorTime(d.cmd.Process.Pid)
-		<-tick.C
-		if processorTime(d.cmd.Process.Pid)-before < calm/100 && d.unpublished() == 0 {
-			return
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Sprintf("; measured before it had come to rest: %s", note)
+		}
+		left, err := d.unpublished(ctx)
+		switch used := processorTime(d.cmd.Process.Pid) - before; {
+		case err != nil:
+			note = "it does not say how many owners are yet to be written into their locks: " + err.Error()
+		case left > 0:
+			note = fmt.Sprintf("%d owners were yet to be written into their locks", left)
+		case used >= calm/100:
+			note = fmt.Sprintf("it had worked for %v of the last %v", used, calm)
+		default:
+			return ""
 		}
 	}
-	progress("%s did not come to rest within %v", d.who, restMost)
 }
 
-// unpublished is how many locks have an owner that is yet to be written into them; 0 for virtlockd, which knows of none.
-func (d *daemon) unpublished() int {
+// unpublished is how many locks have an owner that is yet to be written into them; 0 for virtlockd, which knows of none,
+// and for the backend local.
+func (d *daemon) unpublished(ctx context.Context) (int, error) {
+	if d.isPeer() {
+		return 0, nil
+	}
 	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(d.state, "run", "control.sock"))
 		},
 	}}
-	res, err := client.Get("http://vmlockd/metrics")
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://vmlockd/metrics", nil)
 	if err != nil {
-		if !d.isPeer() {
-			progress("%s does not say how many owners are yet to be written into their locks: %v", d.who, err)
-		}
-		return 0
+		return 0, err
+	}
+	res, err := client.Do(req)
+	if err != nil {
+		return 0, err
 	}
 	defer res.Body.Close()
-	for lines := bufio.NewScanner(res.Body); lines.Scan(); {
+	return pending(res.Body)
+}
+
+// pending reads it from the metrics.
+func pending(metrics io.Reader) (int, error) {
+	local := false
+	lines := bufio.NewScanner(metrics)
+	for lines.Scan() {
+		local = local || strings.HasPrefix(lines.Text(), "vmlockd_holder_up ")
 		if value, ok := strings.CutPrefix(lines.Text(), "vmlockd_owner_records_pending "); ok {
-			n, _ := strconv.ParseFloat(value, 64)
-			return int(n)
+			n, err := strconv.ParseFloat(value, 64)
+			return int(n), err
 		}
 	}
-	return 0
+	if err := lines.Err(); err != nil || local {
+		return 0, err
+	}
+	return 0, errors.New("its metrics have no vmlockd_owner_records_pending")
 }
 
 // perLock adds the rows about memory.
-func (d *daemon) perLock(s *series, when string, empty size, count int) {
-	d.rest()
+func (d *daemon) perLock(ctx context.Context, s *series, when string, empty size, count int) {
+	note := d.rest(ctx)
 	z := d.size()
 	row := s.add(fmt.Sprintf("memory for a lock, %d %s", count, when), d.who, "byte", (z.daemon-empty.daemon+z.holder-empty.holder)*1024/float64(count))
 	row.Goal = "1024"
@@ -258,6 +289,7 @@ func (d *daemon) perLock(s *series, when string, empty size, count int) {
 		row.Goal = ""
 	}
 	row.Note = fmt.Sprintf("%s of the daemon %.0f KiB with no lock, %.0f KiB with %d", z.what, empty.daemon, z.daemon, count)
+	row.Note += note
 	if d.holder != 0 {
 		row.Note += fmt.Sprintf("; of its holder %.0f and %.0f KiB", empty.holder, z.holder)
 	}
