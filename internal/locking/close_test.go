@@ -53,19 +53,64 @@ func TestCloseGivesUpWithItsContext(t *testing.T) {
 	})
 }
 
+// Nobody else would send it its SIGKILL: the next process has no connection of this owner.
 func TestCloseWhileAnOwnerIsBeingEnded(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		g, p := w.vm(1)
-		p.Stubborn()
+		p.Deaf(locking.EndPatience / 2)
 		w.acquire(g, disk("a"), locking.Exclusive)
 		g.Disconnected()
 		<-p.Asked()
 		if err := w.m.Close(context.Background()); err != nil {
 			t.Fatal(err)
 		}
-		p.Kill()
-		settle()
-		w.holders(disk("a"), 1)
+		select {
+		case <-p.Gone():
+		default:
+			t.Fatal("the owner was not killed")
+		}
+		w.holders(disk("a"), 1) // the next start releases it
 		w.toldIs(locking.Granted, locking.OwnerEnding)
+	})
+}
+
+// One that the kernel does not end holds up nobody for ever, and that is said.
+func TestCloseWhileAnOwnerDoesNotEnd(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		g, p := w.vm(1)
+		p.Stubborn()
+		w.acquire(g, disk("a"), locking.Exclusive)
+		g.Disconnected()
+		<-p.Asked()
+		closed := start(func() error { return w.m.Close(context.Background()) })
+		advance(locking.EndPatience - 1)
+		w.pending(closed)
+		advance(1)
+		select {
+		case err := <-closed:
+			if err != nil {
+				t.Error(err)
+			}
+		default:
+			t.Fatal("it holds up Close")
+		}
+		w.holders(disk("a"), 1)
+		w.toldIs(locking.Granted, locking.OwnerEnding, locking.OwnerEndFailed)
+	})
+}
+
+// Close has only as much time as its context.
+func TestCloseGivesUpAnEndingWithItsContext(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		g, p := w.vm(1)
+		p.Stubborn()
+		w.acquire(g, disk("a"), locking.Exclusive)
+		g.Disconnected()
+		<-p.Asked()
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		_ = w.m.Close(ctx)
+		settle() // what it waited for is given up: the bubble has to be empty
+		w.toldIs(locking.Granted, locking.OwnerEnding, locking.OwnerEndFailed)
 	})
 }

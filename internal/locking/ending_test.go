@@ -3,8 +3,10 @@ package locking_test
 import (
 	"context"
 	"testing"
+	"time"
 
 	"github.com/vmlockd/vmlockd/internal/locking"
+	"github.com/vmlockd/vmlockd/internal/locking/locktest"
 )
 
 func TestDisconnectedEndsTheOwnerAndThenReleases(t *testing.T) {
@@ -190,5 +192,61 @@ func TestDisconnectedOfADepartedPeerWhosePIDIsUsedAgain(t *testing.T) {
 		}
 		settle()
 		w.empty()
+	})
+}
+
+// Before the daemon is stopped or replaced, owners that are being ended are waited for,
+// and what they held is released, while everybody else is served.
+func TestAwaitEndings(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		if left := w.m.AwaitEndings(context.Background()); left != 0 {
+			t.Fatalf("%d are being ended, and nobody is", left)
+		}
+		g, p := w.vm(1)
+		p.Deaf(locking.EndPatience / 2)
+		w.acquire(g, disk("a"), locking.Exclusive)
+		gate := w.b.Block(locktest.On(locktest.OpUnlock, "id-a"))
+		g.Disconnected()
+		left := make(chan int, 1)
+		go func() { left <- w.m.AwaitEndings(context.Background()) }()
+		gate.Arrived() // it is gone, and its lock is not released yet
+		settle()
+		if n := w.m.Endings(); n != 1 || len(left) > 0 {
+			t.Fatalf("%d are being ended, and it was waited for: %v", n, len(left) > 0)
+		}
+		other, _ := w.vm(2)
+		w.acquire(other, disk("b"), locking.Exclusive)
+		gate.Open()
+		if n := <-left; n != 0 {
+			t.Fatalf("%d have not ended", n)
+		}
+		w.holders(disk("a"))
+		w.toldIs(locking.Granted, locking.OwnerEnding, locking.OwnerGone, locking.Granted, locking.ReleasedGone)
+	})
+}
+
+// One that the kernel does not end is not waited for for ever, nor a second time.
+func TestAwaitEndingsOfOneThatDoesNotEnd(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		g, p := w.vm(1)
+		p.Stubborn()
+		w.acquire(g, disk("a"), locking.Exclusive)
+		g.Disconnected()
+		<-p.Asked()
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		if left := w.m.AwaitEndings(ctx); left != 1 {
+			t.Errorf("without time: %d", left)
+		}
+		begin := time.Now()
+		for range 2 {
+			if left := w.m.AwaitEndings(context.Background()); left != 1 || time.Since(begin) != locking.EndPatience {
+				t.Errorf("%d have not ended after %v", left, time.Since(begin))
+			}
+		}
+		w.toldIs(locking.Granted, locking.OwnerEnding)
+		p.Kill()
+		settle()
+		w.toldIs(locking.OwnerGone, locking.ReleasedGone)
 	})
 }

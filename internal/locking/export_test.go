@@ -96,7 +96,7 @@ func (m *Manager) Check() error {
 		if o.pid != pid || o.gone {
 			return fmt.Errorf("owner %d is filed under %d (gone: %v)", o.pid, pid, o.gone)
 		}
-		if o.registrations == 0 && len(o.holds) == 0 && !o.ending {
+		if o.registrations == 0 && len(o.holds) == 0 && o.ending == nil {
 			return fmt.Errorf("owner %d stays, and nobody needs it", pid)
 		}
 		for _, h := range o.holds {

@@ -54,8 +54,10 @@ type Manager struct {
 	anyLockspace bool
 	journal      Journal
 
-	ctx      context.Context // ends when Close begins; for watching and ending owners
+	ctx      context.Context // ends when Close begins; for watching owners
 	cancel   context.CancelFunc
+	endings  context.Context // ends when Close waits no longer for owners that are being ended
+	giveUp   context.CancelFunc
 	releases context.Context // ends when Close has no more time; for releases that no request waits for
 	abandon  context.CancelFunc
 	work     sync.WaitGroup // all of that
@@ -66,6 +68,7 @@ type Manager struct {
 	resources  table.Table[string, resource] // by Handle.ID, for as long as it is held or worked on
 	names      table.Table[Ref, hold]        // the names under which resources are held, with one hold of each
 	owners     map[int32]*owner
+	ending     map[*ending]struct{}
 	underway   map[*Waiter]struct{} // requests for locks
 	draining   bool
 	holding    holding             // for HoldingProcesses
@@ -105,6 +108,7 @@ func New(o Options) *Manager {
 		resources:    table.New(func(r *resource) string { return r.id }),
 		names:        table.New(func(h *hold) Ref { return h.ref }),
 		owners:       map[int32]*owner{},
+		ending:       map[*ending]struct{}{},
 		underway:     map[*Waiter]struct{}{},
 		returners:    map[*owner]struct{}{},
 	}
@@ -120,19 +124,23 @@ func New(o Options) *Manager {
 	}
 	m.counts.lockspaces.Store(int64(len(m.lockspaces)))
 	m.ctx, m.cancel = context.WithCancel(context.Background())
+	m.endings, m.giveUp = context.WithCancel(context.Background())
 	m.releases, m.abandon = context.WithCancel(context.Background())
 	return m
 }
 
 // Close ends the Manager's own work: it stops watching owners, and waits for
 // releases under way until ctx ends; what they have asked of the backend by then
-// is the backend's to finish. It releases nothing. Requests that come later are
-// refused with KindUnavailable.
+// is the backend's to finish. An owner that is being ended gets its SIGKILL as
+// AwaitEndings says, as no later process would send it. Close releases nothing.
+// Requests that come later are refused with KindUnavailable.
 func (m *Manager) Close(ctx context.Context) error {
 	m.mu.Lock()
 	m.closed = true
 	m.mu.Unlock()
 	m.cancel()
+	m.AwaitEndings(ctx) // no new ones begin
+	m.giveUp()
 	done := make(chan struct{})
 	go func() {
 		m.work.Wait()

@@ -1,16 +1,10 @@
 package locking
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"sync"
-	"time"
 )
-
-// endTimeout is how long an owner may take to end after its connection closed
-// before that is reported. It keeps its locks for as long as it takes.
-const endTimeout = 10 * time.Second
 
 // maxReleases bounds how many locks of one owner are released at once: one that
 // hangs must not hold up the others, and an owner may have thousands.
@@ -25,15 +19,16 @@ type owner struct {
 	start uint64
 
 	closing   sync.Once
-	forgotten chan struct{} // closed when nobody needs to watch the process any more
+	forgotten chan struct{}  // closed when nobody needs to watch the process any more
+	releases  sync.WaitGroup // what is released because it is gone; Add with Manager.mu held
 
 	// Guarded by Manager.mu.
-	gone          bool    // its process is proven gone: it gets nothing any more
-	nobody        bool    // it stands for an owner who does not need its lock any more, whether gone or not
-	info          *Owner  // as registered last, for holds to share
-	registrations int     // and acquires under way: who needs it although it holds nothing
-	holds         []*hold // in no order
-	ending        bool
+	gone          bool        // its process is proven gone: it gets nothing any more
+	nobody        bool        // it stands for an owner who does not need its lock any more, whether gone or not
+	info          *Owner      // as registered last, for holds to share
+	registrations int         // and acquires under way: who needs it although it holds nothing
+	holds         []*hold     // in no order
+	ending        *ending     // nil if it is not being ended
 	returning     map[Ref]int // what it gave back since the drain began, and may take again
 }
 
@@ -189,54 +184,6 @@ func (g *Registration) leave() {
 	g.m.lockedForgetOwner(g.owner)
 }
 
-// Disconnected says that the owner itself had the session (its process is the
-// peer) and that the connection has ended. An owner that holds nothing may do
-// that. One that holds locks can no longer be told anything, so it is ended, and
-// its locks are released when it is gone. Disconnected does not wait for that.
-func (g *Registration) Disconnected() {
-	m, o := g.m, g.owner
-	m.mu.Lock()
-	if len(o.holds) == 0 || o.gone || o.ending || m.closed {
-		m.mu.Unlock()
-		return
-	}
-	switch {
-	case o.proc != nil:
-		o.ending = true
-		m.work.Go(func() { m.end(o, *g.info) })
-	case o.pid > 0:
-		// The peer of the connection had this pid, and when it registered no
-		// process had it any more.
-		m.lockedOwnerGone(o)
-	default:
-		// A peer in another pid namespace has pid 0, whoever it is. That it went
-		// away proves nothing.
-	}
-	m.mu.Unlock()
-}
-
-func (m *Manager) end(o *owner, info Owner) {
-	if o.isGone() {
-		return
-	}
-	m.observe(Event{Kind: OwnerEnding, Owner: info})
-	ctx, cancel := context.WithTimeout(m.ctx, endTimeout)
-	defer cancel()
-	err := o.proc.End(ctx)
-	if err == nil || o.isGone() {
-		// Also with an error: the watch closes a process that is gone, maybe
-		// before End has seen that it is.
-		return
-	}
-	if m.ctx.Err() == nil {
-		m.observe(Event{Kind: OwnerEndFailed, Owner: info, Err: err})
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	o.ending = false
-	m.lockedForgetOwner(o)
-}
-
 // watch waits until the owner's process is gone, and then releases its locks.
 func (m *Manager) watch(o *owner) {
 	select {
@@ -246,6 +193,12 @@ func (m *Manager) watch(o *owner) {
 		m.mu.Unlock()
 	case <-o.forgotten:
 	case <-m.ctx.Done():
+		m.mu.Lock()
+		e := o.ending
+		m.mu.Unlock()
+		if e != nil { // SIGKILL goes through the descriptor that is closed here
+			<-e.over
+		}
 		o.close()
 	}
 }
@@ -277,10 +230,14 @@ func (m *Manager) lockedOwnerGone(o *owner) {
 	}
 	close(jobs)
 	event := Event{Kind: OwnerGone, Owner: o.lockedSaid(), Locks: len(jobs)}
+	o.releases.Add(1)
 	m.work.Go(func() {
+		defer o.releases.Done()
 		m.observe(event) // here, as m.mu is held there
 		for range min(maxReleases, event.Locks) {
+			o.releases.Add(1)
 			m.work.Go(func() {
+				defer o.releases.Done()
 				for j := range jobs {
 					m.releaseGone(j.r, j.h)
 					m.leave(j.r)
@@ -326,7 +283,7 @@ func (m *Manager) releaseHold(r *resource, h *hold, kind EventKind) {
 // One that is being ended is watched to the end: it got its SIGTERM, and if that
 // was not enough SIGKILL has to follow.
 func (m *Manager) lockedForgetOwner(o *owner) {
-	if o.registrations > 0 || len(o.holds) > 0 || o.gone || o.ending {
+	if o.registrations > 0 || len(o.holds) > 0 || o.gone || o.ending != nil {
 		return
 	}
 	if m.owners[o.pid] == o {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
@@ -35,6 +36,7 @@ type Process struct {
 	start    uint64
 	stubborn bool
 	overtake bool
+	grace    time.Duration
 
 	asked chan struct{} // closed by the first End
 	once  sync.Once
@@ -59,9 +61,20 @@ func (ps *Processes) Start(pid int32) *Process {
 // StartTime implements locking.Process. No two processes have the same.
 func (p *Process) StartTime() uint64 { return p.start }
 
-// Stubborn makes the process go on when it is asked to end.
+// Gone implements locking.Process.
+func (p *Process) Gone() <-chan struct{} { return p.gone }
+
+// Stubborn makes the process go on when it is asked to end, and when it is killed, as
+// one in state D does.
 func (p *Process) Stubborn() *Process {
 	p.stubborn = true
+	return p
+}
+
+// Deaf makes the process go on when it is asked to end; if End is not given up
+// before grace is over it kills it then.
+func (p *Process) Deaf(grace time.Duration) *Process {
+	p.stubborn, p.grace = true, grace
 	return p
 }
 
@@ -158,9 +171,6 @@ type watch struct {
 	closed chan struct{}
 }
 
-// Gone implements locking.Process.
-func (w *watch) Gone() <-chan struct{} { return w.gone }
-
 var errClosed = errors.New("the process was closed")
 
 // End implements locking.Process. On a closed watch it fails, as a signal
@@ -179,7 +189,21 @@ func (w *watch) End(ctx context.Context) error {
 	if w.overtake {
 		gone = nil
 	}
+	var grace <-chan time.Time
+	if w.grace > 0 {
+		timer := time.NewTimer(w.grace)
+		defer timer.Stop()
+		grace = timer.C
+	}
 	select {
+	case <-grace:
+		select {
+		case <-w.closed:
+			return errClosed
+		default:
+		}
+		w.Kill()
+		return nil
 	case <-gone:
 		return nil
 	case <-w.closed:
