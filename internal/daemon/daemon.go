@@ -160,6 +160,10 @@ func (i *instance) serveUntil(ctx context.Context, p Program, restart <-chan os.
 			i.log.Error("restart refused: the program would not start, this one goes on", "event", "restart-refused", "reason", err)
 			continue
 		}
+		i.awaitEndings(ctx)
+		if ctx.Err() != nil {
+			continue
+		}
 		if err := i.backend.Replaceable(); err != nil {
 			i.log.Error("restart refused, this program goes on: it cannot be replaced just now, try again later", "event", "restart-refused", "reason", err)
 			continue

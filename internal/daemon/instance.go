@@ -243,6 +243,8 @@ func (i *instance) stop() {
 	i.within("the connections", i.server.Shutdown)
 	i.serving.Wait()
 	i.again.Close()
+	// Before it is looked who holds what, so that what they held is given back in order.
+	i.awaitEndings(context.Background())
 	i.noteStop()
 	i.waiting.Store("processes that are stopped")
 	i.guard.settle()

@@ -13,6 +13,7 @@ import (
 
 func TestMain(m *testing.M) {
 	holder.Main() // tests start one, of this program
+	deafOwner()
 	dir, err := os.MkdirTemp("", "vmlockd-daemon")
 	if err != nil {
 		panic(err)

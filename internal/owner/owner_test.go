@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -107,6 +108,41 @@ func TestEndGivesUpWithContext(t *testing.T) {
 	if err := p.End(ctx); !errors.Is(err, context.Canceled) {
 		t.Fatalf("End with a context that is over: %v", err)
 	}
+}
+
+// over is a context that ends when the grace is over: End then finds both at once.
+type over struct{ context.Context }
+
+func (over) Done() <-chan struct{} {
+	<-time.After(TermGrace)
+	done := make(chan struct{})
+	close(done)
+	return done
+}
+
+func (over) Err() error { return context.Canceled }
+
+// TestEndAfterALongPause: whoever gives up after the grace counts on the SIGKILL, also if this
+// process did not run meanwhile. Which of two channels is looked at is chance, so there are several.
+func TestEndAfterALongPause(t *testing.T) {
+	var ends sync.WaitGroup
+	for range 8 {
+		cmd, _ := start(t, "trap '' TERM; echo ready; exec sleep 1000")
+		p, err := open(int32(cmd.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer p.Close()
+		ends.Go(func() {
+			_ = p.End(over{context.Background()})
+			select {
+			case <-p.Gone():
+			case <-time.After(10 * time.Second):
+				t.Error("a process was not killed")
+			}
+		})
+	}
+	ends.Wait()
 }
 
 func TestCloseDoesNotSayGone(t *testing.T) {
