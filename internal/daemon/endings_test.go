@@ -9,11 +9,13 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/vmlockd/vmlockd/internal/failpoint"
 	"github.com/vmlockd/vmlockd/internal/fakeclock"
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/locking/locktest"
@@ -137,6 +139,46 @@ func TestStoppedWhileAnOwnerIsBeingEnded(t *testing.T) {
 	_ = s.cmd.Wait()
 	if !released || !isFree(t, disk) {
 		t.Errorf("released %v, free %v", released, isFree(t, disk))
+	}
+}
+
+// TestKilledWhileAnOwnerIsBeingEnded: nobody goes on with that, and the owner looks like all
+// others. That the next programs say so is all they do.
+func TestKilledWhileAnOwnerIsBeingEnded(t *testing.T) {
+	s := build(t)
+	disk := s.disk("web.img")
+	t.Setenv(failpoint.Variable, endingNoted.Name())
+	s.start()
+	t.Setenv(failpoint.Variable, "")
+	cmd, hangUp := s.deaf(disk)
+	hangUp()
+	_ = s.cmd.Wait()
+	says := func() {
+		t.Helper()
+		f := s.event("owner-end-failed")
+		if f["VMLOCKD_PID"] != fmt.Sprint(cmd.Process.Pid) || f["VMLOCKD_OWNER"] != "deaf" || !strings.Contains(f["VMLOCKD_REASON"], "earlier") {
+			t.Errorf("%v", f)
+		}
+		s.event("daemon-ready")
+	}
+	s.launch()
+	says()
+	s.signal(syscall.SIGUSR1)
+	says()
+	if isFree(t, disk) {
+		t.Error("its lock is gone")
+	}
+	_ = cmd.Process.Kill()
+	s.event("lock-released-gone")
+	_ = cmd.Wait()
+	s.signal(syscall.SIGUSR1)
+	for event := ""; event != "daemon-ready"; {
+		if event = s.journal.Next(t)["VMLOCKD_EVENT"]; event == "owner-end-failed" {
+			t.Error("it is still said")
+		}
+	}
+	if _, err := os.Stat(filepath.Join(s.dir, "run", endingsName)); err == nil {
+		t.Error("it is still noted")
 	}
 }
 

@@ -169,6 +169,7 @@ func start(c config.Config, version string, log *slog.Logger, from *state, g *gi
 	} else {
 		i.takeBack(found, i.backend)
 	}
+	i.tellEndings()
 	i.guard.run()
 	taken := taker == nil || taker.takeNow(i.locks, log)
 	if v := from.virtlockd(); v != nil {

@@ -61,6 +61,8 @@ func otherBackend(name string) bool {
 var rare = []string{
 	"failpoint.", // of that package's own tests
 	"guard.",     // there is no guard here: internal/guard kills a process at these
+	// No owner here hangs up with locks: internal/daemon kills a daemon at it.
+	"daemon.ending.",
 	// These take a second host, locks that a guard proves, or a purge, which has its dangers in the
 	// kernel: tests/history goes through all of them, with the DLM in memory.
 	"cluster.ask", "cluster.read", "cluster.prove.", "cluster.adoptlate.", "cluster.lateend.", "cluster.adoptdue.", "cluster.drop.", "cluster.purge.",
