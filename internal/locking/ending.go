@@ -2,6 +2,7 @@ package locking
 
 import (
 	"context"
+	"sync"
 	"time"
 )
 
@@ -16,8 +17,9 @@ const EndPatience = 3 * time.Second
 
 // ending is an owner that is being ended.
 type ending struct {
-	begun time.Time
-	over  chan struct{} // closed when it is gone and its locks are released, or it was given up
+	begun    time.Time
+	releases sync.WaitGroup // what is released because it is gone; the first Add with Manager.mu held
+	over     chan struct{}  // closed when it is gone and its locks are released, or it was given up
 }
 
 // Disconnected says that the owner itself had the session (its process is the
@@ -56,7 +58,7 @@ func (m *Manager) end(o *owner, info Owner, e *ending) {
 	}
 	m.mu.Unlock()
 	if gone {
-		o.releases.Wait()
+		e.releases.Wait()
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()

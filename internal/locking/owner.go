@@ -19,8 +19,7 @@ type owner struct {
 	start uint64
 
 	closing   sync.Once
-	forgotten chan struct{}  // closed when nobody needs to watch the process any more
-	releases  sync.WaitGroup // what is released because it is gone; Add with Manager.mu held
+	forgotten chan struct{} // closed when nobody needs to watch the process any more
 
 	// Guarded by Manager.mu.
 	gone          bool        // its process is proven gone: it gets nothing any more
@@ -230,14 +229,18 @@ func (m *Manager) lockedOwnerGone(o *owner) {
 	}
 	close(jobs)
 	event := Event{Kind: OwnerGone, Owner: o.lockedSaid(), Locks: len(jobs)}
-	o.releases.Add(1)
+	releases := &sync.WaitGroup{}
+	if o.ending != nil {
+		releases = &o.ending.releases
+	}
+	releases.Add(1)
 	m.work.Go(func() {
-		defer o.releases.Done()
+		defer releases.Done()
 		m.observe(event) // here, as m.mu is held there
 		for range min(maxReleases, event.Locks) {
-			o.releases.Add(1)
+			releases.Add(1)
 			m.work.Go(func() {
-				defer o.releases.Done()
+				defer releases.Done()
 				for j := range jobs {
 					m.releaseGone(j.r, j.h)
 					m.leave(j.r)
