@@ -15,6 +15,7 @@ import (
 	"github.com/vmlockd/vmlockd/internal/failpoint"
 	"github.com/vmlockd/vmlockd/internal/journal"
 	"github.com/vmlockd/vmlockd/internal/locking"
+	"github.com/vmlockd/vmlockd/internal/virtlockd"
 )
 
 // The journal is removed while the daemon is down. What is held stays so, at the next
@@ -232,6 +233,41 @@ func TestStartFailedWithoutJournal(t *testing.T) {
 			defer j.Close()
 			if doubt := found.Damage != nil && found.Damage.Unknown; found.Fresh || doubt != there {
 				t.Errorf("fresh: %v, in doubt: %v (%v)", found.Fresh, doubt, found.Damage)
+			}
+		})
+	}
+}
+
+// What a virtlockd has left is all that is held: its journal is one like any other before the holder has it,
+// and a doubt that was there stays.
+func TestVirtlockdWithoutJournal(t *testing.T) {
+	for _, doubt := range []bool{false, true} {
+		t.Run(fmt.Sprint(doubt), func(t *testing.T) {
+			dir := t.TempDir()
+			j, found, err := journal.Open(dir, "boot")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if doubt {
+				if found.Damage, err = j.Suspect("it is held"); err != nil {
+					t.Fatal(err)
+				}
+				found.Fresh = false
+			}
+			r := &replaced{left: &virtlockd.State{}, entries: []locking.Entry{{ID: "x", Ref: locking.Ref{Name: "/d"}}}}
+			if err := r.noteFiles(config.Default(), j, &found); err != nil {
+				t.Fatal(err)
+			}
+			if err := j.Close(); err != nil {
+				t.Fatal(err)
+			}
+			j, found, err = journal.Open(dir, "boot")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer j.Close()
+			if known := found.Damage != nil && found.Damage.Unknown; found.Fresh || len(found.Entries) != 1 || known != doubt {
+				t.Errorf("%+v", found)
 			}
 		})
 	}
