@@ -116,9 +116,12 @@ func start(c config.Config, version string, log *slog.Logger, from *state, g *gi
 	percent := debug.SetGCPercent(restoreGC)
 	i.tidy.did(0, func() { debug.SetGCPercent(percent) })
 	// Before anything is joined: whoever is killed after that has a journal.
-	there := lockspaceIsThere(c)
 	found, err := i.openJournal(boot)
 	if err != nil {
+		return i, err
+	}
+	// Nor later than this: once this start has joined, the next one would find its lockspace.
+	if err := i.judgeLockspace(&found); err != nil {
 		return i, err
 	}
 	if err := from.virtlockd().noteFiles(c, i.journal, &found); err != nil {
@@ -142,7 +145,7 @@ func start(c config.Config, version string, log *slog.Logger, from *state, g *gi
 	if from != nil {
 		from.kept = keptLocks{} // the backend has them now
 	}
-	if err := i.judgeJournal(&found, there); err != nil {
+	if err := i.judgeJournal(&found); err != nil {
 		return i, err
 	}
 	i.makeMetrics()

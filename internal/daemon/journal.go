@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -26,18 +27,52 @@ func (i *instance) openJournal(boot string) (journal.Recovered, error) {
 	return found, nil
 }
 
-// judgeJournal finds out whether there may be locks of which the journal does not
-// tell, since it is damaged, or is new while something is held. there: the lockspace was in the
-// kernel before this start.
-func (i *instance) judgeJournal(found *journal.Recovered, there bool) error {
-	if found.Fresh {
-		if why := i.heldBefore(there); why != "" {
-			d, err := i.journal.Suspect(why)
-			if err != nil {
-				return err
-			}
-			found.Damage = d
+// A journal that is new explains nothing. Whether there is something to explain is found out once for each journal;
+// until that is written down the next start asks again, wherever this one ends.
+
+// judgeLockspace finds that out with backend "cluster", before this host joins: in no lockspace it holds
+// no lock. A start that fails after that leaves its own lockspace to the next one, and no doubt.
+func (i *instance) judgeLockspace(found *journal.Recovered) error {
+	if i.cfg.Backend != config.BackendCluster {
+		return nil
+	}
+	why := ""
+	if found.Fresh && lockspaceIsThere(i.cfg.Cluster.Lockspace) {
+		why = fmt.Sprintf("this host was in the DLM lockspace %q before vmlockd was started, and there is no journal in %s (was run_dir removed or changed, or does another vmlockd run?)",
+			i.cfg.Cluster.Lockspace, i.cfg.RunDir)
+	}
+	return i.judge(found, why)
+}
+
+// judge writes down why a new journal does not explain all that is held; "" if nothing was held before it.
+func (i *instance) judge(found *journal.Recovered, why string) error {
+	if !found.Fresh {
+		return nil
+	}
+	if why == "" {
+		if err := i.journal.Settled(); err != nil {
+			return err
 		}
+	} else {
+		d, err := i.journal.Suspect(why)
+		if err != nil {
+			return err
+		}
+		found.Damage = d
+	}
+	found.Fresh = false
+	return nil
+}
+
+// judgeJournal finds out whether there may be locks of which the journal does not
+// tell, since it is damaged, or is new while something is held.
+func (i *instance) judgeJournal(found *journal.Recovered) error {
+	why := ""
+	if found.Fresh {
+		why = i.keptBefore()
+	}
+	if err := i.judge(found, why); err != nil {
+		return err
 	}
 	d := found.Damage
 	switch {
@@ -56,13 +91,9 @@ func (i *instance) judgeJournal(found *journal.Recovered, there bool) error {
 	return nil
 }
 
-// heldBefore says what is there of an earlier daemon of this boot; "" if nothing is.
+// keptBefore says what an earlier daemon of this boot has left with backend "local"; "" if that is nothing.
 // With a new journal, as after run_dir was removed or changed, nobody knows what of it is needed.
-func (i *instance) heldBefore(there bool) string {
-	if there {
-		return fmt.Sprintf("this host was in the DLM lockspace %q before vmlockd was started, and there is no journal in %s (was run_dir removed or changed, or does another vmlockd run?)",
-			i.cfg.Cluster.Lockspace, i.cfg.RunDir)
-	}
+func (i *instance) keptBefore() string {
 	if b, ok := i.backend.(keptFiles); ok {
 		if n := len(b.Unexplained()); n > 0 {
 			return fmt.Sprintf("%d files were kept locked before vmlockd was started, and there is no journal in %s", n, i.cfg.RunDir)
@@ -71,14 +102,14 @@ func (i *instance) heldBefore(there bool) string {
 	return ""
 }
 
-// lockspaceIsThere reports whether this host is in the lockspace already.
-func lockspaceIsThere(c config.Config) bool {
-	if c.Backend != config.BackendCluster {
-		return false
-	}
-	_, err := dlm.Host().Minor(c.Cluster.Lockspace)
-	return err == nil
+// lockspaceIsThere reports whether this host may be in the lockspace already.
+func lockspaceIsThere(lockspace string) bool {
+	_, err := minorOf(lockspace)
+	return !errors.Is(err, dlm.ErrNoLockspace) // a kernel that does not tell may have it
 }
+
+// minorOf is replaced by tests.
+var minorOf = dlm.Host().Minor
 
 // noOtherLocks is nil if nothing is held in another backend or lockspace, as far as run_dir
 // tells. What is held there this daemon would grant to others.

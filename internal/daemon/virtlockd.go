@@ -314,6 +314,13 @@ func (r *replaced) noteFiles(c config.Config, j *journal.Journal, found *journal
 }
 
 func (r *replaced) note(j *journal.Journal, found *journal.Recovered) (err error) {
+	// What is held is virtlockd's: canReplace has seen that an earlier vmlockd has left nothing.
+	if found.Fresh {
+		if err := j.Settled(); err != nil {
+			return err
+		}
+		found.Fresh = false
+	}
 	for _, space := range r.left.Lockspaces {
 		if err := j.AddLockspace(space); err != nil {
 			return err
@@ -331,7 +338,6 @@ func (r *replaced) note(j *journal.Journal, found *journal.Recovered) (err error
 		noted = append(noted, e.Seq)
 		found.Entries = append(found.Entries, e)
 	}
-	found.Fresh = false
 	return nil
 }
 

@@ -36,6 +36,13 @@ func child(dir string) {
 		fmt.Println("E", err)
 		return
 	}
+	if os.Getenv("JOURNAL_SUSPECT") != "" {
+		_, err := j.Suspect("it is held")
+		if err := errors.Join(err, j.Close()); err != nil {
+			panic(err)
+		}
+		return
+	}
 	if os.Getenv("JOURNAL_SETTLE") != "" {
 		if err := errors.Join(j.Settled(), j.Close()); err != nil {
 			panic(err)
@@ -267,8 +274,8 @@ func (w *witness) prepare(t *testing.T, dir, name string) {
 		must(t, err)
 		mustIntend(t, j, entry(1))
 		must(t, j.Close())
-	case strings.HasPrefix(name, "journal.settled"):
-		t.Skip("see TestKilledWhileDamaged")
+	case strings.HasPrefix(name, "journal.settled"), strings.HasPrefix(name, "journal.suspect"):
+		t.Skip("see TestKilledWhileDamaged and TestKilledWhileFresh")
 	}
 }
 
@@ -320,5 +327,37 @@ func TestKilledWhileDamaged(t *testing.T) {
 			}
 			must(t, j.Close())
 		})
+	}
+}
+
+// Whether anything was held before a new journal stays an open question until the answer is there,
+// wherever those are killed who ask it.
+func TestKilledWhileFresh(t *testing.T) {
+	for _, verdict := range []string{"JOURNAL_SUSPECT", "JOURNAL_SETTLE"} {
+		for _, name := range failpoint.Names() {
+			answer := strings.HasPrefix(name, "journal.suspect") && verdict == "JOURNAL_SUSPECT" || strings.HasPrefix(name, "journal.settled") && verdict == "JOURNAL_SETTLE"
+			if !answer && !strings.HasPrefix(name, "journal.fresh") && name != pointTorn.Name() {
+				continue
+			}
+			t.Run(verdict+" "+name, func(t *testing.T) {
+				dir := memoryDir(t)
+				cmd := exec.Command(os.Args[0])
+				cmd.Env = append(os.Environ(), "JOURNAL_CHILD="+dir, verdict+"=1", failpoint.Variable+"="+name)
+				out, err := cmd.CombinedOutput()
+				var exit *exec.ExitError
+				if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+					t.Fatalf("%v: %s", err, out)
+				}
+				j, r := mustOpen(t, dir)
+				answered := answer && strings.HasSuffix(name, ".after")
+				if r.Fresh == answered {
+					t.Errorf("fresh: %v", r.Fresh)
+				}
+				if known := r.Damage != nil && r.Damage.Unknown; known != (answered && verdict == "JOURNAL_SUSPECT") {
+					t.Errorf("damage: %v", r.Damage)
+				}
+				must(t, j.Close())
+			})
+		}
 	}
 }

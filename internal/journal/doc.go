@@ -10,6 +10,8 @@
 //   - What Open returns was written by a Journal of this boot, whole. Damaged parts
 //     are never guessed at: Damage says that they exist, the file that has them is
 //     kept, and that something may be missing is itself journalled until Settled.
+//   - A journal that is begun says itself that nobody knows yet what was held before it, from the moment it is
+//     there until Suspect or Settled returns (Recovered.Fresh).
 //   - One process has a journal open at a time.
 //   - The file stays below 4 MiB and twice its live content, and what is appended
 //     to it while it is compacted. Where the file system is full, entries that

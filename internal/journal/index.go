@@ -34,6 +34,13 @@ func newIndex(next uint64, room int) *index {
 	return &index{live: make(map[uint64]slot, room), spaces: map[string]struct{}{}, next: max(next, 1)}
 }
 
+// newUnjudged is that of a journal that is Fresh.
+func newUnjudged() *index {
+	x := newIndex(1, 0)
+	x.setDoubt(unjudged)
+	return x
+}
+
 func (x *index) add(seq uint64, s slot) {
 	x.live[seq] = s
 	x.last = seq

@@ -160,8 +160,8 @@ func (j *Journal) AddLockspace(path string) error {
 	return nil
 }
 
-// Settled says that whatever Damage.Unknown warned of is settled, so that the
-// next Open does not warn of it again. Errors as of Grant.
+// Settled says that whatever Damage.Unknown warned of is settled, or that nothing was held before a
+// journal that is Fresh, so that the next Open does not warn of it again. Errors as of Grant.
 func (j *Journal) Settled() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -187,7 +187,7 @@ func (j *Journal) Suspect(why string) (*Damage, error) {
 		return nil, err
 	}
 	j.buf = appendText(j.buf[:0], j.mark, j.end, kindDoubt, d.reason())
-	if err := j.lockedWriteNew(stepSettled, 0); err != nil {
+	if err := j.lockedWriteNew(stepSuspect, 0); err != nil {
 		return nil, err
 	}
 	j.idx.setDoubt(d.reason())

@@ -20,6 +20,7 @@ func TestLife(t *testing.T) {
 	if len(r.Entries) > 0 || len(r.Lockspaces) > 0 || r.Damage != nil {
 		t.Fatalf("a new journal holds %+v", r)
 	}
+	must(t, j.Settled())
 	want := newModel()
 	for i, last := range []func(uint64) error{
 		func(uint64) error { return nil }, j.Grant, j.Releasing,
@@ -184,13 +185,33 @@ func TestMissing(t *testing.T) {
 	}
 }
 
-// Who opens the first journal of a boot is told so, and can say that something is held
-// all the same.
+// Who opens the first journal of a boot is told so, as often as nobody has said what that
+// means, and can say that something is held all the same.
 func TestFresh(t *testing.T) {
 	dir := memoryDir(t)
 	j, r := mustOpen(t, dir)
 	if !r.Fresh || r.Damage != nil {
 		t.Errorf("%+v", r)
+	}
+	mustIntend(t, j, entry(1))
+	must(t, j.compactOnce())
+	must(t, j.Close())
+	if j, r = mustOpen(t, dir); !r.Fresh || r.Damage != nil || len(r.Entries) != 1 {
+		t.Errorf("the second time: %+v", r)
+	}
+	must(t, j.Close())
+	b := readFile(t, journalFile(dir))
+	b[copyLen] ^= 1 // of what is there twice
+	must(t, os.WriteFile(journalFile(dir), b, 0o600))
+	if j, r = mustOpen(t, dir); !r.Fresh || r.Damage == nil || r.Damage.Unknown {
+		t.Errorf("with a damaged header: %+v", r)
+	}
+	must(t, j.Close())
+	if j, r = mustOpen(t, dir); !r.Fresh || r.Damage != nil {
+		t.Errorf("after that: %+v", r)
+	}
+	if err := Check(dir, boot); err != nil {
+		t.Error(err)
 	}
 	if d, err := j.Suspect("it is held"); err != nil || !d.Unknown || !strings.Contains(d.String(), "it is held") {
 		t.Errorf("%v, %v", d, err)
@@ -219,6 +240,38 @@ func TestFresh(t *testing.T) {
 		t.Errorf("when it was removed: %+v", r)
 	}
 	must(t, j.Close())
+}
+
+// A new journal of which part is lost before somebody has judged it brings a doubt like any other.
+func TestFreshAndDamaged(t *testing.T) {
+	dir := memoryDir(t)
+	j, _ := mustOpen(t, dir)
+	off := j.end
+	mustIntend(t, j, entry(1))
+	mustIntend(t, j, entry(2))
+	must(t, j.Close())
+	b := readFile(t, journalFile(dir))
+	b[off+20] ^= 1
+	must(t, os.WriteFile(journalFile(dir), b, 0o600))
+	for range 2 {
+		j, r := mustOpen(t, dir)
+		if r.Fresh || r.Damage == nil || !r.Damage.Unknown {
+			t.Errorf("%+v", r)
+		}
+		must(t, j.Close())
+	}
+}
+
+// A journal of the versions before, which said nothing of what they had found out, is not Fresh.
+func TestFreshOfEarlierVersion(t *testing.T) {
+	dir := memoryDir(t)
+	w, err := newFresh(dir, boot, 1)
+	must(t, err)
+	must(t, w.install())
+	must(t, w.f.Close())
+	if _, r := mustOpen(t, dir); r.Fresh || r.Damage != nil {
+		t.Errorf("%+v", r)
+	}
 }
 
 func TestLive(t *testing.T) {

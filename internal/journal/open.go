@@ -29,8 +29,9 @@ type Recovered struct {
 	Entries    []locking.Entry // in order of Seq
 	Lockspaces []string        // in the order in which they were added
 	Damage     *Damage         // nil if every record could be read
-	// Fresh: there was no journal of this boot. That is right for the first process of a boot
-	// only; see Suspect.
+	// Fresh: there was no journal of this boot, which is right for the first process of a boot only, and nobody
+	// has called Suspect or Settled since. Whoever is told so finds out whether anything is held, and calls
+	// one of them; if it is killed before, the next one is told so too.
 	Fresh bool
 }
 
@@ -128,15 +129,21 @@ func (j *Journal) signLock(started string) error {
 	return err
 }
 
-// load makes j.file and j.idx. fresh: neither was there anything of this boot, nor should there have been.
+// unjudged is the doubt of a journal that is Fresh. It comes with the file, so that there is no moment in which
+// the journal is there, explains nothing and says that this is all. Versions that do not know it take it
+// for any other doubt, and after Settled there is none.
+const unjudged = "this journal was begun, and nobody has found out yet whether anything was held before"
+
+// load makes j.file and j.idx. fresh: see Recovered.
 func (j *Journal) load(lastBoot string, d *Damage) (fresh bool, err error) {
 	f, err := os.OpenFile(filepath.Join(j.dir, journalName), os.O_RDWR|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		if lastBoot == j.boot {
 			d.Missing = true
 			d.unknown("there was a journal in this boot, and it is gone")
+			return false, j.replace(&file{}, newIndex(1, 0), d)
 		}
-		return !d.Missing, j.replace(&file{}, newIndex(1, 0), d)
+		return true, j.replace(&file{}, newUnjudged(), d)
 	}
 	if err != nil {
 		return false, err
@@ -174,7 +181,7 @@ func (j *Journal) load(lastBoot string, d *Damage) (fresh bool, err error) {
 		if err := j.setAside(&old, size, otherBootSuffix, d); err != nil {
 			return false, err
 		}
-		return true, j.replace(&old, newIndex(1, 0), d)
+		return true, j.replace(&old, newUnjudged(), d)
 	}
 
 	old.mark = h.mark
@@ -190,6 +197,7 @@ func (j *Journal) load(lastBoot string, d *Damage) (fresh bool, err error) {
 		// What was not understood may have been about entries with higher seqs.
 		idx.next += uint64(size / minRecord)
 	}
+	fresh = idx.doubt == unjudged && !d.Unknown
 	if d.Unknown || damagedCopy {
 		if damagedCopy {
 			d.note("one of the two headers is damaged, the other is not")
@@ -197,7 +205,7 @@ func (j *Journal) load(lastBoot string, d *Damage) (fresh bool, err error) {
 		if err := j.setAside(&old, size, "", d); err != nil {
 			return false, err
 		}
-		return false, j.replace(&old, idx, d)
+		return fresh, j.replace(&old, idx, d)
 	}
 	if old.end < size {
 		d.Tail = size - old.end
@@ -207,13 +215,13 @@ func (j *Journal) load(lastBoot string, d *Damage) (fresh bool, err error) {
 		}
 		stepCut.after.Pass()
 	}
-	if idx.doubt != "" {
+	if idx.doubt != "" && !fresh {
 		d.Earlier = idx.doubt
 		d.Unknown = true
 	}
 	j.file, j.idx, j.reserved = old, idx, old.end
 	keep = true
-	return false, nil
+	return fresh, nil
 }
 
 // readHeader returns the first copy of the header that can be read.
@@ -307,7 +315,10 @@ func (j *Journal) replace(old *file, idx *index, d *Damage) error {
 	if d.Unknown {
 		doubt = d.reason()
 	}
-	if idx.doubt != "" {
+	switch {
+	case idx.doubt == unjudged && !d.Unknown:
+		doubt = unjudged // and nothing else: it is Fresh
+	case idx.doubt != "":
 		d.Earlier, d.Unknown = idx.doubt, true
 		doubt = cutTo(strings.Trim(idx.doubt+"; "+doubt, "; "), MaxName)
 	}

@@ -17,6 +17,7 @@ var (
 	stepForget    = newStep("forget")
 	stepLockspace = newStep("lockspace")
 	stepSettled   = newStep("settled")
+	stepSuspect   = newStep("suspect")
 
 	// pointTorn is passed when the first half of a record is in the file.
 	pointTorn = failpoint.New("journal.append.half")

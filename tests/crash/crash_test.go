@@ -9,6 +9,7 @@ package crash_test
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -70,7 +71,10 @@ var rare = []string{
 
 // onceIsEnough are points whose step does not depend on the backend, and which were passed
 // outside.
-var onceIsEnough = []string{"journal.open.", "journal.fresh.", "journal.settled.", "journal.lockspace.", "daemon.drain.", "daemon.undrain.", "audit."}
+var onceIsEnough = []string{"journal.open.", "journal.fresh.", "journal.settled.", "journal.suspect.", "journal.lockspace.", "daemon.drain.", "daemon.undrain.", "audit."}
+
+// halves are the passes of journal.append.half, by what is written then, once there is a journal: see workload.
+var halves = map[int]string{1: "intend", 4: "grant", 6: "releasing", 7: "forget"}
 
 func begins(name string, prefixes []string) bool {
 	return slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(name, p) })
@@ -85,9 +89,11 @@ func TestFailPoints(t *testing.T) {
 		}
 		passes := []int{1, 4}
 		switch {
+		case name == "journal.append.half":
+			passes = slices.Sorted(maps.Keys(halves))
 		case inside():
 			passes = passes[:1] // each start takes seconds there
-		case whenPassed(name) == byOperator, begins(name, []string{"journal.lockspace.", "journal.open.truncate.", "local.mkdir.", "local.delete."}):
+		case whenPassed(name) == byOperator, whenPassed(name) == withoutJournal, begins(name, []string{"journal.lockspace.", "journal.open.truncate.", "local.mkdir.", "local.delete."}):
 			passes = passes[:1] // it happens once
 		case whenPassed(name) == later:
 			passes = []int{1, 3} // as many are held exclusively in the end
@@ -96,7 +102,7 @@ func TestFailPoints(t *testing.T) {
 			t.Run(fmt.Sprintf("%s:%d", name, pass), func(t *testing.T) {
 				w, env, at := w, fmt.Sprintf("%s=%s:%d", failpoint.Variable, name, pass), whenPassed(name)
 				switch {
-				case strings.HasPrefix(name, "holder.spawn."), at == withoutHolder, at == byOperator:
+				case strings.HasPrefix(name, "holder.spawn."), at == withoutHolder, at == byOperator, at == withoutJournal:
 					w = newWorld(t, w.program) // in the other one there may be a holder, or a journal, already
 				case begins(name, []string{"local.create.", "local.unlink.", "local.mkdir.", "local.delete.", "journal.lockspace."}):
 					w = newLeaseWorld(t, w.program)
@@ -105,6 +111,17 @@ func TestFailPoints(t *testing.T) {
 				switch {
 				case at == byOperator:
 					killed = w.operatorRound(t, env, name)
+				case at == withoutJournal:
+					killed = w.goneRound(t, env)
+				case name == "journal.append.half":
+					w.start(t, "").stop(t) // in a new journal there is one record more
+					w.killed = func() {
+						if got := w.tornRecord(t); got != halves[pass] {
+							t.Errorf("pass %d is in the middle of a record %q, and it should be %q", pass, got, halves[pass])
+						}
+					}
+					killed = w.round(t, env, 0, at)
+					w.killed = nil
 				default:
 					if strings.HasPrefix(name, "journal.open.truncate.") {
 						w = newWorld(t, w.program)
@@ -131,6 +148,8 @@ func whenPassed(name string) when {
 		return withoutHolder
 	case strings.HasPrefix(name, "journal.open.truncate."):
 		return atRestart
+	case strings.HasPrefix(name, "journal.suspect."):
+		return withoutJournal
 	case begins(name, []string{"local.restore.drop.", "journal.open.aside.", "journal.fresh.", "journal.settled.", "daemon.drain.", "daemon.undrain.", "audit."}):
 		return byOperator
 	case strings.Contains(name, ".adopt."), strings.Contains(name, ".adoptone."), strings.Contains(name, ".restore."), strings.HasPrefix(name, "closer."):

@@ -48,6 +48,7 @@ const (
 	atEnd
 	withoutHolder
 	byOperator
+	withoutJournal
 )
 
 // round runs the daemon with an environment that kills it, or kills it after a
@@ -58,7 +59,8 @@ const (
 // With atEnd the environment is that of the last one, which stops when nothing is held
 // any more. With later it gets the time to come to what it does about locks that are held
 // for a while. withoutHolder is atRestart after the process that keeps files locked was
-// killed too. For byOperator see operatorRound.
+// killed too. For byOperator see operatorRound,
+// and goneRound for withoutJournal.
 func (w *world) round(t *testing.T, env string, delay time.Duration, at when) (killed bool) {
 	vms := []*vm{newVM(t, 0), newVM(t, 1), newVM(t, 2)}
 	state := map[string]*told{}
@@ -128,6 +130,9 @@ func (w *world) round(t *testing.T, env string, delay time.Duration, at when) (k
 		t.Fatalf("the daemon ended by itself: %v\n%s", d.err, d.out.String())
 	}
 
+	if killed && w.killed != nil {
+		w.killed()
+	}
 	for _, pid := range holders {
 		endProcess(t, pid)
 	}

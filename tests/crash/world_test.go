@@ -27,6 +27,7 @@ type world struct {
 	flags                        uint32 // of each acquire
 	steps                        []step // what owners do in a round
 	first                        string // environment of the first daemon, where a round is about the next one
+	killed                       func() // looks at what a daemon left that was killed in its work; may be nil
 }
 
 // newLeaseWorld is a world in which locks are on empty files in a directory of their own,

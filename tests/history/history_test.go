@@ -67,7 +67,7 @@ var pids = []int32{1, 2, 3}
 // rare are points that are passed only when a journal is made, or damaged, where the
 // tests of the journal kill it; or when a node joins for the first time. The others have
 // tests of their own here, which bring about what chance hardly ever does: late and settling.
-var rare = slices.Concat([]string{"cluster.join.", "journal.open.", "journal.fresh.", "journal.settled.", "journal.lockspace."}, late, settling)
+var rare = slices.Concat([]string{"cluster.join.", "journal.open.", "journal.fresh.", "journal.settled.", "journal.suspect.", "journal.lockspace."}, late, settling)
 
 func points() (list []string) {
 	for _, name := range failpoint.Names() {

@@ -13,7 +13,10 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vmlockd/vmlockd/internal/config"
+	"github.com/vmlockd/vmlockd/internal/daemon"
 )
 
 const packaging = "../../packaging/"
@@ -115,6 +118,18 @@ func TestUnit(t *testing.T) {
 	}
 	if one("ProtectSystem") != "full" {
 		t.Error("ProtectSystem= hides disks, or protects nothing")
+	}
+}
+
+// TestReloadRestartsInPlace: any other signal would be ignored, or end the daemon.
+func TestReloadRestartsInPlace(t *testing.T) {
+	reload := strings.Join(settings(t, packaging+"vmlockd.service")["ExecReload"], " ")
+	m := regexp.MustCompile(`\bkill -(\w+) \$MAINPID\b`).FindStringSubmatch(reload)
+	if m == nil {
+		t.Fatalf("ExecReload=%s sends no signal", reload)
+	}
+	if s := unix.SignalNum("SIG" + m[1]); s == 0 || !slices.Contains(daemon.RestartSignals, os.Signal(s)) {
+		t.Errorf("ExecReload=%s sends %v, and vmlockd restarts in place for %v", reload, s, daemon.RestartSignals)
 	}
 }
 
