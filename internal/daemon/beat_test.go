@@ -109,8 +109,15 @@ func TestAllAnswer(t *testing.T) {
 	if err := askAll(t, i, loop, false); err == nil {
 		t.Error("nobody waits for signals, and that is well")
 	}
-	if err := askAll(t, i, loop, true); err != nil {
-		t.Errorf("all are well: %v", err)
+	// The goroutine that accepts connections may begin after start has returned.
+	for end := time.Now().Add(time.Minute); ; {
+		err := askAll(t, i, loop, true)
+		if err == nil {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("all are well: %v", err)
+		}
 	}
 	if err := i.server.Shutdown(t.Context()); err != nil {
 		t.Fatal(err)

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -234,7 +235,12 @@ func (t *taker) takeBack(ctx context.Context, held []locking.Held) (later error)
 	if len(rest) == 0 {
 		return nil
 	}
-	results := t.backend.Restore(ctx, rest)
+	// What the earlier process had not asked for is no loss, to be taken anew without the guard: take does it.
+	unasked := slices.Clone(rest)
+	for n := range unasked {
+		unasked[n].Told = false
+	}
+	results := t.backend.Restore(ctx, unasked)
 	if err := results[0].Err; errors.Is(err, locking.ErrNotYet) { // which is for all or none
 		return err
 	}
