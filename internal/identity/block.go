@@ -114,7 +114,7 @@ func (l *lookup) partition(id Identity, dir, part string, depth int) (Identity, 
 		return disk, err
 	}
 	disk.step("%s is partition %s of it", id.Path, part)
-	if disk.ByPath && !inShare(disk.Name) {
+	if strings.HasPrefix(disk.Name, "/") {
 		disk.Name = id.Path
 	} else {
 		disk.Name += "-part" + part

@@ -42,6 +42,9 @@ func (l *lookup) file(id *Identity, n node, depth int) error {
 	}
 	id.Type = m.fs
 	id.step("%s is inode %d of the %s file system of %s, mounted at %s", n.path, n.ino, m.fs, m.source, m.point)
+	if m.fs == "overlay" {
+		return l.overlay(id, m, n)
+	}
 	if localFS[m.fs] {
 		id.Scope, id.Name = Host, id.Local
 		id.step("a file system of type %s is of this host alone", m.fs)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -133,8 +132,7 @@ func TestMountsAreSeen(t *testing.T) {
 		t.Fatal(err)
 	}
 	outcome := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // for good: this thread has another mount namespace, and ends with the goroutine
+	go onOwnThread(func() {
 		outcome <- func() error {
 			if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 				return err
@@ -169,7 +167,7 @@ func TestMountsAreSeen(t *testing.T) {
 			}
 			return unix.Unmount(dir, 0)
 		}()
-	}()
+	})
 	if err := <-outcome; err != nil {
 		t.Fatal(err)
 	}
@@ -188,8 +186,10 @@ func TestOneNameAtATime(t *testing.T) {
 		})
 	}
 	// Where the path is the name, the file is known by Local.
-	r := newResolver(as{&host, "hostfs"}, Options{})
-	rapid.Check(t, func(t *rapid.T) { oneNameAtATime(t, r, true) })
+	for _, fs := range []string{"hostfs", "overlay"} {
+		r := newResolver(as{&host, fs}, Options{})
+		rapid.Check(t, func(t *rapid.T) { oneNameAtATime(t, r, true) })
+	}
 }
 
 // oneNameAtATime renames and links files at random. After each step all paths of

@@ -11,17 +11,40 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// onOwnThread runs f on a thread that ends with it, as it may get another mount
+// namespace. It is not the first one, whose mounts are those in /proc/self/mountinfo.
+func onOwnThread(f func()) {
+	runtime.LockOSThread()
+	if unix.Gettid() != unix.Getpid() {
+		f() // still locked when this goroutine ends
+		return
+	}
+	defer runtime.UnlockOSThread()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		onOwnThread(f) // not on the first one, which is taken
+	}()
+	<-done
+}
+
 // inNamespace runs f with the path by which this process sees the root of a mount
 // namespace of its own in which a tmpfs is mounted at each directory.
 func inNamespace(t *testing.T, f func(root string), dirs ...string) {
+	t.Helper()
+	inPreparedNamespace(t, func() error { return nil }, f, dirs...)
+}
+
+// inPreparedNamespace has more done in it before f, such as further mounts, which are
+// gone with the namespace.
+func inPreparedNamespace(t *testing.T, prepare func() error, f func(root string), dirs ...string) {
 	t.Helper()
 	if os.Geteuid() != 0 { // CI is root
 		// 'make test' runs as root.
 		t.Skip("only root may mount")
 	}
 	root, done, ended := make(chan string), make(chan struct{}), make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // for good: this thread has another mount namespace, and ends with the goroutine
+	go onOwnThread(func() {
 		err := unix.Unshare(unix.CLONE_NEWNS)
 		if err == nil {
 			err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
@@ -32,6 +55,9 @@ func inNamespace(t *testing.T, f func(root string), dirs ...string) {
 			}
 		}
 		if err == nil {
+			err = prepare()
+		}
+		if err == nil {
 			root <- fmt.Sprintf("/proc/self/task/%d/root", unix.Gettid())
 			<-done
 			for _, dir := range dirs {
@@ -40,7 +66,7 @@ func inNamespace(t *testing.T, f func(root string), dirs ...string) {
 		}
 		ended <- err
 		close(root)
-	}()
+	})
 	if r, ok := <-root; ok {
 		f(r)
 		close(done)

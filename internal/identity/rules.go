@@ -206,8 +206,10 @@ func (r Rule) apply(id *Identity, n node, place int, rest string) error {
 	t := r.text
 	said := fmt.Sprintf("rule %d of the configuration (%s) says scope %s", place, t.subject(), r.scope)
 	if r.scope == Host {
-		id.Scope, id.Name, id.ByPath, id.Doubt = Host, id.Local, false, false
-		id.step("%s: it is %s there", said, id.Local)
+		if id.Scope != Host || !id.ByPath { // not of an overlay, where the inode may change
+			id.Scope, id.Name, id.ByPath, id.Doubt = Host, id.Local, false, false
+		}
+		id.step("%s: it is %s there", said, id.Name)
 		return nil
 	}
 	found := id.Scope == Cluster && (!id.ByPath || inShare(id.Name))
@@ -244,7 +246,7 @@ func (t RuleText) subject() string {
 
 // scheme is changed when the same disk would get another name by other means than
 // rules.
-const scheme = "identity 3"
+const scheme = "identity 4"
 
 // Digest is equal for hosts on which the same rules, and the same version of what
 // comes before rules, make the names of disks; 16 hexadecimal digits.
