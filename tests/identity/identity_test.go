@@ -171,6 +171,9 @@ func renamedWhileHeld(t *testing.T, s *suite) {
 	release := s.hold(t, 1, path)
 	s.sh(t, 1, "mv "+path+" "+lab.SharedDir+"/after.img; echo y > "+path)
 	s.wantHeld(t, 1, lab.SharedDir+"/after.img")
+	if who := s.sh(t, 1, "vmlockctl who "+lab.SharedDir+"/after.img"); !strings.Contains(who, fmt.Sprintf("hold%d", s.holds)) {
+		t.Errorf("a start on it is refused, and nobody is named who holds it: %s", who)
+	}
 	s.wantHeld(t, 2, path) // that name is held, whatever has it now
 	release()
 	s.wantFree(t, 1, lab.SharedDir+"/after.img")

@@ -105,9 +105,19 @@ func (b *Backend) Open(ctx context.Context, ref locking.Ref, _ bool) (locking.Ha
 	return h, nil
 }
 
-// DiskResource is the name of the DLM's resource for a disk. For one that only this
-// host can use it is an error while this host's number is not known.
-func (b *Backend) DiskResource(ctx context.Context, d Disk) (string, error) { return b.idOf(ctx, d) }
+// DiskResource is the name of the DLM's resource for a disk, the one that a lock on it
+// would get now: also while it is held under another path. For one that only this host
+// can use it is an error while this host's number is not known.
+func (b *Backend) DiskResource(ctx context.Context, d Disk) (string, error) {
+	id, err := b.idOf(ctx, d)
+	if err != nil {
+		return "", err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	name, _ := b.lockedKnown(id, d.Local, d.ByPath)
+	return name, nil
+}
 
 // errNoNode is why nothing can be locked for this host alone.
 var errNoNode = errors.New("no other host can use this disk, and the kernel does not tell this host's number in the cluster, by which its lock would be told from theirs (is dlm_controld running?)")
@@ -129,27 +139,37 @@ func (b *Backend) idOf(ctx context.Context, d Disk) (string, error) {
 	return hereName(node, d.Name), nil
 }
 
-// lockedKnow notes which thing h stands for, and gives h the name that others who
-// have it already gave it, if one of the names is made of a path. Two names that are
-// not are of two disks: a device's number, say, is another's by now.
+// lockedKnown is the name of a thing, and whose list it belongs to, if any: if others
+// have it already it is the name that they gave it, if one of the two is made of a
+// path. Two names that are not are of two disks: a device's number, say, is another's
+// by now.
+func (b *Backend) lockedKnown(name, local string, byPath bool) (string, *handle) {
+	if local == "" {
+		return name, nil
+	}
+	k := b.known.Get(local)
+	if k == nil || k.name != name && !k.byPath && !byPath {
+		return name, nil
+	}
+	return k.name, k
+}
+
+// lockedKnow notes which thing h stands for, and gives h its name.
 func (b *Backend) lockedKnow(h *handle, local string, byPath bool) {
 	if local == "" || h.ended {
 		return
 	}
-	k := b.known.Get(local)
-	switch {
-	case k == nil:
-		h.local, h.byPath = local, byPath
-		b.known.Put(h)
-		return
-	case k.name == h.name:
-	case k.byPath || byPath:
-		h.name = k.name
-	default:
+	name, k := b.lockedKnown(h.name, local, byPath)
+	if k != nil {
+		h.name = name
+		h.local, h.byPath = k.local, k.byPath
+		h.next, k.next = k.next, h
 		return
 	}
-	h.local, h.byPath = k.local, k.byPath
-	h.next, k.next = k.next, h
+	if b.known.Get(local) == nil {
+		h.local, h.byPath = local, byPath
+		b.known.Put(h)
+	}
 }
 
 // end forgets what h stood for.

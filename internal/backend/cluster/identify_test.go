@@ -124,6 +124,13 @@ func TestAPathAsANameIsThatOfTheThingWhileItIsHeld(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer o.Close()
+			disk, err := hs.identify(1, path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if told, err := hs.host(1).DiskResource(context.Background(), disk); err != nil || told != o.ID() {
+				t.Errorf("of %s it is told that %s is locked (%v), and a lock is on %s", path, told, err, o.ID())
+			}
 			return o.ID()
 		}
 		if id("/srv/c") != h.ID() {
