@@ -58,10 +58,21 @@ func (x *exam) identities(running, defined []domain) {
 				x.find(idByPath, where, otherNameRemedy(k.path, id.Type), "%s is on %s and locked as %s, in which hosts may differ: where another has another name for it, it can be used twice", k.path, id.Type, id.Name)
 			case id.Doubt && id.Type != "":
 				x.find(idByPath, where, fmt.Sprintf("in vmlockd.toml of all hosts: [[identity.rule]] %s, scope = \"cluster\" (or \"host\"); see docs/identity.md", ruleFor(k.path, id.Type)),
-					"%s is on %s, of which it is not known whether other hosts can use it: it is locked by its path in the whole cluster, so under another path there it can be used twice, and equal paths are refused for different disks", k.path, id.Type)
+					"%s is on %s, of which it is not known whether other hosts can use it: it is locked by its path in the whole cluster, so under another path there it can be used twice, and equal paths are refused for different disks", k.path, kindText(id.Type))
 			}
 		}
 	}
+}
+
+// kindText says what a type is, where its name alone does not.
+func kindText(typ string) string {
+	switch typ {
+	case "character":
+		return "a character device"
+	case "unknown":
+		return "a mount that vmlockd does not see"
+	}
+	return typ
 }
 
 // ruleFor begins a rule for a disk and those that are like it.

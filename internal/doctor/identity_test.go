@@ -27,6 +27,15 @@ func TestIdentities(t *testing.T) {
 			}
 			return Identity{Type: "nfs4"}, nil
 		}, []string{idByPath}, "virtiofs"},
+		{"on a mount of another namespace", nil, func(path string) (Identity, error) {
+			if path == web {
+				return Identity{Type: "unknown", Name: web, ByPath: true, Doubt: true}, nil
+			}
+			return Identity{Type: "nfs4"}, nil
+		}, []string{idByPath}, "a mount that vmlockd does not see"},
+		{"may not be looked at", nil, func(path string) (Identity, error) {
+			return Identity{Type: "nfs4", Name: path, ByPath: path == web, Doubt: path == web}, nil
+		}, []string{idByPath}, web + " is on nfs4"},
 		{"by what its client calls it", nil, func(path string) (Identity, error) {
 			if path == web {
 				return Identity{Type: "nbd", Name: "nbd:server:10809/web", Doubt: true}, nil

@@ -27,6 +27,12 @@ const (
 	TypeBlock     = "block" // any other block device
 )
 
+// What else may be behind a path, and is in doubt.
+const (
+	TypeCharacter = "character" // a character device
+	TypeUnknown   = "unknown"   // a file on a mount that is not in this process's mountinfo
+)
+
 // DeviceTypes lists them.
 func DeviceTypes() []string {
 	return []string{TypeLVM, TypeMultipath, TypeCrypt, TypeMapper, TypeSCSI, TypeISCSI, TypeNVMe, TypeDRBD, TypeRBD, TypeNBD, TypeMD, TypeLoop, TypeBlock}

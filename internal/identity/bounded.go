@@ -158,21 +158,31 @@ func (l *lookup) abandon() bool {
 const maxFollowed = 40
 
 // look is the kernel's, counted where it may hang: the links on the way are followed
-// one by one, and for what is behind one it takes a place on that mount.
+// one by one, and for what is behind one it takes a place on that mount. With an error,
+// the node's path is where they led as far as is known.
 func (l *lookup) look(path string) (node, error) {
 	table, err := l.host.mounts(false)
 	if err != nil {
-		return l.host.look(path) // what is wrong with mountinfo, others tell
+		n, err := l.host.look(path) // what is wrong with mountinfo, others tell
+		if err != nil {
+			n = node{path: path}
+		}
+		return n, err
 	}
 	if err := l.move(table.above(path)); err != nil {
 		return node{}, err
 	}
-	for w := (walk{rest: path}); w.links < maxFollowed && w.next(l.host); {
+	w := walk{rest: path}
+	for w.links < maxFollowed && w.next(l.host) {
 		if err := l.move(table.above(w.path())); err != nil {
 			return node{}, err
 		}
 	}
-	return l.host.look(path)
+	n, err := l.host.look(path)
+	if err != nil {
+		n = node{path: w.path()}
+	}
+	return n, err
 }
 
 // move is for a look-up that comes to another mount.

@@ -37,6 +37,7 @@ func (l *lookup) file(id *Identity, n node, depth int) error {
 	}
 	m := table.of(n)
 	if m == nil {
+		id.Type = TypeUnknown
 		id.byPath("its mount is not in this process's mountinfo")
 		return nil
 	}

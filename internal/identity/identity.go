@@ -33,7 +33,7 @@ type Identity struct {
 	// equal for all its nodes.
 	Path string
 	// Type is the kind of a device, one of DeviceTypes, or a file's file system as
-	// mountinfo(5) has it; "" if neither is known.
+	// mountinfo(5) has it, or TypeCharacter or TypeUnknown; "" if nothing is there.
 	Type  string
 	Scope Scope
 	// Name is equal for two paths to the same disk, on any host with scope Cluster, and
@@ -94,7 +94,9 @@ func (l *lookup) resolve(path string) (Identity, error) {
 	}
 	n, err := l.look(path)
 	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR), errors.Is(err, fs.ErrPermission), errors.Is(err, unix.ELOOP):
+	case errors.Is(err, fs.ErrPermission):
+		return id, l.forbidden(&id, n, err)
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP):
 		id.byPath(fmt.Sprintf("nothing can be found there (%v)", err))
 		return id, nil
 	case err != nil:
@@ -108,7 +110,7 @@ func (l *lookup) resolve(path string) (Identity, error) {
 	case unix.S_IFBLK:
 		err = l.device(&id, n)
 	case unix.S_IFCHR:
-		id.Local = fmt.Sprintf("character device %s", n.rdev)
+		id.Type, id.Local = TypeCharacter, fmt.Sprintf("character device %s", n.rdev)
 		id.byPath("a character device")
 	default:
 		err = l.file(&id, n, 0)
@@ -117,6 +119,26 @@ func (l *lookup) resolve(path string) (Identity, error) {
 		return id, err
 	}
 	return id, l.applyRules(&id, n)
+}
+
+// forbidden is for a path at which this process may not look, as with a server of NFS
+// that takes root for nobody (root_squash): what n has of it is only where links led.
+func (l *lookup) forbidden(id *Identity, n node, why error) error {
+	if n.path != id.Path {
+		id.step("%s leads to %s, as far as can be seen", id.Path, n.path)
+		id.Path = n.path
+	}
+	table, err := l.host.mounts(false)
+	if err != nil {
+		return fmt.Errorf("read mountinfo: %w", err)
+	}
+	id.Type = TypeUnknown
+	if m := table.over(id.Path); m != nil {
+		id.Type = m.fs
+		id.step("%s is on the %s file system of %s, mounted at %s", id.Path, m.fs, m.source, m.point)
+	}
+	id.byPath(fmt.Sprintf("vmlockd may not look at it (%v)", why))
+	return l.applyRules(id, n)
 }
 
 // number is a device number.

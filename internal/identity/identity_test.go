@@ -103,7 +103,7 @@ func TestPathsOfARealFile(t *testing.T) {
 }
 
 func TestDevicesOfThisHost(t *testing.T) {
-	if id := identify(t, New(Options{}), "/dev/null"); id.Scope != Cluster || !id.Doubt || id.Local != "character device 1:3" {
+	if id := identify(t, New(Options{}), "/dev/null"); id.Scope != Cluster || !id.Doubt || id.Type != TypeCharacter || id.Local != "character device 1:3" {
 		t.Errorf("/dev/null: %+v", id)
 	}
 	table, err := host.mounts(false)

@@ -2,6 +2,8 @@ package identity
 
 import (
 	"context"
+	"errors"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -63,9 +65,38 @@ type forbidden struct{ *world }
 func (forbidden) look(string) (node, error) { return node{}, unix.EACCES }
 
 func TestWhatMayNotBeLookedAt(t *testing.T) {
-	r := newResolver(forbidden{loadWorld(t, "testdata/shared.txtar")}, Options{})
-	id, err := r.Identify(context.Background(), "/mnt/a/web.img")
-	if err != nil || id.Scope != Cluster || !id.Doubt || !id.ByPath || id.Name != "/mnt/a/web.img" {
-		t.Errorf("%+v, %v", id, err)
+	h := forbidden{loadWorld(t, "testdata/shared.txtar")}
+	for _, path := range []string{"/mnt/a/web.img", "/images/dir/web.img"} { // a link to it
+		id, err := newResolver(h, Options{}).Identify(context.Background(), path)
+		if err != nil || id.Scope != Cluster || !id.Doubt || !id.ByPath || id.Name != "/mnt/a/web.img" || id.Path != id.Name || id.Type != "nfs4" {
+			t.Errorf("%s: %+v, %v", path, id, err)
+		}
+	}
+	for _, tc := range []struct {
+		rule   RuleText
+		scope  Scope
+		name   string
+		byPath bool
+	}{
+		{RuleText{Path: "/mnt/a/**", Scope: "cluster", Name: "vm/{rest}"}, Cluster, "rule:vm/web.img", true},
+		{RuleText{Type: "nfs4", Scope: "cluster"}, Cluster, "/mnt/a/web.img", true},
+		{RuleText{Type: "nfs4", Scope: "host"}, Host, "/mnt/a/web.img", true},
+	} {
+		rule, err := NewRule(tc.rule)
+		if err != nil {
+			t.Fatal(err)
+		}
+		id, err := newResolver(h, Options{Rules: []Rule{rule}}).Identify(context.Background(), "/images/dir/web.img")
+		if err != nil || id.Scope != tc.scope || id.Name != tc.name || id.ByPath != tc.byPath || id.Doubt {
+			t.Errorf("%+v: %+v, %v", tc.rule, id, err)
+		}
+	}
+	// Its inode cannot be seen.
+	rule, err := NewRule(RuleText{Type: "nfs4", Scope: "cluster", Name: "vm/{inode}"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if id, err := newResolver(h, Options{Rules: []Rule{rule}}).Identify(context.Background(), "/mnt/a/web.img"); !errors.Is(err, ErrContradiction) || !strings.Contains(err.Error(), "may not look") {
+		t.Errorf("by an inode that nobody has seen: %+v, %v", id, err)
 	}
 }

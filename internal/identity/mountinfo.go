@@ -113,10 +113,17 @@ func unescape(s string) string {
 
 // above is the mount point that a path is below, by its text alone.
 func (t *mountTable) above(p string) string {
-	best := "/"
+	if m := t.over(p); m != nil {
+		return m.point
+	}
+	return "/"
+}
+
+// over is the mount there, the last of those at one point; nil if there is none.
+func (t *mountTable) over(p string) (best *mount) {
 	for _, m := range t.list {
-		if len(m.point) > len(best) && below(m.point, p) {
-			best = m.point
+		if (best == nil || len(m.point) >= len(best.point)) && below(m.point, p) {
+			best = m
 		}
 	}
 	return best

@@ -206,7 +206,10 @@ func (r Rule) apply(id *Identity, n node, place int, rest string) error {
 	t := r.text
 	said := fmt.Sprintf("rule %d of the configuration (%s) says scope %s", place, t.subject(), r.scope)
 	if r.scope == Host {
-		if id.Scope != Host || !id.ByPath { // not of an overlay, where the inode may change
+		switch {
+		case id.Local == "": // what is there may not be looked at
+			id.Scope, id.Name, id.ByPath, id.Doubt = Host, id.Path, true, false
+		case id.Scope != Host || !id.ByPath: // not of an overlay, where the inode may change
 			id.Scope, id.Name, id.ByPath, id.Doubt = Host, id.Local, false, false
 		}
 		id.step("%s: it is %s there", said, id.Name)
@@ -218,6 +221,9 @@ func (r Rule) apply(id *Identity, n node, place int, rest string) error {
 	case t.Name != "":
 		isFile := n.mode&unix.S_IFMT == unix.S_IFREG
 		if strings.Contains(t.Name, "{inode}") && !isFile {
+			if id.Local == "" {
+				return fmt.Errorf("%w: %s names it by its inode, and vmlockd may not look at it: let root read %s, or use {rest} in the name", ErrContradiction, said, path.Dir(id.Path))
+			}
 			return fmt.Errorf("%w: %s names it by its inode, and it is no file", ErrContradiction, said)
 		}
 		id.Name = "rule:" + strings.NewReplacer("{path}", id.Path, "{rest}", rest, "{base}", path.Base(id.Path), "{inode}", strconv.FormatUint(n.ino, 10)).Replace(t.Name)
