@@ -221,13 +221,21 @@ func (l *lookup) linkTo(dir, prefix, device string) string {
 }
 
 // drbd takes the resource's name from the link that udev makes: it is the same on
-// all hosts, as DRBD's own configuration is.
+// all hosts, as DRBD's own configuration is. A resource of which the configuration has
+// no volume by number has number 0, and the link is where others have a directory
+// (drbdadm sh-udev).
 func (l *lookup) drbd(id *Identity, kernelName string) {
 	id.Type = TypeDRBD
 	const dir = "/dev/drbd/by-res"
 	resources, _ := l.list(dir)
 	for _, res := range resources {
-		if volume := l.linkTo(dir+"/"+res, "", "/dev/"+kernelName); volume != "" {
+		volume := ""
+		if p, err := l.real(dir, res); err == nil && p == "/dev/"+kernelName {
+			volume = "0"
+		} else {
+			volume = l.linkTo(dir+"/"+res, "", "/dev/"+kernelName)
+		}
+		if volume != "" {
 			id.Name = fmt.Sprintf("drbd:%s/%s", res, volume)
 			id.step("%s is volume %s of the DRBD resource %s", id.Path, volume, res)
 			return

@@ -3,8 +3,11 @@ package identity
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -98,5 +101,30 @@ func TestWhatMayNotBeLookedAt(t *testing.T) {
 	}
 	if id, err := newResolver(h, Options{Rules: []Rule{rule}}).Identify(context.Background(), "/mnt/a/web.img"); !errors.Is(err, ErrContradiction) || !strings.Contains(err.Error(), "may not look") {
 		t.Errorf("by an inode that nobody has seen: %+v, %v", id, err)
+	}
+}
+
+// TestNoDeviceIsOpened: udev's links for DRBD lead to devices where others have a
+// directory. A FIFO is one that nobody gets out of.
+func TestNoDeviceIsOpened(t *testing.T) {
+	w := loadWorld(t, "testdata/devices.txtar")
+	fifo := filepath.Join(w.dir, "dev/fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("../../fifo", filepath.Join(w.dir, "dev/drbd/by-res/another")); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	id, err := newResolver(w, Options{}).Identify(ctx, "/dev/drbd7")
+	if err != nil {
+		if f, err := os.OpenFile(fifo, os.O_RDWR, 0); err == nil { // lets the look-up go on, which waits for a writer
+			defer f.Close()
+		}
+		t.Fatal(err)
+	}
+	if id.Name != "drbd:web/0" {
+		t.Errorf("%+v", id)
 	}
 }

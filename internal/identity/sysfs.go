@@ -75,9 +75,10 @@ func (l *lookup) exists(parts ...string) bool {
 	return err == nil
 }
 
-// list is the names in a directory, in order; none if it is not there.
+// list is the names in a directory, in order; none if it is not there. What is a device
+// in its place is not opened: that could have its driver do something, or hang.
 func (l *lookup) list(parts ...string) ([]string, error) {
-	f, err := os.Open(l.at(parts))
+	f, err := os.OpenFile(l.at(parts), os.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
