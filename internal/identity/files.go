@@ -136,7 +136,8 @@ func (l *lookup) nfs(_ *mount, n node) (string, string, error) {
 
 // nfsFSID is equal for the two numbers that NFSv4 has and the one of NFSv3, which
 // Linux's server makes by xor of the two halves of the UUID, in its own byte order
-// (encode_fsid in fs/nfsd/nfs3xdr.c).
+// (encode_fsid in fs/nfsd/nfs3xdr.c). Two equal numbers are no UUID, but what somebody
+// has configured, as with Ganesha's Filesystem_Id = 152.152: xor would make one of all.
 func nfsFSID(text string) (uint64, error) {
 	major, minor, _ := strings.Cut(text, ":")
 	a, err := strconv.ParseUint(major, 16, 64)
@@ -147,7 +148,11 @@ func nfsFSID(text string) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	return min(a^b, bits.ReverseBytes64(a^b)), nil
+	folded := a ^ b
+	if a == b {
+		folded = a
+	}
+	return min(folded, bits.ReverseBytes64(folded)), nil
 }
 
 // ocfs2: ocfs2_statfs in fs/ocfs2/super.c makes the number of the volume's UUID.
