@@ -46,11 +46,12 @@ func (l *lookup) device(id *Identity, n node) error {
 	id.Local = "block device " + n.rdev.String()
 	d, err := l.block(n.rdev, 0)
 	id.Steps = append(id.Steps, d.Steps...)
-	if err != nil {
-		return err
-	}
 	if d.Path != "" {
 		id.Path = d.Path
+	}
+	if err != nil {
+		id.Type = d.Type // for rules
+		return err
 	}
 	id.Type, id.Scope, id.Name, id.ByPath, id.Doubt = d.Type, d.Scope, d.Name, d.ByPath, d.Doubt
 	if d.Local != "" {
@@ -117,6 +118,7 @@ func (l *lookup) blockAt(dir string, depth int) (id Identity, err error) {
 func (l *lookup) partition(id Identity, dir, part string, depth int) (Identity, error) {
 	disk, err := l.blockAt(path.Dir(dir), depth+1)
 	if err != nil {
+		disk.Path = id.Path
 		return disk, err
 	}
 	disk.step("%s is partition %s of it", id.Path, part)

@@ -115,7 +115,10 @@ func (l *lookup) resolve(path string) (Identity, error) {
 	default:
 		err = l.file(&id, n, 0)
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, ErrContradiction):
+		return id, l.overrule(&id, n, err)
+	case err != nil:
 		return id, err
 	}
 	return id, l.applyRules(&id, n)

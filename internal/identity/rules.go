@@ -202,6 +202,23 @@ func (l *lookup) applyRules(id *Identity, n node) error {
 	return nil
 }
 
+// overrule lets the first rule that matches decide, if it says what the name is, of
+// what contradicts itself.
+func (l *lookup) overrule(id *Identity, n node, contradiction error) error {
+	for i, rule := range l.rules {
+		rest, ok := rule.match(id)
+		switch {
+		case !ok:
+			continue
+		case rule.text.Name == "": // it would need the name that was not found
+			return contradiction
+		}
+		id.step("%v", contradiction)
+		return rule.apply(id, n, i+1, rest)
+	}
+	return contradiction
+}
+
 func (r Rule) apply(id *Identity, n node, place int, rest string) error {
 	t := r.text
 	said := fmt.Sprintf("rule %d of the configuration (%s) says scope %s", place, t.subject(), r.scope)
