@@ -214,6 +214,14 @@ func oneNameAtATime(t *rapid.T, r *Resolver, byLocal bool) {
 		}
 	}()
 	check := func() {
+		heldAs := map[uint64]string{}
+		for key, f := range held {
+			var st unix.Stat_t
+			if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+				t.Fatal(err)
+			}
+			heldAs[st.Ino] = key
+		}
 		byInode := map[uint64]string{}
 		byName := map[string]uint64{}
 		for _, n := range names {
@@ -237,6 +245,9 @@ func oneNameAtATime(t *rapid.T, r *Resolver, byLocal bool) {
 				t.Fatalf("%q is the name of the inodes %d and %d", name, ino, st.Ino)
 			}
 			byInode[st.Ino], byName[name] = name, st.Ino
+			if had, ok := heldAs[st.Ino]; ok && had != name {
+				t.Fatalf("inode %d is held as %q, and has the name %q now", st.Ino, had, name)
+			}
 			if f := held[name]; f != nil {
 				var was unix.Stat_t
 				if err := unix.Fstat(int(f.Fd()), &was); err != nil || was.Ino != st.Ino {
