@@ -15,6 +15,10 @@ type counting struct {
 	asked int
 }
 
+// tree is asked once for each file, directory or link in /sys, /proc and /dev that is
+// opened, read or looked for.
+func (c *counting) tree() string { c.asked++; return c.kernel.tree() }
+
 func (c *counting) look(path string) (node, error) { c.asked++; return c.kernel.look(path) }
 func (c *counting) link(path string) string        { c.asked++; return c.kernel.link(path) }
 func (c *counting) mounts(again bool) (*mountTable, error) {
@@ -46,7 +50,7 @@ func usual(t testing.TB) []struct {
 // TestAsksLittle: what a look-up costs is what it asks the kernel; BenchmarkIdentify has the time, of which 200 us
 // is what there is.
 func TestAsksLittle(t *testing.T) {
-	const most = 12
+	const most = 20
 	for _, c := range usual(t) {
 		k := &counting{kernel: c.kernel}
 		r := newResolver(k, Options{})
