@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -72,10 +73,15 @@ func NewRule(t RuleText) (Rule, error) {
 		return wrong("path", "%q has three * in a row: use * for anything without a /, or ** for anything", t.Path)
 	case t.Path != "" && path.Clean(t.Path) != t.Path:
 		return wrong("path", "%q can match nothing, as paths are compared without links: write %q", t.Path, path.Clean(t.Path))
+	case strings.HasPrefix(t.Path, "/dev/disk/"), strings.HasPrefix(t.Path, "/dev/dm-"):
+		return wrong("path", "%q can match nothing, as paths are compared without links: write what vmlockctl identify shows for such a disk, /dev/mapper/NAME for one of the device mapper and else the kernel's name, or its type", t.Path)
 	case strings.ContainsAny(t.Path, `[]{}\`):
 		return wrong("path", `%q has one of [ ] { } \, which stand for nothing here: use * or ? for such a character`, t.Path)
 	case t.Type != "" && !typeName().MatchString(t.Type):
 		return wrong("type", "%q is no kind of device or file system: use one of %s, or a file system's type as in /proc/self/mountinfo", t.Type, strings.Join(DeviceTypes(), ", "))
+	}
+	if what := deadDevice(t); what != nil {
+		return Rule{}, what
 	}
 	switch t.Scope {
 	case Cluster.String():
@@ -120,10 +126,37 @@ func templateProblem(t RuleText) string {
 	if len(used) == 0 && (t.Path == "" || strings.ContainsAny(t.Path, "*?")) {
 		return fmt.Sprintf("all disks would have the one name %q, and only one of them could be used at a time: add {rest}, {path}, {base} or {inode}", t.Name)
 	}
+	if dirs := t.Path[:strings.LastIndexByte(t.Path, '/')+1]; (strings.ContainsAny(dirs, "*?") || strings.Contains(t.Path, "**")) &&
+		!slices.ContainsFunc(used, func(v string) bool { return v != "{base}" }) {
+		return "files of one name in two directories would be one disk, and only one of them could be used at a time: use {rest}, or {path}, in place of {base}"
+	}
 	if strings.ContainsAny(variable().ReplaceAllString(t.Name, ""), "{}") {
 		return fmt.Sprintf("%q has a { or } that belongs to no variable: remove it", t.Name)
 	}
 	return ""
+}
+
+// deadDevice is what is wrong with a rule that matches nothing as its path and its type
+// do not go together; nil if they do, as far as can be known.
+func deadDevice(t RuleText) *RuleError {
+	if t.Path == "" || t.Type == "" {
+		return nil
+	}
+	const dev = "/dev/"
+	fixed := t.Path
+	if i := strings.IndexAny(fixed, "*?"); i >= 0 {
+		fixed = fixed[:i]
+	}
+	device := slices.Contains(DeviceTypes(), t.Type)
+	if device && !strings.HasPrefix(fixed, dev) && (fixed == t.Path || !strings.HasPrefix(dev, fixed)) {
+		return &RuleError{"path", fmt.Sprintf("%q can match no device of type %q, of which the path begins with %s: leave the path or the type out, or write the path that vmlockctl identify shows", t.Path, t.Type, dev)}
+	}
+	// What is mounted in /dev is known by name, but for what is below /dev/shm.
+	other := t.Type == TypeCharacter || t.Type == TypeUnknown || localFS[t.Type] || shared[t.Type] != nil
+	if !device && !other && strings.HasPrefix(fixed, dev) && !strings.HasPrefix(fixed, dev+"shm/") {
+		return &RuleError{"type", fmt.Sprintf("%q is no kind of device: use one of %s, or %s", t.Type, strings.Join(DeviceTypes(), ", "), TypeCharacter)}
+	}
+	return nil
 }
 
 func globExpression(glob string) string {

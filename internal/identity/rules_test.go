@@ -21,6 +21,15 @@ func TestRuleMistakes(t *testing.T) {
 		{RuleText{Path: "/srv/../x", Scope: "host"}, "path", `write "/x"`},
 		{RuleText{Path: "/srv/[ab]", Scope: "host"}, "path", "stand for nothing"},
 		{RuleText{Path: "/" + strings.Repeat("x", 4096), Scope: "host"}, "path", "4097 bytes"},
+		{RuleText{Path: "/dev/disk/by-id/*", Scope: "host"}, "path", "/dev/mapper/NAME"},
+		{RuleText{Path: "/dev/dm-*", Scope: "host"}, "path", "/dev/mapper/NAME"},
+		{RuleText{Path: "/dev/dm-0", Scope: "host"}, "path", "/dev/mapper/NAME"},
+		{RuleText{Path: "/dev/sd*", Type: "scsy", Scope: "host"}, "type", `"scsy" is no kind of device`},
+		{RuleText{Path: "/srv/**", Type: "lvm", Scope: "host"}, "path", "begins with /dev/"},
+		{RuleText{Path: "/device/*", Type: "lvm", Scope: "host"}, "path", "begins with /dev/"},
+		{RuleText{Path: "/a/**", Scope: "cluster", Name: "vm/{base}"}, "name", "use {rest}"},
+		{RuleText{Path: "/a/*/x*", Scope: "cluster", Name: "vm/{base}"}, "name", "use {rest}"},
+		{RuleText{Path: "/a?/x", Scope: "cluster", Name: "vm/{base}"}, "name", "use {rest}"},
 		{RuleText{Type: "LVM!", Scope: "host"}, "type", "lvm"},
 		{RuleText{Type: "lvm"}, "scope", "it is missing"},
 		{RuleText{Type: "lvm", Scope: "node"}, "scope", `"cluster" or "host"`},
@@ -36,6 +45,28 @@ func TestRuleMistakes(t *testing.T) {
 		var e *RuleError
 		if !errors.As(err, &e) || e.Key != tc.key || !strings.Contains(e.What, tc.want) {
 			t.Errorf("%+v: %v, want %s: ...%s", tc.rule, err, tc.key, tc.want)
+		}
+	}
+}
+
+func TestRulesThatMayMatch(t *testing.T) {
+	for _, text := range []RuleText{
+		{Path: "/dev/mapper/*", Type: "lvm", Scope: "host"},
+		{Path: "/dev/**", Type: "scsi", Scope: "host"},
+		{Path: "/d*/sda", Type: "scsi", Scope: "host"},
+		{Path: "/**", Type: "scsi", Scope: "host"},
+		{Path: "/dev/shm/**", Type: "tmpfs", Scope: "cluster"},
+		{Path: "/dev/shm/x/**", Type: "sitefs", Scope: "cluster"},
+		{Path: "/dev/x", Type: "character", Scope: "host"},
+		{Path: "/srv/**", Type: "unknown", Scope: "host"},
+		{Path: "/dev/disk", Scope: "host"},
+		{Path: "/a/*", Scope: "cluster", Name: "vm/{base}"},
+		{Path: "/a/b?.img", Scope: "cluster", Name: "vm/{base}"},
+		{Path: "/a/**", Scope: "cluster", Name: "{base}/{inode}"},
+		{Type: "lvm", Scope: "cluster", Name: "vm/{base}"},
+	} {
+		if _, err := NewRule(text); err != nil {
+			t.Errorf("%+v: %v", text, err)
 		}
 	}
 }
