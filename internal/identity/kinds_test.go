@@ -3,7 +3,10 @@ package identity
 import (
 	"maps"
 	"slices"
+	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestEveryKind has, for each kind of device and file system whose disks have names, one
@@ -72,6 +75,25 @@ func TestEveryKind(t *testing.T) {
 		if !covered[typ] && typ != TypeBlock { // of which nothing is known
 			t.Errorf("there are no two hosts with a disk of type %s here", typ)
 		}
+	}
+	// Written out, as one that is missed would count in the whole cluster, by its path.
+	for _, fs := range strings.Fields(`ext2 ext3 ext4 xfs btrfs bcachefs f2fs jfs reiserfs nilfs2 zfs vfat msdos exfat ntfs ntfs3
+		fuseblk udf hfs hfsplus minix iso9660 squashfs erofs romfs cramfs tmpfs ramfs devtmpfs rootfs overlay`) {
+		w := &world{nodes: map[string]node{"/a.img": {path: "/a.img", mode: unix.S_IFREG, dev: number{0, 50}, ino: 7, mount: 30}}}
+		var err error
+		if w.table, err = parseMounts([]byte("30 1 0:50 / / rw - " + fs + " none rw\n")); err != nil {
+			t.Fatal(err)
+		}
+		want := "file 0:50 7"
+		if fs == "overlay" {
+			want = "overlay 0:50 /a.img"
+		}
+		if id := identify(t, newResolver(w, Options{}), "/a.img"); id.Scope != Host || id.Name != want || id.Type != fs || id.Doubt {
+			t.Errorf("%s: %+v", fs, id)
+		}
+	}
+	if len(localFS) != 31 {
+		t.Errorf("there are %d local file systems, and not all are tried", len(localFS))
 	}
 	for fs := range localFS {
 		if shared[fs] != nil {

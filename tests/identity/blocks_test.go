@@ -33,7 +33,7 @@ func realLVM(t *testing.T, s *suite) {
 	s.sh(t, 2, "lvm lvrename -q vms web moved; lvm lvrename -q vms db web; lvm lvchange -q -ay vms/web; lvm lvchange -q -ay vms/moved")
 	s.bootable(t, 1, "/dev/vms/web")
 	s.bootable(t, 2, "/dev/vms/web")
-	t.Logf("device numbers: %s%s", s.sh(t, 1, "stat -Lc '%n %t:%T' /dev/vms/*"), s.sh(t, 2, "stat -Lc '%n %t:%T' /dev/vms/*"))
+	s.numbersDiffer(t, "/dev/vms/web", "/dev/vms/moved")
 	t.Run("OneDisk", func(t *testing.T) {
 		s.prove(t, 1, 2, "/dev/vms/web", "/dev/vms/moved", proof{typ: "lvm", cache: "none", start: true})
 	})

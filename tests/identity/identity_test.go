@@ -86,8 +86,12 @@ func privatePaths(t *testing.T, s *suite) {
 		t.Errorf("not both are listed:\n%s", all)
 	}
 	if id, status := s.identify(t, 1, "--cluster", own); status != 0 || len(id.Disks) != 2 || id.Disks[0].Scope != "host" || id.Disks[1].Scope != "host" ||
-		id.Disks[0].Resource == id.Disks[1].Resource {
+		id.Disks[0].Resource == id.Disks[1].Resource || id.Disks[0].Type != "tmpfs" || id.Disks[1].Type != "tmpfs" {
 		t.Errorf("status %d, %+v", status, id)
+	}
+	// The root of a node is an overlay.
+	if id := s.one(t, 1, "/bin/sh"); id.Type != "overlay" || id.Scope != "host" || !strings.HasPrefix(id.Name, "overlay ") {
+		t.Errorf("%+v", id)
 	}
 }
 
@@ -224,6 +228,16 @@ func remappedWhileHeld(t *testing.T, s *suite) {
 	s.wantFree(t, 2, "/dev/mapper/first")
 }
 
+// numbersDiffer fails if a device has the same minor number on nodes 1 and 2: then that
+// it is one disk would show nothing about its name.
+func (s *suite) numbersDiffer(t *testing.T, first, second string) {
+	t.Helper()
+	one, two := s.sh(t, 1, "stat -Lc %T "+first), s.sh(t, 2, "stat -Lc %T "+second)
+	if one == two {
+		t.Errorf("%s on node 1 and %s on node 2 both have the minor number %s: make them in another order", first, second, strings.TrimSpace(one))
+	}
+}
+
 // The UUIDs are LVM's, as it makes them; TestRealStorage has LVM itself.
 func logicalVolumes(t *testing.T, s *suite) {
 	const vg, web, db = "Q3cwEkfJgCd8SUEYyVnrR7vVYlf3XqWx", "Ae1LhKpYV7bTq0DLmRzvfPzL6sJc2XkU", "Be1LhKpYV7bTq0DLmRzvfPzL6sJc2XkU"
@@ -236,8 +250,7 @@ func logicalVolumes(t *testing.T, s *suite) {
 	if id := s.one(t, 2, "/dev/mapper/vg-web"); id.Type != "lvm" || id.Name != "lvm:"+vg+"/"+web {
 		t.Errorf("%+v", id)
 	}
-	numbers := s.sh(t, 1, "stat -Lc %T /dev/mapper/vg-web") + s.sh(t, 2, "stat -Lc %T /dev/mapper/vg-web")
-	t.Logf("its minor numbers on the two nodes: %s", strings.Join(strings.Fields(numbers), ", "))
+	s.numbersDiffer(t, "/dev/mapper/vg-web", "/dev/mapper/vg-web")
 }
 
 // A loop device is its file.
