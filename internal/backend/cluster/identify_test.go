@@ -43,6 +43,7 @@ func (hs *hosts) wantBusy(node int, name string, mode locking.Mode) {
 		_ = h.Unlock(context.Background())
 		return
 	}
+	h.Close()
 	if !errors.Is(err, locking.ErrBusy) {
 		hs.t.Fatalf("%s on node %d: %v", name, node, err)
 	}
