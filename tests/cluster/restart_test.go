@@ -16,6 +16,7 @@ func daemonKilled(t *testing.T, s *suite) {
 	path := s.disk(t, "killed.img", lab.CountingGuest())
 	s.create(t, 1, vm("survivor", lab.Disk{Path: path}))
 	daemon := s.Node(1).Service(lab.ServiceLock)
+	s.waitNamed(t, 1)
 	if err := daemon.Kill(s.ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -34,6 +35,20 @@ func daemonKilled(t *testing.T, s *suite) {
 	ctx, cancel := context.WithTimeout(s.ctx, time.Minute)
 	defer cancel()
 	s.waitFree(t, ctx, 2, path)
+}
+
+// waitNamed waits until all locks of a node say whose they are, which is a while after they were granted.
+func (s *suite) waitNamed(t *testing.T, node int) {
+	t.Helper()
+	said := ""
+	s.waitFor(t, "all locks of the node to name their holders", func() bool {
+		res, err := s.Node(node).Shell(s.ctx, "curl -sf --unix-socket /run/vmlockd/control.sock http://vmlockd/metrics | grep ^vmlockd_owner_records_pending")
+		if err != nil {
+			t.Fatal(err)
+		}
+		said = res.String()
+		return strings.TrimSpace(res.Stdout) == "vmlockd_owner_records_pending 0"
+	}, func() string { return said })
 }
 
 // ownerEndsMeanwhile is about an owner that ends while no daemon runs.

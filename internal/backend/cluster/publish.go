@@ -100,6 +100,7 @@ type publisher struct {
 	idle  bool       // run waits for kick
 	fresh line
 	later line
+	asked int // 1 while a conversion is made
 }
 
 func newPublisher(b *Backend) *publisher {
@@ -109,11 +110,11 @@ func newPublisher(b *Backend) *publisher {
 // Publishing says that records of holders wait to be published, which goes on in the background.
 func (b *Backend) Publishing() bool { return b.publisher.waiting() > 0 }
 
-// waiting is how many records wait.
+// waiting is how many records wait, or are being published.
 func (p *publisher) waiting() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.fresh.n + p.later.n
+	return p.fresh.n + p.later.n + p.asked
 }
 
 // enter says which node this host is, before there are any locks.
@@ -245,6 +246,7 @@ func (p *publisher) claim() *publication {
 	for _, l := range []*line{&p.fresh, &p.later} {
 		if pub := l.first; pub != nil && pub.due <= now {
 			pub.leave()
+			p.asked = 1
 			pub.tries++
 			pub.h.written = true // from now on nobody can say that it is not
 			return pub
@@ -269,6 +271,7 @@ func (p *publisher) publish(ctx context.Context, pub *publication) error {
 func (p *publisher) done(ctx context.Context, pub *publication, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.asked = 0
 	if pub.h.publication != pub {
 		return // it is being released
 	}
