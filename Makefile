@@ -6,8 +6,8 @@ LDFLAGS = -s -w -X main.version=$(VERSION)
 # Packages with tests that need the lab. They share the machine's cores, so they run one after the other.
 LAB_PACKAGES = ./lab/... ./tests/admin ./tests/cluster ./tests/crash ./tests/deadline ./tests/doctor ./tests/identity ./tests/local ./tests/prerequisites \
 	./tests/session ./tests/stress ./dlm/dlmtest/conformance/... ./internal/difftest/...
-# Of these the storage once more with libvirt.
-LONG_CASES = ^TestRealStorageLibvirt$$
+# Of these the storage once more, without libvirt.
+LONG_CASES = ^TestRealStorage$$
 # Of tests/guard some cases, of which one must find an overlap where no guard is.
 GUARD_CASES = ^TestGuard$$/^(ConfirmDead|Cut|DaemonKilledWhileStopped|WithoutGuard)$$
 # Of tests/peers the commands as operators use them; the other one is about the package below.
@@ -61,7 +61,7 @@ lab-test: ## tests on cluster nodes with stock libvirt (root; boots User-Mode Li
 	$(LAB_TEST) -timeout 30m -run '$(PEERS_CASES)' ./tests/peers
 	$(LAB_TEST) -timeout 30m -run '$(GUARD_CASES)' ./tests/guard
 
-lab-more: ## more of these: guard, chaos, peers and corosync on a cluster, libvirt beside a guard and on real storage, and 200 cut-off random workloads
+lab-more: ## more of these: guard, chaos, peers and corosync on a cluster, libvirt beside a guard, real storage without it, and 200 cut-off random workloads
 	$(LAB_BINARY)
 	$(LAB_TEST) -p 1 -timeout 2h $(MORE_LAB_PACKAGES)
 	VMLOCKD_LAB_GUARD=auto $(LAB_TEST) -timeout 30m -run '$(GUARDED_CASES)' ./tests/cluster
