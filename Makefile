@@ -57,14 +57,15 @@ lint: ## gofmt, go vet and staticcheck
 
 lab-test: ## tests on cluster nodes with stock libvirt (root; boots User-Mode Linux)
 	$(LAB_BINARY)
-	$(LAB_TEST) -p 1 -timeout 60m -skip '$(LONG_CASES)' $(LAB_PACKAGES)
+	VMLOCKD_STRESS_KILLS=$${VMLOCKD_STRESS_KILLS:-60} $(LAB_TEST) -p 1 -timeout 60m -skip '$(LONG_CASES)' $(LAB_PACKAGES)
 	$(LAB_TEST) -timeout 30m -run '$(PEERS_CASES)' ./tests/peers
 	$(LAB_TEST) -timeout 30m -run '$(GUARD_CASES)' ./tests/guard
 
-lab-more: ## more of these: guard, chaos, peers and corosync on a cluster, libvirt beside a guard, real storage without it, and 200 cut-off random workloads
+lab-more: ## more of these: guard, chaos, peers and corosync on a cluster, libvirt beside a guard, real storage without it, 200 kills under load, and 200 cut-off random workloads
 	$(LAB_BINARY)
 	$(LAB_TEST) -p 1 -timeout 2h $(MORE_LAB_PACKAGES)
 	VMLOCKD_LAB_GUARD=auto $(LAB_TEST) -timeout 30m -run '$(GUARDED_CASES)' ./tests/cluster
+	$(LAB_TEST) -timeout 60m -run TestStressKills ./tests/stress
 	$(LAB_TEST) -timeout 30m -run '$(LONG_CASES)' ./tests/identity
 	VMLOCKD_CRASH_ROUNDS=200 $(LAB_TEST) -timeout 60m -run 'TestKilledAtRandom|TestInTheLab' ./tests/crash
 
