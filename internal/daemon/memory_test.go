@@ -23,7 +23,7 @@ const mostPerLock = 512
 
 // TestMemoryOfALock takes locks as requests do, and counts what stays.
 func TestMemoryOfALock(t *testing.T) {
-	const locks, clients = 1500, 16
+	const locks, clients = 3000, 16
 	c := config.Default()
 	c.RunDir = t.TempDir()
 	b, err := newKeptFiles(c, slog.New(slog.DiscardHandler), nil, false)
