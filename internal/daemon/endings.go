@@ -60,7 +60,11 @@ func (i *instance) noteEnding(e locking.Event) {
 	if !ok {
 		return
 	}
-	f, err := os.OpenFile(filepath.Join(i.cfg.RunDir, endingsName), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	path, how := filepath.Join(i.cfg.RunDir, endingsName), os.O_WRONLY|os.O_CREATE|os.O_APPEND
+	if st, err := os.Stat(path); err == nil && st.Size() > maxEndings/2 {
+		how |= os.O_TRUNC // those of months ago, in a daemon that was never started again
+	}
+	f, err := os.OpenFile(path, how, 0o600)
 	if err == nil {
 		_, err = fmt.Fprintf(f, "%d %d\n", e.Owner.PID, start)
 		err = errors.Join(err, f.Close())

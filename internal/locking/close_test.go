@@ -77,11 +77,7 @@ func TestCloseWhileAnOwnerIsBeingEnded(t *testing.T) {
 // One that the kernel does not end holds up nobody for ever, and that is said.
 func TestCloseWhileAnOwnerDoesNotEnd(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		g, p := w.vm(1)
-		p.Stubborn()
-		w.acquire(g, disk("a"), locking.Exclusive)
-		g.Disconnected()
-		<-p.Asked()
+		w.stubborn()
 		closed := start(func() error { return w.m.Close(context.Background()) })
 		advance(locking.EndPatience - 1)
 		w.pending(closed)
@@ -102,11 +98,7 @@ func TestCloseWhileAnOwnerDoesNotEnd(t *testing.T) {
 // Close has only as much time as its context.
 func TestCloseGivesUpAnEndingWithItsContext(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		g, p := w.vm(1)
-		p.Stubborn()
-		w.acquire(g, disk("a"), locking.Exclusive)
-		g.Disconnected()
-		<-p.Asked()
+		w.stubborn()
 		ctx, cancel := context.WithCancel(context.Background())
 		cancel()
 		_ = w.m.Close(ctx)

@@ -228,11 +228,7 @@ func TestAwaitEndings(t *testing.T) {
 // One that the kernel does not end is not waited for for ever, nor a second time.
 func TestAwaitEndingsOfOneThatDoesNotEnd(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		g, p := w.vm(1)
-		p.Stubborn()
-		w.acquire(g, disk("a"), locking.Exclusive)
-		g.Disconnected()
-		<-p.Asked()
+		p := w.stubborn()
 		ctx, cancel := context.WithCancel(context.Background())
 		cancel()
 		if left := w.m.AwaitEndings(ctx); left != 1 {
@@ -249,4 +245,14 @@ func TestAwaitEndingsOfOneThatDoesNotEnd(t *testing.T) {
 		settle()
 		w.toldIs(locking.OwnerGone, locking.ReleasedGone)
 	})
+}
+
+// stubborn is an owner that is being ended, has been asked to end, and does not.
+func (w *world) stubborn() *locktest.Process {
+	g, p := w.vm(1)
+	p.Stubborn()
+	w.acquire(g, disk("a"), locking.Exclusive)
+	g.Disconnected()
+	<-p.Asked()
+	return p
 }

@@ -39,7 +39,7 @@ func TestSlowAnswers(t *testing.T) {
 		w.nodes.Suspend(space)
 		for end := time.Now().Add(10 * time.Second); time.Now().Before(end); {
 			w.controld.Freeze()
-			time.Sleep(300 * time.Millisecond)
+			pass(300 * time.Millisecond)
 			w.controld.Thaw()
 			_ = w.open("a").Lock(w.t.Context(), locking.Exclusive)
 		}
@@ -57,15 +57,15 @@ func TestLongRecovery(t *testing.T) {
 		if strings.Contains(w.logged(), "dlm_tool ls") {
 			t.Errorf("too early:\n%s", w.logged())
 		}
-		time.Sleep(30 * time.Second)
+		pass(30 * time.Second)
 		w.refused("a", "s now: if that goes on, the kernel of a host hangs")
-		time.Sleep(30 * time.Second)
+		pass(30 * time.Second)
 		if n := strings.Count(w.logged(), "dlm_tool ls"); n != 1 {
 			t.Errorf("logged %d times:\n%s", n, w.logged())
 		}
 		// The next one begins anew.
 		w.nodes.Resume(space)
-		time.Sleep(time.Second)
+		pass(time.Second)
 		w.nodes.Suspend(space)
 		if err := w.open("a").Lock(w.t.Context(), locking.Exclusive); err == nil || strings.Contains(err.Error(), "goes on") {
 			t.Errorf("got %v", err)
