@@ -57,6 +57,8 @@ func (b *Backend) Restore(ctx context.Context, held []locking.Held) []locking.Re
 	adopted := adoptAll(ctx, space, adoptions)
 	b.adoptLate(ctx, space, adoptions, adopted)
 	afterAdopt.Pass()
+	soon, cancel := context.WithTimeout(ctx, anewWithin)
+	defer cancel()
 	for at, a := range adopted {
 		i := places[at]
 		switch {
@@ -70,7 +72,7 @@ func (b *Backend) Restore(ctx context.Context, held []locking.Held) []locking.Re
 			// had ended. It holds nothing (see package dlm).
 			results[i].Err = fmt.Errorf("%w: %w", locking.ErrNotHeld, a.Err)
 			if held[i].Told && errors.Is(a.Err, dlm.ErrNoOrphan) {
-				if h := b.takeAnew(ctx, space, held[i]); h != nil {
+				if h := b.takeAnew(soon, space, held[i]); h != nil {
 					results[i].Handle = h
 				}
 			}
@@ -84,8 +86,9 @@ func (b *Backend) Restore(ctx context.Context, held []locking.Held) []locking.Re
 	return results
 }
 
-// anewWithin bounds the wait for one lock that is taken anew, when all that was kept is adopted.
-const anewWithin = time.Second
+// anewWithin bounds the wait for all locks that are taken anew, when all that was kept is adopted: what does not
+// answer must not use up the time that the rest of a start has.
+const anewWithin = 5 * time.Second
 
 // takeAnew takes a lock that the kernel has lost although its owner counts on it, if nobody has it
 // by now. Its virtual machine has been without it, which this does not undo: it stays lost, and
@@ -94,8 +97,6 @@ func (b *Backend) takeAnew(ctx context.Context, space *dlm.Lockspace, held locki
 	if running, _ := b.watch.runs(); !running {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, anewWithin)
-	defer cancel()
 	beforeLock.Pass()
 	l, err := space.Lock(ctx, held.ID, modeOf(held.Mode), dlm.LockOptions{NoQueue: true, Persistent: true})
 	afterLock.Pass()
