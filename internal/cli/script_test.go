@@ -336,7 +336,10 @@ func (h *host) endHolder() {
 func (h *host) end(name string) {
 	if cmd := h.procs[name]; cmd != nil {
 		delete(h.procs, name)
-		_ = cmd.Process.Kill()
+		// Not SIGKILL at once: the command that 'vmlockctl run' runs would go on without it.
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		late := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() })
+		defer late.Stop()
 		_ = cmd.Wait()
 	}
 }
