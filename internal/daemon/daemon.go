@@ -128,6 +128,12 @@ func Run(ctx context.Context, p Program, c config.Config, log *slog.Logger) erro
 			stopped := i.endOnSignal(p.StopAgain)
 			i.stop()
 			stopped()
+			if g.late = i.late; len(g.late) > 0 && ctx.Err() == nil {
+				log.Info("somebody has connected just then: vmlockd starts once more for them", "clients", len(g.late))
+				from = nil
+				continue
+			}
+			closeAll(g.late)
 			log.Info("vmlockd has stopped", "event", "daemon-stopped")
 			return err
 		}

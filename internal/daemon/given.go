@@ -16,6 +16,8 @@ type given struct {
 	lock      *os.File // that socket, until somebody listens; else nil
 	admin     *os.File // systemd's socket for virt-admin; nil if there is none
 	pid       *pidFile
+	// late are those who connected while the instance before was retiring; the next one serves them.
+	late []*net.UnixConn
 }
 
 // take takes what systemd has handed over, or the earlier program has left, and locks the pid

@@ -118,8 +118,9 @@ func (i *instance) empty() bool {
 
 // retire stops serving if nobody uses the daemon. Who connects just then is served, by
 // this daemon, or by the one that he starts as there is no socket: the file is taken away
-// first, and then the last who was in time is looked for. A socket of systemd's stays,
-// and who waits there has systemd start the next daemon.
+// first, and then the last who was in time is looked for. Who had found the file by then, and
+// connects later, is one of lateComers. A socket of systemd's stays, and who waits there has
+// systemd start the next daemon.
 func (i *instance) retire(ctx context.Context) bool {
 	return i.server.Retire(ctx, func(l *net.UnixListener) bool {
 		if !i.empty() {
@@ -143,6 +144,48 @@ func (i *instance) retire(ctx context.Context) bool {
 		os.Remove(away)
 		return true
 	})
+}
+
+// lateComers are those who had found the socket's file before it was taken away, and connected when it was
+// looked for the last time whether somebody waits. Nobody does after that: it is not listened any more.
+func (i *instance) lateComers() (list []*net.UnixConn) {
+	if retired := i.idle.end(); !retired || i.given.activated {
+		return nil
+	}
+	raw, err := i.again.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	err = raw.Control(func(fd uintptr) {
+		// From here on connecting is refused, and what waits can still be accepted (unix_stream_connect and
+		// unix_accept in net/unix/af_unix.c).
+		if err = unix.Shutdown(int(fd), unix.SHUT_RD); err != nil {
+			return
+		}
+		for {
+			var accepted int
+			if accepted, _, err = unix.Accept4(int(fd), unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK); err != nil {
+				return
+			}
+			f := os.NewFile(uintptr(accepted), "")
+			conn, err := net.FileConn(f)
+			f.Close()
+			if err == nil {
+				list = append(list, conn.(*net.UnixConn))
+			}
+		}
+	})
+	// EINVAL: none is left, and it is not listened any more.
+	if err != nil && err != unix.EINVAL && err != unix.EAGAIN {
+		i.log.Warn("it cannot be looked whether somebody has connected just now", "reason", err)
+	}
+	return list
+}
+
+func closeAll(list []*net.UnixConn) {
+	for _, c := range list {
+		c.Close()
+	}
 }
 
 // waits says whether somebody waits to be accepted, also if that cannot be known.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -82,10 +83,16 @@ func inProcess(t *testing.T) config.Config {
 func TestRetireBesideClients(t *testing.T) {
 	c := inProcess(t)
 	for range 20 {
-		i, err := start(c, "test", quiet(), nil, &given{})
-		if err != nil {
-			t.Fatal(err)
+		var now atomic.Pointer[instance]
+		serve := func(g *given) *instance {
+			i, err := start(c, "test", quiet(), nil, g)
+			if err != nil {
+				t.Fatal(err)
+			}
+			now.Store(i)
+			return i
 		}
+		i := serve(&given{})
 		ctx, cancel := context.WithTimeout(t.Context(), logstest.Patience)
 		var clients sync.WaitGroup
 		var served atomic.Int64
@@ -94,7 +101,8 @@ func TestRetireBesideClients(t *testing.T) {
 				for served.Load() < 50 {
 					conn, err := lockprogram.Dial(ctx, c.Socket)
 					if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
-						if _, err := os.Stat(c.Socket); errors.Is(err, fs.ErrNotExist) && i.server.Stats().Clients == 0 && !i.server.Answers(ctx) {
+						i := now.Load()
+						if _, err := os.Stat(c.Socket); errors.Is(err, fs.ErrNotExist) && i.server.Stats().Clients == 0 && !i.server.Answers(ctx) && now.Load() == i {
 							return // it has ended
 						}
 						continue // it was looking whether somebody waits
@@ -111,17 +119,127 @@ func TestRetireBesideClients(t *testing.T) {
 				}
 			})
 		}
-		for !i.retire(ctx) {
-			if ctx.Err() != nil {
-				t.Fatal("it does not retire")
+		for {
+			for !i.retire(ctx) {
+				if ctx.Err() != nil {
+					t.Fatal("it does not retire")
+				}
 			}
+			close(i.idle.retired)
+			i.stop()
+			if len(i.late) == 0 {
+				break
+			}
+			i = serve(&given{late: i.late})
 		}
 		clients.Wait()
-		i.stop()
 		cancel()
 		if list, _ := filepath.Glob(c.Socket + "*"); len(list) > 0 {
 			t.Fatalf("left behind: %q", list)
 		}
+	}
+}
+
+// TestLateComer: who has found the socket's file before it was taken away may come when nobody looks for
+// him any more. Another name of the file stands for the time in between.
+func TestLateComer(t *testing.T) {
+	c := inProcess(t)
+	ctx, cancel := context.WithTimeout(t.Context(), logstest.Patience)
+	defer cancel()
+	i, err := start(c, "test", quiet(), nil, &given{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := c.Socket + ".found"
+	if err := os.Link(c.Socket, found); err != nil {
+		t.Fatal(err)
+	}
+	for !i.retire(ctx) {
+		if ctx.Err() != nil {
+			t.Fatal("it does not retire")
+		}
+	}
+	close(i.idle.retired)
+	var calls sync.WaitGroup
+	for range 3 {
+		conn, err := lockprogram.Dial(ctx, found)
+		if err != nil {
+			t.Fatal(err)
+		}
+		calls.Go(func() {
+			defer conn.Close()
+			if err := conn.CreateLockspace(ctx, ""); err != nil {
+				t.Errorf("who came late: %v", err)
+			}
+		})
+	}
+	i.stop()
+	if conn, err := lockprogram.Dial(ctx, found); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("who comes after that is not refused: %v, %v", conn, err)
+	}
+	i, err = start(c, "test", quiet(), nil, &given{late: i.late})
+	if err != nil {
+		t.Fatal(err)
+	}
+	calls.Wait()
+	i.stop()
+}
+
+// onRecord calls f with the message of each record.
+type onRecord struct {
+	slog.Handler
+	f func(message string)
+}
+
+func (h onRecord) Handle(ctx context.Context, r slog.Record) error {
+	h.f(r.Message)
+	return h.Handler.Handle(ctx, r)
+}
+
+func (h onRecord) Enabled(context.Context, slog.Level) bool { return true }
+func (h onRecord) WithAttrs([]slog.Attr) slog.Handler       { return h }
+func (h onRecord) WithGroup(string) slog.Handler            { return h }
+
+// TestRunGoesOnForLateComers: the whole daemon, which ends when it is idle again.
+func TestRunGoesOnForLateComers(t *testing.T) {
+	c := inProcess(t)
+	c.IdleTimeout = config.Duration(500 * time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), logstest.Patience)
+	defer cancel()
+	found := c.Socket + ".found"
+	var calls sync.WaitGroup
+	starts, ends := 0, 0
+	log := slog.New(onRecord{slog.DiscardHandler, func(message string) {
+		switch {
+		case message == "vmlockd is ready":
+			if starts++; starts == 1 {
+				if err := os.Link(c.Socket, found); err != nil {
+					t.Error(err)
+				}
+			}
+		case strings.HasPrefix(message, "nobody has used vmlockd"):
+			if ends++; ends > 1 {
+				return
+			}
+			conn, err := lockprogram.Dial(ctx, found)
+			if err != nil {
+				t.Errorf("connect while it ends: %v", err)
+				return
+			}
+			calls.Go(func() {
+				defer conn.Close()
+				if err := conn.CreateLockspace(ctx, ""); err != nil {
+					t.Errorf("who came while it ended: %v", err)
+				}
+			})
+		}
+	}})
+	if err := Run(ctx, Program{Version: "test"}, c, log); err != nil {
+		t.Error(err)
+	}
+	calls.Wait()
+	if starts != 2 || ends != 2 || ctx.Err() != nil {
+		t.Errorf("%d starts, %d ends, %v", starts, ends, ctx.Err())
 	}
 }
 

@@ -80,8 +80,9 @@ type instance struct {
 	given     *given
 	inherited bool // the listener was somebody else's first, and its file stays
 	idle      *idler
-	beat      *beater  // nil if nobody listens
-	again     *os.File // the listener once more, for who goes on with it: then there may be no descriptor left
+	beat      *beater         // nil if nobody listens
+	again     *os.File        // the listener once more, for who goes on with it: then there may be no descriptor left
+	late      []*net.UnixConn // who connected while it was retiring; set by stop
 	serving   sync.WaitGroup
 	tidy      *tidier
 	failed    chan error   // what made serving end by itself
@@ -204,6 +205,10 @@ func start(c config.Config, version string, log *slog.Logger, from *state, g *gi
 		log.Warn("not every connection could be kept across the restart", "reason", err)
 	}
 	i.serving.Go(func() { i.failed <- i.server.Serve(context.Background(), i.listener) })
+	for _, late := range g.late {
+		i.server.ServeConn(late)
+	}
+	g.late = nil
 	from.virtlockd().done(log)
 	i.showMetrics(from != nil)
 	i.openAudit()
@@ -246,6 +251,7 @@ func (i *instance) stop() {
 	i.within("the group of lock daemons", i.others.close)
 	i.within("the connections", i.server.Shutdown)
 	i.serving.Wait()
+	i.late = i.lateComers()
 	i.again.Close()
 	// Before it is looked who holds what, so that what they held is given back in order.
 	i.awaitEndings(context.Background())

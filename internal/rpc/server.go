@@ -262,6 +262,16 @@ func (s *Server) acceptAgain(ctx context.Context, err error) bool {
 	return false
 }
 
+// ServeConn serves a connection that a listener of nobody's any more has accepted, as Serve does. It waits
+// for nothing: where there is no place for it, c is closed.
+func (s *Server) ServeConn(c *net.UnixConn) {
+	if got := s.places.try(true); got != noPlace {
+		s.accepted(c, got)
+	} else {
+		c.Close()
+	}
+}
+
 // accepted starts to serve c, for which a place was taken.
 func (s *Server) accepted(c *net.UnixConn, in place) {
 	peer, err := PeerOf(c)
