@@ -139,7 +139,7 @@ func askIdentity(ctx context.Context, c *control.Client, path string) (doctor.Id
 		return doctor.Identity{}, err
 	}
 	d := a.Disks[0]
-	return doctor.Identity{Type: d.Type, Name: d.Name, ByPath: d.ByPath, Doubt: d.Doubt, Error: d.Error}, nil
+	return doctor.Identity{Type: d.Type, Name: d.Name, Private: d.Scope == control.ScopeHost, ByPath: d.ByPath, Doubt: d.Doubt, Error: d.Error}, nil
 }
 
 func askSoon[T any](ctx context.Context, f func(context.Context) (T, error)) (T, error) {
