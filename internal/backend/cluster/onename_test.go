@@ -37,7 +37,7 @@ type naming struct {
 // ones and so is what tells them apart; the DLM is simulated. Never do two hold one inode
 // against each other, and what is held keeps the name that it was locked by.
 func TestOneNameAtATime(t *testing.T) {
-	checks := "200"
+	checks := "100"
 	if testenv.WithRace { // that the detector sees the code; 'make unit' does all of them without
 		checks = "20"
 	}
