@@ -32,6 +32,11 @@ func suspended(t *testing.T, s *suite) {
 	s.sh(t, 1, "mkfs.ext4 -q /dev/mapper/fs; mkdir -p /mnt/fs; mount /dev/mapper/fs /mnt/fs; mkdir /mnt/fs/vm; cp "+beside+" /mnt/fs/vm/web.img; umount /mnt/fs; mount /dev/mapper/fs /mnt/fs")
 	s.undo(t, 1, "umount /mnt/fs")
 	s.sh(t, 1, "for d in vmdisk given fs; do dmsetup suspend --nolockfs $d; done")
+	var (
+		all      sync.WaitGroup
+		answered atomic.Int32
+	)
+	t.Cleanup(all.Wait) // after the next one
 	resume := func() { s.sh(t, 1, "for d in vmdisk given fs; do dmsetup resume $d; done") }
 	t.Cleanup(resume)
 
@@ -46,10 +51,6 @@ func suspended(t *testing.T, s *suite) {
 
 	// Files on one.
 	const asked = 6
-	var (
-		all      sync.WaitGroup
-		answered atomic.Int32
-	)
 	for range asked {
 		all.Go(func() {
 			res, err := s.Node(1).Exec(s.ctx, "vmlockctl", "run", "/mnt/fs/vm/web.img", "--", "true")
@@ -98,6 +99,8 @@ func suspended(t *testing.T, s *suite) {
 	s.wantHeld(t, 1, beside)
 
 	resume()
+	ctx, cancel = context.WithTimeout(s.ctx, time.Minute)
+	defer cancel()
 	err := lab.WaitFor(ctx, "the file to be free", func(ctx context.Context) (bool, error) {
 		res, err := s.Node(1).Exec(ctx, "vmlockctl", "run", "/mnt/fs/vm/web.img", "--", "true")
 		if err == nil && !res.OK() && !strings.Contains(res.Stderr, "which disk it is cannot be found out") {
