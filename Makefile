@@ -35,7 +35,7 @@ build: ## build bin/vmlockd and bin/vmlockctl, without cgo
 UNIT_TEST = GORACE=atexit_sleep_ms=10 scripts/told $(GO) test -vet=off
 # What is searched at random, or tried in all ways: with the race detector these skip it or do a part of it, so they run once more without.
 WITHOUT_RACE = TestEachAssumptionCounts TestHistories TestInboundGoesOn TestNoOverlap TestOneNameAtATime
-WITHOUT_RACE_PACKAGES = ./internal/guard ./internal/identity ./internal/rpc ./tests/history
+WITHOUT_RACE_PACKAGES = ./internal/backend/cluster ./internal/guard ./internal/identity ./internal/rpc ./tests/history
 # What kills, or chooses, at random.
 LONG = TestHistories TestKilledAtRandom TestKilledDaemonKeepsEveryLock TestNoOverlap TestReload TestStressLocal TestStressSimulated
 LONG_PACKAGES = ./internal/backend/local ./internal/daemon ./internal/guard ./internal/journal ./tests/history ./tests/stress

@@ -138,8 +138,11 @@ func askIdentity(ctx context.Context, c *control.Client, path string) (doctor.Id
 	if err != nil || len(a.Disks) == 0 {
 		return doctor.Identity{}, err
 	}
-	d := a.Disks[0]
-	return doctor.Identity{Type: d.Type, Name: d.Name, ByPath: d.ByPath, Doubt: d.Doubt, Error: d.Error}, nil
+	return identityOf(a.Disks[0]), nil
+}
+
+func identityOf(d control.Disk) doctor.Identity {
+	return doctor.Identity{Type: d.Type, Name: d.Name, Private: d.Scope == control.ScopeHost, ByPath: d.ByPath, Doubt: d.Doubt, Error: d.Error}
 }
 
 func askSoon[T any](ctx context.Context, f func(context.Context) (T, error)) (T, error) {

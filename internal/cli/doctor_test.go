@@ -130,3 +130,15 @@ func TestDoctorAsks(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+func TestDoctorAsksForDisks(t *testing.T) {
+	for d, want := range map[*control.Disk]doctor.Identity{
+		{Path: "/p", Type: "ext4", Scope: control.ScopeHost, Name: "file 8:1 2", Resource: "r"}:      {Type: "ext4", Name: "file 8:1 2", Private: true},
+		{Path: "/p", Type: "9p", Scope: control.ScopeCluster, Name: "/p", ByPath: true, Doubt: true}: {Type: "9p", Name: "/p", ByPath: true, Doubt: true},
+		{Path: "/p", Error: "e"}: {Error: "e"},
+	} {
+		if diff := cmp.Diff(want, identityOf(*d)); diff != "" {
+			t.Errorf("%+v: %s", d, diff)
+		}
+	}
+}

@@ -77,6 +77,7 @@ const (
 	idUnlocked     = "vm-unlocked"
 	idLockMode     = "lock-mode"
 	idDiskTwice    = "disk-twice"
+	idBelow        = "backing-file-written"
 	idShareFormat  = "shareable-format"
 	idShareCache   = "shareable-cache"
 	idSharePartial = "shareable-partial"
@@ -145,6 +146,7 @@ var catalogue = []Kind{
 	{idLockspaceDir, Fault, "hosts name the lock of a disk in different ways"},
 	{idUnlocked, Fault, "a virtual machine runs and its disk is not locked"},
 	{idDiskTwice, Fault, "two running virtual machines write one disk"},
+	{idBelow, Fault, "a virtual machine writes an image on which another one's disk lies"},
 	{idLockMode, Fault, "a disk is locked in another mode than its definition says"},
 	{idShareFormat, Fault, "a shareable disk has a format that two cannot write"},
 	{idShareCache, Warning, "a shareable disk is cached by each host"},

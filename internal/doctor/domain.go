@@ -27,6 +27,9 @@ type disk struct {
 	format    string // "" means that libvirt takes raw
 	cache     string // "" means libvirt's choice, which is none for shareable disks
 	shareable bool
+	// below are the images on which it lies, as an overlay (a qcow2 file, say, with a
+	// backing file), the next one first. libvirt tells them of a running one.
+	below []string
 }
 
 // The XML of libvirt (docs/formatdomain), and of its state (virDomainObjFormat in
@@ -62,6 +65,14 @@ type (
 		Device    string    `xml:"device,attr"`
 		ReadOnly  *struct{} `xml:"readonly"`
 		Shareable *struct{} `xml:"shareable"`
+		Below     *xmlBelow `xml:"backingStore"`
+	}
+	xmlBelow struct {
+		Source struct {
+			File string `xml:"file,attr"`
+			Dev  string `xml:"dev,attr"`
+		} `xml:"source"`
+		Below *xmlBelow `xml:"backingStore"`
 	}
 )
 
@@ -113,6 +124,11 @@ func domainOf(x xmlDomain) (domain, error) {
 		case "volume":
 			if in.Source.Pool != "" {
 				k.volume = in.Source.Pool + "/" + in.Source.Volume
+			}
+		}
+		for b := in.Below; b != nil; b = b.Below {
+			if p := b.Source.File + b.Source.Dev; p != "" { // it has one of them, or is elsewhere
+				k.below = append(k.below, p)
 			}
 		}
 		if k.path != "" || k.volume != "" {

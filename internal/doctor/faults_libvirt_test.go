@@ -47,6 +47,10 @@ var libvirtFaults = []fault{
 		w.replace(dbXML, "/dev/vg0/db", web)
 		w.daemon.Holders[2].Resource = web
 	}, []string{idDiskTwice}, web, "db, web", ""},
+	{"the image below a disk is written", true, func(w *world) {
+		below(w, "/srv/vm/base.img", "/dev/vg0/bottom")
+		w.daemon.Holders = append(w.daemon.Holders, Holder{Here: true, Node: "host1", VM: "mail", PID: 999, Resource: "/srv/vm/base.img"})
+	}, []string{idBelow}, "web, disk vda", "/srv/vm/base.img", "end one of the two"},
 	{"shareable qcow2", true, func(w *world) {
 		w.replace(defXML, "type='qcow2' cache='none'/>\n        <source file='/srv/vm/web.img' index='1'/>", "type='qcow2' cache='none'/>\n        <shareable/><source file='/srv/vm/other.img'/>")
 	}, []string{idShareFormat}, "web, disk vda", "/srv/vm/other.img is qcow2", "convert -O raw"},

@@ -11,11 +11,12 @@ import (
 
 // Identity is which disk vmlockd takes a path for.
 type Identity struct {
-	Type   string // kind of device, or file system; "" if nothing was found there
-	Name   string // what is locked; it begins with / if it is a path
-	ByPath bool   // its name is made of the path
-	Doubt  bool   // another host may name it otherwise, and no rule says what is meant
-	Error  string // why it is not known
+	Type    string // kind of device, or file system; "" if nothing was found there
+	Name    string // what is locked; it begins with / if it is a path
+	Private bool   // no other host can use it
+	ByPath  bool   // its name is made of the path
+	Doubt   bool   // another host may name it otherwise, and no rule says what is meant
+	Error   string // why it is not known
 }
 
 const (
@@ -30,8 +31,8 @@ const (
 // nothing but their path or what this host calls them, and for those that it cannot
 // tell.
 func (x *exam) identities(running, defined []domain) {
-	if x.Identify == nil || x.silent != nil {
-		return
+	if x.Identify == nil || x.silent != nil || x.libvirt.fileDir != "" {
+		return // in file_lockspace_dir libvirt makes the names, whatever a disk is
 	}
 	ctx, cancel := context.WithTimeout(x.ctx, identifyTimeout)
 	defer cancel()
@@ -92,8 +93,12 @@ func otherNameRemedy(p, typ string) string {
 	return fmt.Sprintf("%s; if it is the same, say so in vmlockd.toml of all hosts: [[identity.rule]] %s, scope = \"cluster\"; if not, give it a name there; see docs/identity.md", compare, ruleFor(p, typ))
 }
 
-// namedOtherwise says that vmlockd does not lock a disk by this path.
+// namedOtherwise says that a disk is not locked by this path, but by what it is: libvirt
+// asks for a SCSI unit's id, and for a volume's, where it has a lockspace for that.
 func (x *exam) namedOtherwise(p string) bool {
+	if x.libvirt.scsiDir != "" && strings.HasPrefix(p, "/dev/sd") || x.libvirt.lvmDir != "" && strings.HasPrefix(p, "/dev/dm-") {
+		return true
+	}
 	id, ok := x.disks[p]
 	return ok && !id.ByPath && id.Error == ""
 }

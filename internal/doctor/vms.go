@@ -26,6 +26,7 @@ func (x *exam) virtualMachines() {
 	})
 	defined := x.domains(definedDir, parseDefinition)
 	x.diskTwice(running)
+	x.belowWritten(running)
 	x.locked(running)
 	x.shareable(running, defined)
 	if x.backend == config.BackendCluster {

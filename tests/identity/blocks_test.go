@@ -161,6 +161,9 @@ func realNBD(t *testing.T, s *suite) {
 	connect(2, "nbd1", "web", "-L")
 	t.Run("OneDisk", func(t *testing.T) {
 		s.prove(t, 1, 2, "/dev/nbd0", "/dev/nbd1", proof{typ: "nbd", doubt: true, cache: "none"})
+		if s.libvirt {
+			s.wantFinding(t, 1, "disk-by-path", true, "virtual machine "+plain+", disk sda", "/dev/nbd0", "in which hosts may differ")
+		}
 	})
 	// By netlink, as is its default, it leaves nothing behind.
 	connect(1, "nbd5", "web", "")

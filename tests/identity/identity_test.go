@@ -43,6 +43,7 @@ func TestIdentity(t *testing.T) {
 		run  func(*testing.T, *suite)
 	}{
 		{"PrivatePaths", privatePaths},
+		{"PrivateOverlay", privateOverlay},
 		{"PrivateSurvivesTheDaemon", privateSurvives},
 		{"PrivateUnderOtherNames", privateOtherNames},
 		{"SharedDeviceUnderOtherPath", deviceOtherPath},
@@ -55,6 +56,10 @@ func TestIdentity(t *testing.T) {
 		{"Loop", loop},
 		{"Rules", rules},
 		{"RulesDiffer", rulesDiffer},
+		{"Overlays", overlays},
+		{"Suspended", suspended},
+		{"InDoubt", inDoubt},
+		{"Lockspaces", lockspaces}, // last: it has libvirt make other names
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, s) })
 	}
@@ -89,7 +94,29 @@ func privatePaths(t *testing.T, s *suite) {
 		id.Disks[0].Resource == id.Disks[1].Resource || id.Disks[0].Type != "tmpfs" || id.Disks[1].Type != "tmpfs" {
 		t.Errorf("status %d, %+v", status, id)
 	}
-	// The root of a node is an overlay.
+}
+
+// And so they do where the paths are on the root of each node, an overlay over one file
+// system that all nodes have.
+func privateOverlay(t *testing.T, s *suite) {
+	const path, link = "/opt/own.img", "/opt/link.img"
+	s.private(t, path)
+	s.everywhere(t, "ln -sf own.img "+link, nil)
+	d := func(name, path string) lab.Domain { return lab.Domain{Name: name, Disks: []lab.Disk{{Path: path}}} }
+	s.create(t, 1, d("one", path))
+	s.create(t, 2, d("two", path))
+	s.createRefused(t, 1, d("three", path))
+	s.createRefused(t, 2, d("four", link))
+	id, status := s.identify(t, 1, "--cluster", path)
+	if status != 0 || len(id.Disks) != 2 || id.Disks[0].Resource == id.Disks[1].Resource {
+		t.Errorf("status %d, %+v", status, id)
+	}
+	for _, disk := range id.Disks {
+		if disk.Type != "overlay" || disk.Scope != "host" || !strings.HasPrefix(disk.Name, "overlay ") {
+			t.Errorf("%+v", disk)
+		}
+	}
+	// So it is with what no node has written yet.
 	if id := s.one(t, 1, "/bin/sh"); id.Type != "overlay" || id.Scope != "host" || !strings.HasPrefix(id.Name, "overlay ") {
 		t.Errorf("%+v", id)
 	}

@@ -80,12 +80,13 @@ func (s *suite) holder(t *testing.T, node int, name string) *control.Holder {
 }
 
 // hold locks a disk on a node until the returned function is called, or the test
-// ends.
-func (s *suite) hold(t *testing.T, node int, path string) (release func()) {
+// ends. The flags are those of vmlockctl run.
+func (s *suite) hold(t *testing.T, node int, path string, flags ...string) (release func()) {
 	t.Helper()
 	s.holds++
 	name := fmt.Sprintf("hold%d", s.holds)
-	if _, err := s.Node(node).Start(s.ctx, name, "vmlockctl", "run", "--name", name, path, "--", "sleep", "600"); err != nil {
+	args := append(append([]string{"run", "--name", name}, flags...), path, "--", "sleep", "600")
+	if _, err := s.Node(node).Start(s.ctx, name, "vmlockctl", args...); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(s.ctx, time.Minute)

@@ -27,6 +27,8 @@ type hosts struct {
 	// one; nil: paths are names.
 	disks map[string]cluster.Disk
 	slow  map[string]chan struct{} // paths that are looked at until it is closed
+	// resolve, if it is not nil, says what paths lead to, in place of disks; set before start.
+	resolve func(ctx context.Context, path string) (cluster.Disk, error)
 }
 
 type fataler interface {
@@ -102,7 +104,10 @@ func (hs *hosts) start(node int) {
 	options := cluster.Options{Lockspace: space, Kernel: h.process, Peers: hs, NodeName: func(id uint32) string {
 		return map[uint32]string{1: "kvm1"}[id]
 	}}
-	if hs.disks != nil {
+	switch {
+	case hs.resolve != nil:
+		options.Identify = hs.resolve
+	case hs.disks != nil:
 		options.Identify = func(ctx context.Context, path string) (cluster.Disk, error) { return hs.identify(node, path) }
 	}
 	h.Backend, err = cluster.New(options)
