@@ -187,10 +187,10 @@ func (c *Client) Taken() iter.Seq2[string, int] {
 	}
 }
 
-// Put gives the holder a duplicate of fd, and returns nil if and only if the
-// holder has said that it has it. Until Drop(fd) the caller keeps fd open: it is
-// given to the next holder if this one ends. While there is no holder Put waits
-// for the next one.
+// Put gives the holder a duplicate of fd. When it returns nil the holder has it, or has
+// it in its socket and room for it: both outlive this process. Until Drop(fd) the caller
+// keeps fd open: it is given to the next holder if this one ends. While there is no holder
+// Put waits for the next one.
 //
 // After an error fd may be closed; the holder has no duplicate, or closes the one
 // it has as soon as it can. So what must end at once, such as a lock, is ended
@@ -224,6 +224,14 @@ func (c *Client) Put(ctx context.Context, key string, fd int) error {
 	c.waiting[e] = done
 	c.queue = append(c.queue, e)
 	c.lockedPump()
+	if e.state == flying && c.lockedRoomy() {
+		// It is in the holder's socket, where it outlives this process, and there is room for it. To
+		// wait until the holder has run would double the time that a lone caller needs. What comes
+		// while this flies waits for the reply, and many share it.
+		delete(c.waiting, e)
+		c.mu.Unlock()
+		return nil
+	}
 	c.mu.Unlock()
 
 	select {
@@ -245,6 +253,10 @@ func (c *Client) Put(ctx context.Context, key string, fd int) error {
 	}
 	return fmt.Errorf("the process that holds descriptors (%d) has not answered: %w", c.link.pid, ctx.Err())
 }
+
+// lockedRoomy says whether the holder is sure to have room for all that it was sent. What it closes
+// takes room as well for a while, of which it does not tell: hence half.
+func (c *Client) lockedRoomy() bool { return c.entries.count <= c.link.limit/2 }
 
 // Drop makes the holder close its duplicate of fd, a while later. It must be
 // called before fd is closed, and does not wait. What was not put is ignored.
@@ -279,7 +291,7 @@ func (c *Client) lockedForget(e *entry) {
 // Status is what the client knows of the holder.
 type Status struct {
 	PID    int // of the holder; 0 while there is none
-	Held   int // descriptors that it has acknowledged and not been told to drop
+	Held   int // descriptors that it has, or has in its socket, and was not told to drop
 	Unkept int // descriptors that it should have and does not, as it is new or at its limit
 }
 
@@ -293,7 +305,7 @@ func (c *Client) Status() Status {
 	}
 	for e := range c.entries.all() {
 		switch {
-		case e.state == kept:
+		case e.state == kept, e.state == flying && c.waiting[e] == nil && c.link != nil:
 			s.Held++
 		case c.waiting[e] == nil: // has been held
 			s.Unkept++

@@ -54,9 +54,7 @@ func TestPutAndDrop(t *testing.T) {
 	key := "any \x00 bytes \xff" + strings.Repeat("k", MaxKey-13)
 	key = key[:MaxKey]
 	put(t, c, key, fd)
-	if n := refers(t, pid, fd); n != 1 {
-		t.Errorf("after Put the holder has %d descriptors of the file", n)
-	}
+	eventually(t, "the holder has the file once", func() bool { return refers(t, pid, fd) == 1 })
 	if err := c.Put(limited(t), "again", fd); !errors.Is(err, unix.EEXIST) {
 		t.Errorf("the same descriptor again: %v", err)
 	}
@@ -144,11 +142,59 @@ func TestOneBadDescriptorHurtsNobodyElse(t *testing.T) {
 	}
 }
 
+// A lone Put does not wait for the holder to run: what is in its socket outlives the daemon. The others do.
+func TestPutDoesNotWait(t *testing.T) {
+	path := socket(t)
+	c := start(t, path)
+	pid := c.Status().PID
+	stop(t, pid)
+	fd, second := temp(t), temp(t)
+	put(t, c, "in its socket", fd)
+	if s := c.Status(); s != (Status{PID: pid, Held: 1}) {
+		t.Errorf("status %+v", s)
+	}
+	if err := c.Complete(); err != nil {
+		t.Error(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- c.Put(ctx, "waits", second) }()
+	eventually(t, "the second waits", func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return len(c.queue) == 1
+	})
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("the second: %v", err)
+	}
+	c.end() // as if killed
+	// What is for everything called vmlockd may come first.
+	if err := errors.Join(unix.Kill(pid, unix.SIGTERM), unix.Kill(pid, unix.SIGCONT)); err != nil {
+		t.Fatal(err)
+	}
+	c = start(t, path)
+	for key, got := range c.Taken() {
+		if key != "in its socket" || c.Status().PID != pid {
+			t.Errorf("%q is with %d, which was %d", key, c.Status().PID, pid)
+		}
+		c.Drop(got)
+		unix.Close(got)
+		fd = -1
+	}
+	if fd != -1 {
+		t.Error("what was in the socket of the holder is gone")
+	}
+}
+
 func TestPutThatIsGivenUpLeavesNothing(t *testing.T) {
 	c := start(t, socket(t))
 	pid := c.Status().PID
 	before := count(t, pid)
 	stop(t, pid)
+	c.mu.Lock()
+	c.link.limit = 0 // how many it can hold is not known: all wait
+	c.mu.Unlock()
 	ctx, cancel := context.WithCancel(context.Background())
 	var g sync.WaitGroup
 	for range 3 { // one is sent, two wait

@@ -4,8 +4,9 @@
 // last descriptor: while the holder has a duplicate there is no moment in which
 // another process can take the lock, however the daemon ends.
 //
-// The daemon has a Client. Put passes a descriptor and returns when the holder
-// has said that it has it; Drop takes it back. The next daemon gets duplicates of
+// The daemon has a Client. Put passes a descriptor; Drop takes it back. What is in
+// the holder's socket is with the holder: the kernel keeps it open whatever becomes
+// of the daemon, and the next daemon is answered after it. The next daemon gets duplicates of
 // everything when it connects, and the holder keeps its own. A daemon that is
 // replaced by another program in the same process gives it the connection and its
 // own descriptors (Handover, Resume), and the holder notices nothing. When the holder ends,
@@ -30,8 +31,9 @@
 // versions only add operations, as the holder of an earlier build lives on after
 // an upgrade as long as it holds something. CHANGE drops and puts; LIST gives all,
 // page by page. The client has one message that wants a reply under way at a
-// time, and what comes meanwhile makes up the next one: a lone caller waits for
-// one round trip, many callers share one. This also bounds what is in flight, for
+// time, and what comes meanwhile makes up the next one: a lone caller waits only
+// until its message is sent, unless the holder has less than half its room left;
+// many callers share a round trip. This also bounds what is in flight, for
 // which unix(7) allows an unprivileged user RLIMIT_NOFILE descriptors, below any
 // limit. Each descriptor has a number that is never used again, so that a late
 // Drop never takes another descriptor of the same key.

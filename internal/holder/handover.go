@@ -201,6 +201,10 @@ func (h *Handover) link() (*link, error) {
 		return nil, err
 	}
 	l.pid = h.pid
+	var limit unix.Rlimit
+	if err := unix.Prlimit(l.pid, unix.RLIMIT_NOFILE, nil, &limit); err == nil && limit.Cur > reserve {
+		l.limit = int(min(limit.Cur, maxHeld)) - reserve
+	}
 	return l, nil
 }
 

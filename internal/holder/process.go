@@ -85,8 +85,7 @@ func raiseLimit() (int, error) {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &now); err != nil {
 		return 0, err
 	}
-	const wanted = 1 << 20 // fs.nr_open's default, and more than any host has disks
-	if more := (unix.Rlimit{Cur: wanted, Max: wanted}); now.Max >= wanted || unix.Setrlimit(unix.RLIMIT_NOFILE, &more) != nil {
+	if more := (unix.Rlimit{Cur: maxHeld, Max: maxHeld}); now.Max >= maxHeld || unix.Setrlimit(unix.RLIMIT_NOFILE, &more) != nil {
 		now.Cur = now.Max
 		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &now); err != nil {
 			return 0, err
@@ -94,8 +93,11 @@ func raiseLimit() (int, error) {
 	} else {
 		now = more
 	}
-	return int(min(now.Cur, wanted)) - reserve, nil
+	return int(min(now.Cur, maxHeld)) - reserve, nil
 }
+
+// maxHeld is fs.nr_open's default, and more than any host has disks.
+const maxHeld = 1 << 20
 
 // handleSignals makes the holder outlive what is meant for the daemon: SIGTERM to
 // its control group or to everything called vmlockd. It obeys SIGTERM when it
@@ -108,7 +110,7 @@ func handleSignals(s *server) {
 	go func() {
 		for range term {
 			s.mu.Lock() // nothing is acknowledged between the look and the end
-			if s.live == 0 || shuttingDown() {
+			if s.live == 0 && !s.waiting() || shuttingDown() {
 				os.Exit(0)
 			}
 			s.mu.Unlock()

@@ -127,6 +127,8 @@ type link struct {
 	conn syscall.RawConn
 	rcv  *receiver
 	pid  int // of the holder
+	// limit is how many descriptors it holds at most; 0 if that is not known.
+	limit int
 }
 
 func newLink(fd int) (*link, error) {

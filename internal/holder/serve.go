@@ -38,8 +38,9 @@ type server struct {
 	store  store
 	rcv    *receiver
 
-	mu      sync.Mutex   // guards live; taken before a descriptor is acknowledged
+	mu      sync.Mutex   // guards live and asking; taken before a descriptor is acknowledged
 	live    int          // store.live, for the goroutine that handles signals
+	asking  int          // the descriptor of daemon, for it too; -1 if there is none
 	closing atomic.Int64 // descriptors being closed: they still count
 
 	polls    []unix.PollFd
@@ -64,7 +65,7 @@ type conn struct {
 }
 
 func newServer(listener, limit int) *server {
-	return &server{listener: listener, limit: limit, version: version, idle: idleTime, free: debug.FreeOSMemory, rcv: newReceiver(),
+	return &server{listener: listener, limit: limit, asking: -1, version: version, idle: idleTime, free: debug.FreeOSMemory, rcv: newReceiver(),
 		store: store{next: 1}}
 }
 
@@ -153,13 +154,32 @@ func (s *server) accept() {
 
 // close ends a connection. What its daemon gave stays.
 func (s *server) close(c *conn) {
+	if s.daemon == c {
+		s.setDaemon(nil)
+	}
 	if c.fd >= 0 {
 		_ = unix.Close(c.fd)
 		c.fd = -1
 	}
-	if s.daemon == c {
-		s.daemon = nil
+}
+
+func (s *server) setDaemon(c *conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.daemon, s.asking = c, -1; c != nil {
+		s.asking = c.fd
 	}
+}
+
+// waiting says whether the daemon has sent what was not received: that counts as held. It is called with mu
+// held, by the goroutine that handles signals.
+func (s *server) waiting() bool {
+	if s.asking < 0 {
+		return false
+	}
+	p := []unix.PollFd{{Fd: int32(s.asking), Events: unix.POLLIN}}
+	n, err := unix.Poll(p, 0)
+	return err == nil && n > 0 && p[0].Revents&unix.POLLIN != 0
 }
 
 // serveOne handles one message, if there is one, and says whether there was.
@@ -217,7 +237,7 @@ func (s *server) hello(c *conn, h header, body *cursor) error {
 	if s.daemon != nil && s.daemon != c {
 		h.errno, reply.pid = unix.EBUSY, s.daemon.pid
 	} else {
-		s.daemon = c
+		s.setDaemon(c)
 	}
 	err := send(c.fd, reply.append(h.append(s.out[:0])), nil)
 	if h.errno != 0 {

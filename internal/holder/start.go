@@ -103,7 +103,7 @@ func greet(ctx context.Context, fd int) (*link, helloReply, error) {
 		l.file.Close()
 		return nil, helloReply{}, withContext(ctx, err)
 	}
-	l.pid = int(hello.pid)
+	l.pid, l.limit = int(hello.pid), int(hello.limit)
 	return l, hello, nil
 }
 

@@ -15,8 +15,8 @@
 //
 // A lock ends with the last descriptor of its open file. With a keeper, a process
 // that has a duplicate of each, locks outlive this process: a lock is granted only
-// after the keeper has acknowledged it, it is given up explicitly and not by
-// closing, and Restore takes back what an earlier process held.
+// when the keeper has it, or has it in its socket and room for it, it is given up
+// explicitly and not by closing, and Restore takes back what an earlier process held.
 package local
 
 import (
@@ -44,8 +44,8 @@ const maxCalls = 1024
 
 // keeper has duplicates of descriptors that outlive this process; *holder.Client is one.
 type keeper interface {
-	// Put returns nil if and only if the keeper has a duplicate of fd. After an error it
-	// has none, or gives it up by itself.
+	// Put returns nil if and only if a duplicate of fd is with the keeper, whatever happens
+	// to this process. After an error it has none, or gives it up by itself.
 	Put(ctx context.Context, key string, fd int) error
 	// Drop makes the keeper close its duplicate a while later. It does not wait, and
 	// comes before fd is closed.
