@@ -305,7 +305,7 @@ func (c *Client) Status() Status {
 	}
 	for e := range c.entries.all() {
 		switch {
-		case e.state == kept, e.state == flying && c.waiting[e] == nil && c.link != nil:
+		case e.state == kept, e.state == flying && c.waiting[e] == nil && c.link != nil && c.lockedRoomy():
 			s.Held++
 		case c.waiting[e] == nil: // has been held
 			s.Unkept++

@@ -56,9 +56,7 @@ func TestKilledHolderIsReplaced(t *testing.T) {
 	close(stop)
 	g.Wait()
 	for _, fd := range fds {
-		if refers(t, pid, fd) != 1 {
-			t.Fatal("the last holder does not have all files")
-		}
+		eventually(t, "the last holder has each file once", func() bool { return refers(t, pid, fd) == 1 })
 	}
 	if _, err := os.Stat(fmt.Sprintf("/proc/%d", old)); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the first holder was not reaped: %v", err)

@@ -73,8 +73,8 @@ var errNoHolder = errors.New("there is none just now")
 // locks would end with this process.
 var ErrIncomplete = errors.New("the process that keeps locked files open does not have all of them")
 
-// Complete is nil if the holder has said that it has everything that it should
-// have: then the end of this process ends no lock. Otherwise the error wraps
+// Complete is nil if the holder has everything that it should have, or has it in its
+// socket and room for it: then the end of this process ends no lock. Otherwise the error wraps
 // ErrIncomplete and says what is missing.
 func (c *Client) Complete() error {
 	s := c.Status()
