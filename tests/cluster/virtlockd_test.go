@@ -104,7 +104,10 @@ func TestReplacesVirtlockdLocally(t *testing.T) {
 	if log := s.lockLog(t, 1); strings.Contains(log, "virtlockd-conflict") || strings.Contains(log, "lock-lost") {
 		t.Errorf("something was lost:\n%s", log)
 	}
-	s.createRefused(t, 1, vm("other", lab.Disk{Path: disk}), name(disk))
+	// A file that stays locked, and of which nobody knows any more whose it is, would be refused as well.
+	if said := s.createRefused(t, 1, vm("other", lab.Disk{Path: disk}), name(disk)); !strings.Contains(said, "by virtual machine web (") {
+		t.Errorf("it does not say who has it: %s", said)
+	}
 	s.createRefused(t, 1, vm("other", lab.Disk{Path: shared}), name(shared))
 	s.wantHeld(t, 1, "-lockspace", space, fmt.Sprint("key", manyLocks-1))
 	given()
