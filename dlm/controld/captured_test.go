@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/vmlockd/vmlockd/internal/testenv"
 )
 
 // captured are answers of dlm_controld 4.2.0 of Debian 12, by question, about a lockspace "tls": on a healthy cluster of
@@ -123,10 +125,12 @@ func FuzzAnswers(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		_, _ = readStatus(bytes.NewReader(b))
-		_, _ = readConfig(bytes.NewReader(b))
-		_, _ = readLockspace(bytes.NewReader(b))
-		_, _ = readRecords(bytes.NewReader(b), 5, 140, maxSpaces, lockspaceOf)
-		_, _ = readRecords(bytes.NewReader(b), 6, 40, maxNodes, nodeOf)
+		testenv.Bounded(t, 100, len(b), func() {
+			_, _ = readStatus(bytes.NewReader(b))
+			_, _ = readConfig(bytes.NewReader(b))
+			_, _ = readLockspace(bytes.NewReader(b))
+			_, _ = readRecords(bytes.NewReader(b), 5, 140, maxSpaces, lockspaceOf)
+			_, _ = readRecords(bytes.NewReader(b), 6, 40, maxNodes, nodeOf)
+		})
 	})
 }

@@ -101,6 +101,7 @@ func FuzzGlob(f *testing.F) {
 		if len(pattern) > 1000 || len(text) > 1000 {
 			return
 		}
+		testenv.Bounded(t, 1, 1, func() { _ = glob(pattern, text) })
 		if !glob("*"+text, text) && !bytes.ContainsAny([]byte(text), "*?") {
 			t.Fatalf("%q does not match itself", text)
 		}

@@ -29,8 +29,6 @@ func exit(err error) int {
 	return 0
 }
 
-// TestVirtlockdConf: the file of libvirt counts for the built daemon, also as virtlockd's
-// own option -f names it, and after a restart in place.
 // TestLogCannotBeOpened: the daemon serves, and says on stderr why its log is there.
 func TestLogCannotBeOpened(t *testing.T) {
 	s := build(t)
@@ -42,6 +40,8 @@ func TestLogCannotBeOpened(t *testing.T) {
 	s.end(syscall.SIGTERM)
 }
 
+// TestVirtlockdConf: the file of libvirt counts for the built daemon, also as virtlockd's
+// own option -f names it, and after a restart in place.
 func TestVirtlockdConf(t *testing.T) {
 	s := build(t)
 	conf, log := filepath.Join(s.dir, "virtlockd.conf"), filepath.Join(s.dir, "the.log")
@@ -199,7 +199,7 @@ func TestBackground(t *testing.T) {
 	if err := os.Remove(filepath.Join(built.dir, "journal")); err != nil {
 		t.Fatal(err)
 	}
-	out, err = exec.Command(s.program, "-d", "-f", filepath.Join(s.dir, "vmlockd.toml"), "-t", "1").CombinedOutput()
+	out, err = exec.Command(s.program, "--daemon", "-f", filepath.Join(s.dir, "vmlockd.toml"), "-t", "1").CombinedOutput()
 	if err != nil || len(out) > 0 {
 		t.Fatalf("%v: %s", err, out)
 	}

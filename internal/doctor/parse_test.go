@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/vmlockd/vmlockd/internal/testenv"
 )
 
 func TestParseCorosync(t *testing.T) {
@@ -163,7 +165,9 @@ func FuzzParseCorosync(f *testing.F) {
 	f.Add("totem {\n\tcluster_name: x\n}\n")
 	f.Add("a {\nb {\n}\n}\n}\n")
 	f.Fuzz(func(t *testing.T, text string) {
-		root, err := parseCorosync([]byte(text))
+		var root *section
+		var err error
+		testenv.Bounded(t, 100, len(text), func() { root, err = parseCorosync([]byte(text)) })
 		if err != nil {
 			return
 		}
@@ -193,7 +197,9 @@ func FuzzParseVirConf(f *testing.F) {
 	f.Add("a = \"x\"\nb = [ 1, 'c' ]\n")
 	f.Add("a=\"\"\"\n\"\"\"")
 	f.Fuzz(func(t *testing.T, text string) {
-		c, err := parseVirConf([]byte(text))
+		var c virConf
+		var err error
+		testenv.Bounded(t, 100, len(text), func() { c, err = parseVirConf([]byte(text)) })
 		if err != nil && c != nil {
 			t.Error("settings and an error")
 		}
@@ -215,7 +221,11 @@ func FuzzParseUnitAndDLM(f *testing.F) {
 	f.Add("fence_all x\ndevice a b\nx=1\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		u := map[string][]setting{}
-		parseUnit([]byte(text), u)
+		var c dlmConf
+		testenv.Bounded(t, 100, len(text), func() {
+			parseUnit([]byte(text), u)
+			c = parseDLM([]byte(text))
+		})
 		n := 0
 		for _, list := range u {
 			for _, s := range list {
@@ -226,7 +236,7 @@ func FuzzParseUnitAndDLM(f *testing.F) {
 		if n > 2*len(text) {
 			t.Errorf("%d bytes from %d", n, len(text))
 		}
-		if c := parseDLM([]byte(text)); len(c.agents)+len(c.values) > strings.Count(text, "\n")+1 {
+		if len(c.agents)+len(c.values) > strings.Count(text, "\n")+1 {
 			t.Errorf("%+v", c)
 		}
 	})
@@ -237,7 +247,9 @@ func FuzzParseDomain(f *testing.F) {
 	f.Add("<domain><name>a</name><devices><disk type='volume'><source pool='p' volume='v'/></disk></devices></domain>")
 	f.Fuzz(func(t *testing.T, text string) {
 		for _, parse := range []func([]byte) (domain, error){parseStatus, parseDefinition} {
-			d, err := parse([]byte(text))
+			var d domain
+			var err error
+			testenv.Bounded(t, 1000, len(text), func() { d, err = parse([]byte(text)) })
 			if err != nil {
 				continue
 			}
@@ -256,9 +268,13 @@ func FuzzParseDomain(f *testing.F) {
 func FuzzProc(f *testing.F) {
 	f.Add("Num\n0: 2 0 00010000 1 1 193 /run/x\n", "Max open files 1 2 files\n")
 	f.Fuzz(func(t *testing.T, unix, limits string) {
-		if n := len(listening([]byte(unix), "/run/x")); n > strings.Count(unix, "\n")+1 {
+		n := 0
+		testenv.Bounded(t, 100, len(unix)+len(limits), func() {
+			n = len(listening([]byte(unix), "/run/x"))
+			_, _ = openFileLimit([]byte(limits))
+		})
+		if n > strings.Count(unix, "\n")+1 {
 			t.Errorf("%d sockets", n)
 		}
-		_, _ = openFileLimit([]byte(limits))
 	})
 }

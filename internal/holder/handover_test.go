@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vmlockd/vmlockd/internal/testenv"
 )
 
 // replaced hands c over, through bytes as a real program gets them.
@@ -190,7 +192,9 @@ func FuzzHandover(f *testing.F) {
 	f.Add(b[:len(b)-1])
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var h Handover
-		if h.UnmarshalBinary(data) != nil {
+		var err error
+		testenv.Bounded(t, 100, len(data), func() { err = h.UnmarshalBinary(data) })
+		if err != nil {
 			return
 		}
 		seen := map[int]bool{}

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vmlockd/vmlockd/internal/testenv"
 )
 
 // serveHere is a holder in this process. What it returns ends it like a kill.
@@ -193,7 +195,7 @@ func FuzzServer(f *testing.F) {
 		if err := send(ends[0], message, appendRights(nil, given)); err != nil {
 			t.Fatal(err)
 		}
-		s.serveOne(s.daemon)
+		testenv.Bounded(t, 100, len(message), func() { s.serveOne(s.daemon) })
 		if s.store.live > s.limit {
 			t.Errorf("%d are held of at most %d", s.store.live, s.limit)
 		}
@@ -225,7 +227,8 @@ func FuzzReplies(f *testing.F) {
 		if r, err := decodeChangeReply(&cursor{b: rest}, 4); err == nil && r.kept > 4 {
 			t.Errorf("%+v", r)
 		}
-		list, err := decodeListReply(&cursor{b: rest}, 3)
+		var list []listed
+		testenv.Bounded(t, 100, len(b), func() { list, err = decodeListReply(&cursor{b: rest}, 3) })
 		if err != nil {
 			return
 		}

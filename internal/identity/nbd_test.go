@@ -3,6 +3,8 @@ package identity
 import (
 	"strings"
 	"testing"
+
+	"github.com/vmlockd/vmlockd/internal/testenv"
 )
 
 func TestNBDExport(t *testing.T) {
@@ -38,7 +40,9 @@ func TestNBDExport(t *testing.T) {
 func FuzzNBDExport(f *testing.F) {
 	f.Add([]byte("nbd-client\x00store.example\x00/dev/nbd1\x00-N\x00db\x00"))
 	f.Fuzz(func(t *testing.T, cmdline []byte) {
-		if got := nbdExport(cmdline, "/dev/nbd1"); got != "" && (!strings.Contains(string(cmdline), "/dev/nbd1") || len(got) > len(cmdline)+len(":10809/")) {
+		var got string
+		testenv.Bounded(t, 20, len(cmdline), func() { got = nbdExport(cmdline, "/dev/nbd1") })
+		if got != "" && (!strings.Contains(string(cmdline), "/dev/nbd1") || len(got) > len(cmdline)+len(":10809/")) {
 			t.Errorf("%q", got)
 		}
 	})

@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"pgregory.net/rapid"
+
+	"github.com/vmlockd/vmlockd/internal/testenv"
 )
 
 func TestRuleMistakes(t *testing.T) {
@@ -157,7 +159,9 @@ func FuzzNewRule(f *testing.F) {
 	f.Add("/srv/**", "", "cluster", "{rest}", "/srv/a")
 	f.Add("", "lvm", "host", "", "/dev/x")
 	f.Fuzz(func(t *testing.T, path, typ, scope, name, other string) {
-		r, err := NewRule(RuleText{path, typ, scope, name})
+		var r Rule
+		var err error
+		testenv.Bounded(t, 100, len(path)+len(typ)+len(scope)+len(name), func() { r, err = NewRule(RuleText{path, typ, scope, name}) })
 		if err != nil {
 			var e *RuleError
 			if !errors.As(err, &e) || e.What == "" {

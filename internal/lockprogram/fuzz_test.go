@@ -92,7 +92,9 @@ func FuzzRestoreSession(f *testing.F) {
 	f.Add(state)
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, state []byte) {
-		s, err := (&Program{&fakeManager{}}).RestoreSession(rpc.Peer{}, state)
+		var s rpc.Session
+		var err error
+		testenv.Bounded(t, 100, len(state), func() { s, err = (&Program{&fakeManager{}}).RestoreSession(rpc.Peer{}, state) })
 		if err != nil {
 			return
 		}

@@ -15,6 +15,8 @@ import (
 	"testing"
 
 	"github.com/coreos/go-systemd/v22/journal"
+
+	"github.com/vmlockd/vmlockd/internal/testenv"
 )
 
 // everywhere is a logger of which both ends can be seen.
@@ -422,13 +424,16 @@ func FuzzLibvirt(f *testing.F) {
 			// Outputs are opened, and what is tried may be any path.
 			t.Skip("files of this host are not written to")
 		}
-		if err := SetOutputs(log, outputs); err == nil {
+		var err error
+		testenv.Bounded(t, 100, len(outputs), func() { err = SetOutputs(log, outputs) })
+		if err == nil {
 			got, n := Outputs(log)
 			if n == 0 || n > maxOutputs || SetOutputs(log, got) != nil {
 				t.Fatalf("%q became %q", outputs, got)
 			}
 		}
-		if err := SetFilters(log, filters); err == nil {
+		testenv.Bounded(t, 100, len(filters), func() { err = SetFilters(log, filters) })
+		if err == nil {
 			got, n := Filters(log)
 			if n != len(strings.Fields(filters)) || n > maxFilters {
 				t.Fatalf("%q became %q", filters, got)

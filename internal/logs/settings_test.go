@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+
+	"github.com/vmlockd/vmlockd/internal/testenv"
 )
 
 func TestCheckSettings(t *testing.T) {
@@ -32,7 +34,8 @@ func FuzzCheckSettings(f *testing.F) {
 	f.Add("1:locking 4:+util")
 	f.Add("1:file:/a:b 2:stderr 3:syslog:me 4:journald")
 	f.Fuzz(func(t *testing.T, text string) {
-		filters, outputs := CheckFilters(text), CheckOutputs(text)
+		var filters, outputs error
+		testenv.Bounded(t, 100, len(text), func() { filters, outputs = CheckFilters(text), CheckOutputs(text) })
 		for _, err := range []error{filters, outputs} {
 			if err != nil && len(err.Error()) > 1000 {
 				t.Fatalf("%q: an error of %d bytes", text, len(err.Error()))

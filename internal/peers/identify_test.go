@@ -10,6 +10,7 @@ import (
 
 	"github.com/vmlockd/vmlockd/corosync"
 	"github.com/vmlockd/vmlockd/internal/fakeclock"
+	"github.com/vmlockd/vmlockd/internal/testenv"
 )
 
 // identifies makes a node answer.
@@ -111,11 +112,17 @@ func FuzzDecodeDisk(f *testing.F) {
 		if len(body) > MaxMessage {
 			return
 		}
-		if path, err := decodeWhich(body); err == nil && (path == "" || len(path) > maxPath) {
+		var path string
+		var d Disk
+		var err, errDisk error
+		testenv.Bounded(t, 100, len(body), func() {
+			path, err = decodeWhich(body)
+			d, errDisk = decodeDisk(body)
+		})
+		if err == nil && (path == "" || len(path) > maxPath) {
 			t.Fatalf("a path of %d bytes", len(path))
 		}
-		d, err := decodeDisk(body)
-		if err != nil {
+		if errDisk != nil {
 			return
 		}
 		if len(d.Path) > maxPath || len(d.Name) > maxDiskName || len(d.Steps) > maxSteps || len(d.Resource) > 3*maxResource {

@@ -286,6 +286,7 @@ func (s *Server) accepted(c *net.UnixConn, in place) {
 		return
 	}
 	s.counts.accepted.Add(1)
+	s.log.Debug("a client has connected", "pid", peer.PID, "uid", peer.UID)
 	s.warnOfDescriptors(c)
 	nc := newConn(s, c, peer)
 	nc.place = in
@@ -343,6 +344,7 @@ func (s *Server) left(c *conn) {
 		s.warned = false
 	}
 	s.mu.Unlock()
+	s.log.Debug("the connection of a client has ended", "pid", c.peer.PID, "uid", c.peer.UID)
 	s.leavePlace(c.place)
 }
 

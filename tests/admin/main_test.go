@@ -101,8 +101,17 @@ func startVmlockd(t *testing.T) *daemon {
 
 func (d *daemon) configure(more string) {
 	d.t.Helper()
-	text := fmt.Sprintf("socket = %q\nrun_dir = %q\naudit_log = %q\nmax_clients = 200\n%s", d.socket(), d.file("run"), d.file("audit.log"), more)
-	if err := os.WriteFile(d.file("vmlockd.toml"), []byte(text), 0o600); err != nil {
+	d.writes("vmlockd.toml", d.own()+"max_clients = 200\n"+more)
+}
+
+// own is where a vmlockd has its files, for its configuration.
+func (d *daemon) own() string {
+	return fmt.Sprintf("socket = %q\nrun_dir = %q\naudit_log = %q\n", d.socket(), d.file("run"), d.file("audit.log"))
+}
+
+func (d *daemon) writes(name, text string) {
+	d.t.Helper()
+	if err := os.WriteFile(d.file(name), []byte(text), 0o600); err != nil {
 		d.t.Fatal(err)
 	}
 }
@@ -122,12 +131,16 @@ func (d *daemon) endHolder() {
 
 func startVirtlockd(t *testing.T) *daemon {
 	t.Helper()
-	exe := installed(t, "libvirt-daemon", "virtlockd", "/usr/sbin/virtlockd")
 	d := newDaemon(t, "virtlockd")
-	text := "log_level=3\nlog_outputs=\"3:stderr\"\nmax_clients=200\n"
-	if err := os.WriteFile(d.file("conf"), []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	d.startVirtlockd("log_level=3\nlog_outputs=\"3:stderr\"\nmax_clients=200\n")
+	return d
+}
+
+// startVirtlockd starts that of libvirt with a configuration.
+func (d *daemon) startVirtlockd(conf string) {
+	d.t.Helper()
+	exe := installed(d.t, "libvirt-daemon", "virtlockd", "/usr/sbin/virtlockd")
+	d.writes("conf", conf)
 	cmd := exec.Command(exe, "-f", d.file("conf"), "-p", d.file("pid"))
 	if os.Geteuid() == 0 {
 		// Its sockets are in /run/libvirt, which is ours in a namespace of its own.
@@ -137,7 +150,6 @@ func startVirtlockd(t *testing.T) *daemon {
 		cmd.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+d.dir)
 	}
 	d.start(cmd)
-	return d
 }
 
 // start runs cmd until the test ends; it also ends with this process.

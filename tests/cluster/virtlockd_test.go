@@ -2,9 +2,8 @@ package cluster_test
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -44,20 +43,15 @@ func TestReplacesVirtlockd(t *testing.T) {
 	for _, n := range []int{1, 2} {
 		s.create(t, n, vm(fmt.Sprintf("shares%d", n), lab.Disk{Path: shared, Access: lab.Shareable}))
 	}
-	program, err := os.ReadFile(binaries.vmlockd)
-	if err == nil {
-		err = os.WriteFile(filepath.Join(s.Shared(), "vmlockd"), program, 0o700)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.replaceVirtlockd(t, 1)
+	space := lab.SharedDir + "/spaces"
+	given := s.holdMany(t, 1, space)
+	s.replaceVirtlockd(t, 1, config)
 	s.state(t, 1, "first", "running")
 	if log := s.lockLog(t, 1); strings.Contains(log, "virtlockd-conflict") {
 		t.Errorf("node 1 met a conflict:\n%s", log)
 	}
 
-	s.replaceVirtlockd(t, 2)
+	s.replaceVirtlockd(t, 2, config)
 	s.state(t, 2, "second", "running")
 	log := s.lockLog(t, 2)
 	if n := strings.Count(log, "virtlockd-conflict"); n != 1 || !strings.Contains(log, "owner=second") {
@@ -65,6 +59,11 @@ func TestReplacesVirtlockd(t *testing.T) {
 	}
 
 	s.step(t, "both are in vmlockd's hands")
+	for _, key := range []string{"key0", fmt.Sprint("key", manyLocks-1)} {
+		s.wantHeld(t, 2, "-lockspace", space, key)
+	}
+	given() // by its connection from before
+	s.wantFree(t, 2, "-lockspace", space, "-many", "1", "key")
 	// While the second one runs nobody on its host gets the disk, also not when the first one has left.
 	res, err := s.Node(2).Create(s.ctx, vm("fourth", lab.Disk{Path: disk}))
 	if err != nil || res.OK() || !strings.Contains(res.Stderr, "end that virtual machine") || !strings.Contains(res.Stderr, "node 1") {
@@ -80,20 +79,103 @@ func TestReplacesVirtlockd(t *testing.T) {
 	s.create(t, 1, vm("fifth", lab.Disk{Path: shared}))
 }
 
-// replaceVirtlockd has a virtlockd that runs become vmlockd, as docs/install.md says.
-func (s *suite) replaceVirtlockd(t *testing.T, node int) {
+// TestReplacesVirtlockdLocally: the same with locks on files of the host, which has libvirt's files for locks in a
+// directory. What has its locks from virtlockd is stopped and goes on, and ends, at vmlockd.
+func TestReplacesVirtlockdLocally(t *testing.T) {
+	const space = "/var/lib/libvirt/lockd/files"
+	s := start(t, lab.Config{
+		Nodes: 1, LockDaemon: lab.Virtlockd, NoCluster: true,
+		Files: map[string]string{"/etc/libvirt/qemu-lockd.conf": "auto_disk_leases = 1\nfile_lockspace_dir = \"" + space + "\"\n"},
+	})
+	// A lock's name is made of the disk's path then (virLockManagerLockDaemonAddResource).
+	name := func(path string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(path))) }
+	disk, shared := s.disk(t, "web.img", lab.CountingGuest()), s.disk(t, "shared.img", lab.IdleGuest())
+	web := vm("web", lab.Disk{Path: disk})
+	s.create(t, 1, web)
+	for _, who := range []string{"one", "two"} {
+		s.create(t, 1, vm(who, lab.Disk{Path: shared, Access: lab.Shareable}))
+	}
+	given := s.holdMany(t, 1, space)
+	s.replaceVirtlockd(t, 1, "backend = \"local\"\n")
+	counts(t, s, "web.img")
+	for _, who := range []string{"web", "one", "two"} {
+		s.state(t, 1, who, "running")
+	}
+	if log := s.lockLog(t, 1); strings.Contains(log, "virtlockd-conflict") || strings.Contains(log, "lock-lost") {
+		t.Errorf("something was lost:\n%s", log)
+	}
+	// A file that stays locked, and of which nobody knows any more whose it is, would be refused as well.
+	if said := s.createRefused(t, 1, vm("other", lab.Disk{Path: disk}), name(disk)); !strings.Contains(said, "by virtual machine web (") {
+		t.Errorf("it does not say who has it: %s", said)
+	}
+	s.createRefused(t, 1, vm("other", lab.Disk{Path: shared}), name(shared))
+	s.wantHeld(t, 1, "-lockspace", space, fmt.Sprint("key", manyLocks-1))
+	given()
+	s.wantFree(t, 1, "-lockspace", space, "-many", "1", "key")
+
+	for _, command := range []string{"suspend", "resume"} {
+		s.must(t, command, func() (lab.Result, error) { return s.Node(1).Virsh(s.ctx, command, "web") })
+	}
+	s.createRefused(t, 1, vm("other", lab.Disk{Path: disk}), name(disk))
+	s.destroy(t, 1, "web")
+	s.create(t, 1, vm("other", lab.Disk{Path: disk}))
+	s.destroy(t, 1, "one")
+	s.createRefused(t, 1, vm("third", lab.Disk{Path: shared}), name(shared))
+}
+
+// manyLocks is how many locks an owner that is no virtual machine has besides, in a lockspace.
+const manyLocks = 300
+
+// holdMany has virtlockd grant them on a node. given has them given back, by the connection by which they were granted.
+func (s *suite) holdMany(t *testing.T, node int, space string) (given func()) {
 	t.Helper()
+	holds, err := s.Node(node).Start(s.ctx, "holds", "probe", "-lockspace", space, "-many", fmt.Sprint(manyLocks), "hold", "key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	says := func(what string) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(s.ctx, time.Minute)
+		defer cancel()
+		var log []byte
+		err := lab.WaitFor(ctx, what, func(ctx context.Context) (ok bool, err error) {
+			log, err = holds.Log(ctx)
+			return strings.HasSuffix(string(log), what+"\n"), err
+		})
+		if err != nil {
+			t.Fatalf("%v: %s", err, log)
+		}
+	}
+	says("held")
+	return func() {
+		t.Helper()
+		if err := holds.Signal(s.ctx, syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		says("given back")
+	}
+}
+
+// replaceVirtlockd has a virtlockd that runs become vmlockd, as docs/install.md says.
+func (s *suite) replaceVirtlockd(t *testing.T, node int, config string) {
+	t.Helper()
+	if err := s.Install("vmlockd", binaries.vmlockd); err != nil {
+		t.Fatal(err)
+	}
 	n := s.Node(node)
 	before, err := n.Service(lab.ServiceLock).Status(s.ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
 	script := fmt.Sprintf(`set -e
-printf 'backend = "cluster"\nguard.mode = "%s"\nlog.format = "text"\nlog.level = "info"\n' >/etc/vmlockd.toml
+cat >/etc/vmlockd.toml <<'EOF'
+%slog.format = "text"
+log.level = "info"
+EOF
 mv /usr/sbin/virtlockd /usr/sbin/virtlockd.distrib
-printf '#!/bin/sh\nexec %s/vmlockd --config /etc/vmlockd.toml\n' >/usr/sbin/virtlockd
+printf '#!/bin/sh\nexec vmlockd --config /etc/vmlockd.toml\n' >/usr/sbin/virtlockd
 chmod 755 /usr/sbin/virtlockd
-`, lab.GuardMode(), lab.SharedDir)
+`, config)
 	s.must(t, fmt.Sprintf("put vmlockd in the place of virtlockd on node %d", node), func() (lab.Result, error) { return n.Shell(s.ctx, script) })
 	if err := n.Service(lab.ServiceLock).Signal(s.ctx, syscall.SIGUSR1); err != nil {
 		t.Fatal(err)

@@ -47,18 +47,28 @@ func defaults(t *testing.T) config.Config {
 	return c
 }
 
-// settings are those of a unit, by name; none of ours is there twice but those that systemd joins.
+// settings are those of a unit in a file.
 func settings(t *testing.T, path string) map[string][]string {
 	t.Helper()
+	s := parseUnit(read(t, path))
+	if s[""] != nil {
+		t.Errorf("%s: %q are no settings", path, s[""])
+	}
+	return s
+}
+
+// parseUnit has the settings of a unit, by name; none of ours is there twice but those that systemd joins. Under "" is what is no
+// setting.
+func parseUnit(text string) map[string][]string {
 	s := map[string][]string{}
-	for line := range strings.Lines(read(t, path)) {
+	for line := range strings.Lines(text) {
 		line = strings.TrimSpace(line)
 		if line == "" || strings.HasPrefix(line, "#") || strings.HasPrefix(line, "[") {
 			continue
 		}
 		key, value, ok := strings.Cut(line, "=")
 		if !ok {
-			t.Errorf("%s: %q is no setting", path, line)
+			key, value = "", line
 		}
 		s[key] = append(s[key], strings.Fields(value)...)
 	}

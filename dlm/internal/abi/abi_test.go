@@ -5,6 +5,8 @@ import (
 	"errors"
 	"testing"
 	"unsafe"
+
+	"github.com/vmlockd/vmlockd/internal/testenv"
 )
 
 // The numbers are those of gcc on x86_64 for <linux/dlm_device.h>.
@@ -136,7 +138,10 @@ func FuzzDecodeResult(f *testing.F) {
 	copy(far[68:], []byte{0xff, 0xff, 0xff, 0xff})
 	f.Add(far)
 	f.Fuzz(func(t *testing.T, buf []byte) {
-		r, lvb, err := DecodeResult(buf)
+		var r LockResult
+		var lvb []byte
+		var err error
+		testenv.Bounded(t, 1, len(buf), func() { r, lvb, err = DecodeResult(buf) })
 		if err != nil {
 			return
 		}
@@ -151,7 +156,10 @@ func FuzzDecodeRequest(f *testing.F) {
 	f.Add(EncodeLspace(CmdCreateLockspace, 0, 0, "ls"))
 	f.Add(EncodePurge(1, 0))
 	f.Fuzz(func(t *testing.T, buf []byte) {
-		if r, err := DecodeRequest(buf); err == nil && len(r.Name) > len(buf) {
+		var r Request
+		var err error
+		testenv.Bounded(t, 1, len(buf), func() { r, err = DecodeRequest(buf) })
+		if err == nil && len(r.Name) > len(buf) {
 			t.Fatalf("a name longer than its request: %+v", r)
 		}
 	})

@@ -4,6 +4,7 @@
 //	probe [-shared] [-lockspace PATH] hold NAME   take it, say "held", and keep it until SIGTERM; then
 //	                                              give it back by the same connection, and say "given back"
 //
+// With -many N it is N locks, named NAME0, NAME1 and so on, which a lockspace makes files for.
 // A refusal is printed and exit status 1, anything else that goes wrong 2. With
 // -until-free a refusal is no end: it tries again, each time the daemon answers.
 package main
@@ -15,6 +16,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strconv"
 	"syscall"
 
 	"github.com/vmlockd/vmlockd/internal/locking"
@@ -27,6 +29,7 @@ func main() {
 	lockspace := flag.String("lockspace", "", "the lockspace's path")
 	socket := flag.String("socket", "/run/libvirt/virtlockd-sock", "the daemon's socket")
 	untilFree := flag.Bool("until-free", false, "ask again until it is granted")
+	many := flag.Int("many", 0, "how many locks; 0 for one of just that name")
 	flag.Parse()
 	if flag.NArg() != 2 {
 		flag.Usage()
@@ -36,8 +39,15 @@ func main() {
 	if *shared {
 		flags = lockprogram.FlagShared
 	}
-	ref := locking.Ref{Lockspace: *lockspace, Name: flag.Arg(1)}
-	if err := run(*socket, ref, flags, flag.Arg(0) == "hold", *untilFree); err != nil {
+	refs := []locking.Ref{{Lockspace: *lockspace, Name: flag.Arg(1)}}
+	if *many > 0 {
+		flags |= lockprogram.FlagAutocreate
+		refs = refs[:0]
+		for n := range *many {
+			refs = append(refs, locking.Ref{Lockspace: *lockspace, Name: flag.Arg(1) + strconv.Itoa(n)})
+		}
+	}
+	if err := run(*socket, refs, flags, flag.Arg(0) == "hold", *untilFree); err != nil {
 		fmt.Println(err)
 		var e *rpc.Error
 		if errors.As(err, &e) {
@@ -47,7 +57,7 @@ func main() {
 	}
 }
 
-func run(socket string, ref locking.Ref, flags uint32, hold, untilFree bool) error {
+func run(socket string, refs []locking.Ref, flags uint32, hold, untilFree bool) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	c, err := lockprogram.Dial(ctx, socket)
@@ -58,28 +68,38 @@ func run(socket string, ref locking.Ref, flags uint32, hold, untilFree bool) err
 	if err := c.Register(ctx, locking.Owner{PID: int32(os.Getpid()), ID: 1, Name: "probe", UUID: [16]byte{0xbe}}); err != nil {
 		return err
 	}
-	if ref.Lockspace != "" {
-		if err := c.CreateLockspace(ctx, ref.Lockspace); err != nil {
+	if space := refs[0].Lockspace; space != "" {
+		if err := c.CreateLockspace(ctx, space); err != nil {
 			return err
 		}
 	}
-	for {
-		err := c.Acquire(ctx, ref, flags)
-		var e *rpc.Error
-		if err == nil {
-			break
+	release := func() error {
+		for _, ref := range refs {
+			if err := c.Release(context.Background(), ref); err != nil {
+				return err
+			}
 		}
-		if !untilFree || !errors.As(err, &e) {
-			return err
+		return nil
+	}
+	for _, ref := range refs {
+		for {
+			err := c.Acquire(ctx, ref, flags)
+			var e *rpc.Error
+			if err == nil {
+				break
+			}
+			if !untilFree || !errors.As(err, &e) {
+				return err
+			}
 		}
 	}
 	if !hold {
 		fmt.Println("free")
-		return c.Release(context.Background(), ref)
+		return release()
 	}
 	fmt.Println("held")
 	<-ctx.Done()
-	if err := c.Release(context.Background(), ref); err != nil {
+	if err := release(); err != nil {
 		return err
 	}
 	fmt.Println("given back")
