@@ -16,6 +16,8 @@ type fact struct {
 	// Guess: nobody here has seen it vanish, and knows what it had said last. It was away
 	// when this host gained quorum, or when its guard began.
 	Guess bool `json:"guess,omitempty"`
+	// Needs is how long it must be waited for by its own settings, as far as somebody has heard it say so; 0 if nobody has.
+	Needs time.Duration `json:"needs,omitempty"`
 	// Before: it was noted before this host was away for a while. That node may have come
 	// back meanwhile, and have been lost again.
 	Before bool `json:"before,omitempty"`
@@ -211,7 +213,7 @@ func (l *ledger) vanished(v view, t Timing, node uint32, seen time.Time) {
 		return
 	}
 	_, heard := l.heard[node]
-	l.note(fact{Node: node, Since: v.at, Until: v.at + max(t.HoldOff, w.Needs), Promised: w.Promise, Guess: !l.entered || !heard})
+	l.note(fact{Node: node, Since: v.at, Until: v.at + max(t.HoldOff, w.Needs), Promised: w.Promise, Guess: !l.entered || !heard, Needs: w.Needs})
 }
 
 func (l *ledger) isConfirmed(node uint32) bool {
@@ -233,7 +235,8 @@ func (l *ledger) enter(v view, t Timing) {
 		clear(l.confirmed)
 	}
 	for node, f := range l.facts {
-		f.Until = max(f.Until, v.at+max(t.HoldOff, l.words[node].Needs))
+		f.Needs = max(f.Needs, l.words[node].Needs)
+		f.Until = max(f.Until, v.at+max(t.HoldOff, f.Needs))
 		f.Before = !f.Guess
 		l.note(f)
 	}
@@ -247,7 +250,7 @@ func (l *ledger) enter(v view, t Timing) {
 			// It may have come back to a part of the cluster in which this host was not.
 			w.Promise = true
 		}
-		l.note(fact{Node: node, Since: v.at, Until: v.at + max(t.HoldOff, w.Needs), Promised: !heard || w.Promise, Guess: true})
+		l.note(fact{Node: node, Since: v.at, Until: v.at + max(t.HoldOff, w.Needs), Promised: !heard || w.Promise, Guess: true, Needs: w.Needs})
 	}
 	clear(l.heard)
 	clear(l.unheard)
@@ -311,7 +314,12 @@ func (l *ledger) hear(v view, from uint32, m message) {
 // if both know of it: one of them may not have been there when it was withdrawn.
 func (l *ledger) merge(v view, f told) {
 	own, noted := l.facts[f.Node]
-	next := fact{Node: f.Node, Since: v.at, Until: v.at + time.Duration(f.Left)*time.Millisecond, Promised: f.Promised, Guess: f.Unsure}
+	was, needs := own, time.Duration(f.Needs)*time.Millisecond
+	next := fact{Node: f.Node, Since: v.at, Until: v.at + time.Duration(f.Left)*time.Millisecond, Promised: f.Promised, Guess: f.Unsure, Needs: max(needs, own.Needs)}
+	if own.Needs < needs {
+		// That node has other settings, of which this host had not heard.
+		own.Needs, own.Until = needs, max(own.Until, own.Since+needs)
+	}
 	_, over := l.over[f.Node]
 	switch {
 	case !noted && f.Unsure && l.vouched:
@@ -324,7 +332,12 @@ func (l *ledger) merge(v view, f told) {
 	case own.sure() && f.Unsure:
 		return
 	case own.Guess:
-		next.Since, next.Until, next.Promised = own.Since, min(own.Until, next.Until), own.Promised && f.Promised
+		next.Since, next.Promised = own.Since, own.Promised && f.Promised
+		if needs < own.Needs {
+			next.Until = own.Until // the other one does not know how long that node needs
+		} else {
+			next.Until = min(own.Until, next.Until)
+		}
 	default:
 		// Each has its own time from when it found that node gone, and either is enough. The
 		// later one of the two would be told to and fro, and grow with each message.
@@ -332,7 +345,7 @@ func (l *ledger) merge(v view, f told) {
 		next.Promised = own.Promised && f.Promised
 		next.Before = own.Before && (f.Unsure || next.Promised != f.Promised)
 	}
-	if !noted || next != own {
+	if !noted || next != was {
 		l.note(next)
 	}
 }

@@ -134,6 +134,32 @@ func TestNeeds(t *testing.T) {
 	if f := l.only(t, "after a time without quorum"); f.Until != 3*time.Second+needs {
 		t.Errorf("it was gone when quorum was gained: %+v", f)
 	}
+
+	// Another one who does not know either when it vanished, nor how long it needs, has a shorter time of its own.
+	v := seen(3*time.Second, 4, 1, 2)
+	other := newLedger()
+	other.look(v, lab, time.Unix(1003, 0))
+	guess := other.only(t, "a host that was booted")
+	say := func(f fact) message {
+		return message{Promise: true, Ring: 4, Space: []uint32{1, 2}, Facts: []told{
+			{Node: 3, Left: (f.Until - v.at).Milliseconds(), Promised: f.Promised, Unsure: !f.sure(), Needs: f.Needs.Milliseconds()}}}
+	}
+	own := l.only(t, "it is a guess of both")
+	l.hear(v, 2, say(guess))
+	if f := l.only(t, "who knows less has spoken"); f.Until != v.at+needs {
+		t.Errorf("the shorter time counts: %+v", f)
+	}
+	other.hear(v, 2, say(own))
+	if f := other.only(t, "who knows more has spoken"); f.Until != v.at+needs {
+		t.Errorf("it is not waited for as long as it needs: %+v", f)
+	}
+	for range 3 {
+		l.hear(v, 2, say(other.list()[0]))
+		other.hear(v, 2, say(l.list()[0]))
+	}
+	if a, b := l.list()[0], other.list()[0]; a.Until != v.at+needs || b.Until != v.at+needs {
+		t.Errorf("told to and fro it becomes another time: %+v, %+v", a, b)
+	}
 }
 
 // A guard that says nothing while what this host says goes round does not keep its promise.

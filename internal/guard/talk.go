@@ -61,7 +61,7 @@ func (g *Guard) lockedMessage() message {
 	}
 	for _, f := range g.ledger.list() {
 		left := max(f.Until-g.o.Clock(), 0).Milliseconds()
-		m.Facts = append(m.Facts, told{Node: f.Node, Left: left, Promised: f.Promised, Unsure: !f.sure()})
+		m.Facts = append(m.Facts, told{Node: f.Node, Left: left, Promised: f.Promised, Unsure: !f.sure(), Needs: f.Needs.Milliseconds()})
 	}
 	for node := range g.ledger.confirmed {
 		m.Dead = append(m.Dead, node)
