@@ -136,7 +136,11 @@ func TestNeeds(t *testing.T) {
 	}
 
 	// Another one who does not know either when it vanished, nor how long it needs, has a shorter time of its own.
+	l = watching()
+	l.hear(seen(0, 1, 1, 2, 3), 3, message{Promise: true, Needs: needs.Milliseconds(), Ring: 1})
+	l.look(seen(2*time.Second, 3, 1), lab, time.Unix(1002, 0))
 	v := seen(3*time.Second, 4, 1, 2)
+	l.look(v, lab, time.Unix(1003, 0))
 	other := newLedger()
 	other.look(v, lab, time.Unix(1003, 0))
 	guess := other.only(t, "a host that was booted")
