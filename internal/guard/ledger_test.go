@@ -49,6 +49,14 @@ func watching() *ledger {
 	return l
 }
 
+// goesOn has a guard look in time until v, while nothing changes.
+func (l *ledger) goesOn(v view) {
+	for end := v.at; l.lookedAt < end; {
+		v.at = min(l.lookedAt+lab.Lease()/2, end)
+		l.look(v, lab, time.Unix(1000, 0).Add(v.at))
+	}
+}
+
 func (l *ledger) only(t *testing.T, what string) fact {
 	t.Helper()
 	if len(l.facts) != 1 {
@@ -74,9 +82,9 @@ func TestVanished(t *testing.T) {
 	if f := l.only(t, "node 3 is gone"); f.Node != 3 || f.Until != time.Second+lab.HoldOff || !f.Promised || f.Guess {
 		t.Errorf("%+v", f)
 	}
-	l.look(seen(time.Second+lab.HoldOff-1, 2, 1, 2), lab, time.Unix(1060, 0))
+	l.goesOn(seen(time.Second+lab.HoldOff-1, 2, 1, 2))
 	l.only(t, "a moment before the end")
-	l.look(seen(time.Second+lab.HoldOff, 2, 1, 2), lab, time.Unix(1061, 0))
+	l.goesOn(seen(time.Second+lab.HoldOff, 2, 1, 2))
 	l.none(t, "at the end")
 }
 
@@ -87,7 +95,7 @@ func TestEndedIsNotToldAgain(t *testing.T) {
 		l := watching()
 		l.look(seen(time.Second, 2, 1, 2), lab, time.Unix(1001, 0))
 		v := seen(time.Second+lab.HoldOff, 2, 1, 2)
-		l.look(v, lab, time.Unix(1061, 0))
+		l.goesOn(v)
 		l.none(t, "at the end")
 		return l, v
 	}
@@ -178,7 +186,10 @@ func TestSilent(t *testing.T) {
 	}{
 		"for long enough":                 {last + limit + 1, message{Promise: true}, func(*view) {}, false},
 		"not yet":                         {last + limit, message{Promise: true}, func(*view) {}, true},
-		"it has a watchdog":               {last + time.Hour, message{Promise: true, Watchdog: true}, func(*view) {}, true},
+		"it has a watchdog":               {last + limit + lab.HoldOff, message{Promise: true, Watchdog: true}, func(*view) {}, true},
+		"which has reset nothing":         {last + limit + lab.HoldOff + 1, message{Promise: true, Watchdog: true}, func(*view) {}, false},
+		"which may take longer there":     {last + limit + lab.HoldOff + 1, message{Promise: true, Watchdog: true, Needs: 90_000}, func(*view) {}, true},
+		"and has not done it":             {last + limit + 90*time.Second + 1, message{Promise: true, Watchdog: true, Needs: 90_000}, func(*view) {}, false},
 		"nothing of this host goes round": {last + time.Hour, message{Promise: true}, func(v *view) { v.isProven = false }, true},
 		"the ring is a new one":           {last + time.Hour, message{Promise: true}, func(v *view) { v.ring.ID.Seq = 2 }, true},
 		"it is not in the ring":           {last + time.Hour, message{Promise: true}, func(v *view) { v.ring.Members = []uint32{1, 2} }, true},
@@ -257,7 +268,7 @@ func TestHoldOffInDoubt(t *testing.T) {
 	l = watching()
 	l.left(3, true) // vmlockd was killed there
 	l.look(seen(time.Second, 2, 1, 2), lab, time.Unix(1001, 0))
-	l.look(seen(time.Hour, 2, 1, 2), lab, time.Unix(5000, 0))
+	l.goesOn(seen(time.Hour, 2, 1, 2))
 	if f := l.only(t, "its guard was killed, an hour ago"); f.Promised {
 		t.Errorf("%+v", f)
 	}
@@ -274,7 +285,7 @@ func TestHoldOffInDoubt(t *testing.T) {
 	v.majority = false
 	l.look(v, lab, time.Unix(1001, 0))
 	v.at = time.Hour
-	l.look(v, lab, time.Unix(5000, 0))
+	l.goesOn(v)
 	l.only(t, "quorum is no majority")
 }
 

@@ -106,6 +106,8 @@ func (l *ledger) save(s *Saved) {
 	s.Ring, s.Since, s.Known, s.Words, s.Facts = l.ring, l.since, l.known, l.words, l.list()
 	if l.restored {
 		s.At = l.restoredAt // nothing is known of the time since
+	} else if l.lookedAt > 0 {
+		s.At = l.lookedAt // nor of that since the last look, should there be none any more
 	}
 	s.Confirmed = s.Confirmed[:0]
 	for node := range l.confirmed {
