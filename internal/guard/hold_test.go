@@ -32,6 +32,54 @@ func TestStoppedWithoutDescriptors(t *testing.T) {
 	})
 }
 
+// What an earlier guard has stopped, and the next one cannot open, keeps its time: it is killed when that is over, and does
+// not go on after it, also when a later guard can open it.
+func TestStoppedAndNotOpened(t *testing.T) {
+	for name, tc := range map[string]struct {
+		without, again time.Duration // for how long there are no descriptors; and until another guard is started, 0 for none
+		heals          bool
+		running, ended bool
+	}{
+		"the cluster is not back":                 {2 * time.Second, 0, false, false, true},
+		"it is, and its time is over":             {10 * time.Second, 0, true, false, true},
+		"it is in time":                           {time.Second, 0, true, true, false},
+		"it is, and there is yet another guard":   {10 * time.Second, 3 * time.Second, true, false, true},
+		"it is not, and there is yet another one": {2 * time.Second, time.Second, false, false, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			onBench(t, none, func(b *bench) {
+				x := b.nodes[0]
+				without := func(yes bool) {
+					b.mu.Lock()
+					x.noProcs = yes
+					b.mu.Unlock()
+				}
+				b.fall()
+				b.stops()
+				x.kill()
+				without(true)
+				if tc.heals {
+					b.change("the network heals", b.lockedHeal)
+				}
+				x.start()
+				if tc.again > 0 {
+					b.settle(b.ctx, tc.again)
+					x.kill()
+					x.start()
+				}
+				b.settle(b.ctx, tc.without-tc.again)
+				b.is("while it cannot be opened", false, false)
+				if s := x.guard.Status(); len(s.Stopped) != 1 || len(s.NotStopped) != 0 {
+					b.t.Errorf("status: %+v", s)
+				}
+				without(false)
+				b.settle(b.ctx, 10*time.Second)
+				b.is("with the next guard", tc.running, tc.ended)
+			})
+		})
+	}
+}
+
 // While an owner cannot be opened nothing is promised, and the others are told at once.
 func TestNoPromiseForWhatCannotBeOpened(t *testing.T) {
 	onBench(t, none, func(b *bench) {
