@@ -51,10 +51,11 @@ func (g *Guard) lockedDog(v view, mode Mode) {
 	}
 	err := g.o.Dog.Feed()
 	if err == nil {
-		if !g.dog.open {
-			g.log.Info("watchdog is armed: it resets this host if vmlockd does not keep its promise", "event", "guard-watchdog")
-		}
+		was := g.dog.open
 		g.dog = dogState{open: true}
+		if !was {
+			g.lockedDogNews("watchdog is armed: it resets this host if vmlockd does not keep its promise")
+		}
 		return
 	}
 	if text := err.Error(); g.dog.err != text {
@@ -77,7 +78,15 @@ func (g *Guard) lockedDisarm() {
 		return
 	}
 	g.dog = dogState{}
-	g.log.Info("watchdog is disarmed", "event", "guard-watchdog")
+	g.lockedDogNews("watchdog is disarmed")
+}
+
+// lockedDogNews notes at once whether the watchdog is armed, as the next daemon has to feed or disarm it
+// also if this one is killed now, and tells the others, who count on it.
+func (g *Guard) lockedDogNews(text string) {
+	g.lockedSave()
+	g.news()
+	g.log.Info(text, "event", "guard-watchdog")
 }
 
 // lockedKept reports whether the promise is kept at this moment.
