@@ -67,15 +67,21 @@ func guarded(c config.Config) bool {
 // with these settings. It begins to work with run.
 func (i *instance) startGuard() error {
 	c := i.cfg
+	boot, err := journal.BootID()
+	if err != nil {
+		return err
+	}
+	store := guard.File{Path: filepath.Join(c.RunDir, guardFile), Boot: boot}
+	if path, err := guard.DisarmLeft(store, watchdogOf(c), guard.LeftDevice); err != nil {
+		i.log.Error("a watchdog that an earlier vmlockd has left armed cannot be disarmed: it may reset this host", "event", "guard-failed", "device", path, "reason", err)
+	} else if path != "" {
+		i.log.Info("a watchdog that an earlier vmlockd has left armed, and that the configuration does not name any more, is disarmed", "event", "guard-watchdog", "device", path)
+	}
 	if !guarded(c) {
 		if c.Backend == config.BackendCluster {
 			i.log.Warn("guard.mode is \"off\": if this host loses the cluster its virtual machines go on writing, and without fencing other hosts get their locks")
 		}
 		return nil
-	}
-	boot, err := journal.BootID()
-	if err != nil {
-		return err
 	}
 	o := guard.Options{
 		Mode: guardMode(c.Guard.Mode), Lockspace: c.Cluster.Lockspace,
@@ -85,7 +91,7 @@ func (i *instance) startGuard() error {
 		Members: func() ([]uint32, error) { return guard.Members(c.Cluster.Lockspace) },
 		// A client of its own: one asks one question at a time.
 		Controld: controld.Host(), Owners: i.owners, Processes: guard.System{}, Prove: i.prove, Wish: wishes(c.Guard),
-		Store: guard.File{Path: filepath.Join(c.RunDir, guardFile), Boot: boot}, Name: i.others.name, Log: i.log,
+		Store: store, Name: i.others.name, Log: i.log,
 	}
 	if err := checkTotem(o); err != nil {
 		return err
@@ -327,6 +333,31 @@ func wishes(c config.Guard) func(guard.Owner) guard.Wish {
 	}
 }
 
+// twoHalves reports whether quorum.expected_votes is set by hand to so few that two parts of the cluster can have quorum at
+// once: it overrides what corosync finds in the list of nodes (votequorum(5)).
+func twoHalves(quorum, nodes map[string]corosync.Value) bool {
+	expected, ok := quorum["quorum.expected_votes"].Uint()
+	if !ok || expected == 0 {
+		return false
+	}
+	var all uint64
+	for key := range nodes {
+		if prefix, ok := strings.CutSuffix(key, ".nodeid"); ok {
+			if votes, ok := nodes[prefix+".quorum_votes"].Uint(); ok {
+				all += votes
+			} else {
+				all++
+			}
+		}
+	}
+	if quorum["quorum.device.model"].String() != "" {
+		if votes, ok := quorum["quorum.device.votes"].Uint(); ok {
+			all, expected = all+votes, expected+votes
+		}
+	}
+	return 2*(expected/2+1) <= all
+}
+
 // totem asks corosync for what the guard has to know.
 func totem(cmap *corosync.Cmap) func(context.Context) (guard.Totem, error) {
 	return func(ctx context.Context) (t guard.Totem, err error) {
@@ -352,8 +383,14 @@ func totem(cmap *corosync.Cmap) func(context.Context) (guard.Totem, error) {
 		two, _ := quorum["quorum.two_node"].Uint()
 		// With this one what is left has quorum, however few that are.
 		last, _ := quorum["quorum.last_man_standing"].Uint()
+		// With this one those who remain when others have left in order, who may be back in another part.
+		down, _ := quorum["quorum.allow_downscale"].Uint()
 		device := quorum["quorum.device.model"].String() != ""
-		t.Majority = quorum["quorum.provider"].String() == "corosync_votequorum" && last == 0 && (two == 0 || device)
+		votes, err := cmap.List(ctx, "nodelist.node.")
+		if err != nil {
+			return t, err
+		}
+		t.Majority = quorum["quorum.provider"].String() == "corosync_votequorum" && last == 0 && down == 0 && (two == 0 || device) && !twoHalves(quorum, votes)
 		// A device gives its vote to whom it likes, and to another part later.
 		t.Static = t.Majority && !device
 		return t, nil

@@ -3,6 +3,9 @@ package daemon
 import (
 	"context"
 	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +15,7 @@ import (
 	"github.com/vmlockd/vmlockd/dlm/controld"
 	"github.com/vmlockd/vmlockd/internal/config"
 	"github.com/vmlockd/vmlockd/internal/guard"
+	"github.com/vmlockd/vmlockd/internal/journal"
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/locking/locktest"
 	"github.com/vmlockd/vmlockd/lab"
@@ -81,6 +85,38 @@ func TestOwnersInDoubt(t *testing.T) {
 	}
 }
 
+// TestWatchdogLeftOut: whoever starts with a configuration without a guard closes the watchdog that an earlier vmlockd was
+// killed with. It is a file here, which takes the letter that disarms and nothing else, and so the log has it as an error.
+func TestWatchdogLeftOut(t *testing.T) {
+	c := inProcess(t)
+	boot, err := journal.BootID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(c.RunDir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	device := filepath.Join(t.TempDir(), "watchdog")
+	if err := os.WriteFile(device, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := (guard.File{Path: filepath.Join(c.RunDir, guardFile), Boot: boot}).Save(guard.Saved{Armed: true, Device: device}); err != nil {
+		t.Fatal(err)
+	}
+	log := &words{}
+	i, err := start(c, "test", slog.New(slog.NewTextHandler(log, nil)), nil, &given{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer i.stop()
+	if b, err := os.ReadFile(device); err != nil || string(b) != "V" {
+		t.Errorf("it was closed with %q, %v", b, err)
+	}
+	if !strings.Contains(log.String(), "an earlier vmlockd has left armed") {
+		t.Errorf("the log does not say so:\n%s", log)
+	}
+}
+
 // The defaults are long enough for corosync's own settings with up to 14 hosts, and for
 // those of the lab and the demo: token is 3 s or 5 s, with 0.65 s more for each host after
 // the second, and consensus is 1.2 times that (corosync.conf(5)).
@@ -114,6 +150,15 @@ func TestTotem(t *testing.T) {
 		"a device":            {map[string]corosync.Value{"quorum.device.model": corosync.TextValue("net")}, true, false},
 		"both":                {map[string]corosync.Value{"quorum.two_node": corosync.UintValue(1), "quorum.device.model": corosync.TextValue("net")}, true, false},
 		"what is left has it": {map[string]corosync.Value{"quorum.last_man_standing": corosync.UintValue(1)}, false, false},
+		"who remains has it":  {map[string]corosync.Value{"quorum.allow_downscale": corosync.UintValue(1)}, false, false},
+		// Two nodes: with one expected vote each has quorum alone.
+		"too few are expected": {map[string]corosync.Value{"quorum.expected_votes": corosync.UintValue(1)}, false, false},
+		"as many as there are": {map[string]corosync.Value{"quorum.expected_votes": corosync.UintValue(2)}, true, true},
+		"one node has three":   {map[string]corosync.Value{"quorum.expected_votes": corosync.UintValue(2), "nodelist.node.0.quorum_votes": corosync.UintValue(3)}, false, false},
+		"and is expected to":   {map[string]corosync.Value{"quorum.expected_votes": corosync.UintValue(4), "nodelist.node.0.quorum_votes": corosync.UintValue(3)}, true, true},
+		"too few and a device": {map[string]corosync.Value{"quorum.expected_votes": corosync.UintValue(1), "quorum.device.model": corosync.TextValue("net"), "quorum.device.votes": corosync.UintValue(1)}, true, false},
+		"a device that has much to say": {map[string]corosync.Value{"quorum.expected_votes": corosync.UintValue(1), "nodelist.node.0.quorum_votes": corosync.UintValue(3),
+			"quorum.device.model": corosync.TextValue("net"), "quorum.device.votes": corosync.UintValue(1)}, false, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := corosynctest.NewCluster(2).Node(1)

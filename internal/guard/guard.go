@@ -314,6 +314,9 @@ func (g *Guard) lockedWake() {
 // lockedSave writes what must survive.
 func (g *Guard) lockedSave() {
 	s := Saved{At: g.o.Clock(), Proven: g.proven, Armed: g.dog.open || g.dog.left, Fencing: g.fencing}
+	if d, ok := g.o.Dog.(*Device); ok && s.Armed {
+		s.Device = d.Path
+	}
 	if g.timing.Known() {
 		totem := g.totem
 		s.Totem = &totem

@@ -26,6 +26,7 @@ type Saved struct {
 	At        time.Duration        `json:"at"` // by the guard's clock
 	Proven    time.Duration        `json:"proven"`
 	Armed     bool                 `json:"armed,omitempty"`   // the watchdog
+	Device    string               `json:"device,omitempty"`  // which one that is; "" if a version has noted it that did not say
 	Totem     *Totem               `json:"totem,omitempty"`   // nil if it was not known
 	Fencing   *bool                `json:"fencing,omitempty"` // whether dlm_controld fences; nil if that was not known
 	Frozen    []Frozen             `json:"frozen,omitempty"`

@@ -136,6 +136,30 @@ func (d *Device) Left() {
 	d.left = true
 }
 
+// DisarmLeft disarms a watchdog that an earlier daemon of this boot was killed with, if it is not the device that this one has
+// (keep, "" for none): nobody would feed it any more, and it would reset this host. open is for that device. It returns the
+// path of it, "" if there was nothing to do. After an error it is tried again by the next call.
+func DisarmLeft(s Store, keep string, open func(path string) Dog) (string, error) {
+	saved, err := s.Load()
+	if err != nil || saved == nil || !saved.Armed || saved.Device == "" || saved.Device == keep {
+		return "", nil // what cannot be read is New's to say
+	}
+	path, d := saved.Device, open(saved.Device)
+	if err := d.Feed(); err != nil {
+		return path, err
+	}
+	if err := d.Disarm(); err != nil {
+		return path, err
+	}
+	saved.Armed, saved.Device = false, ""
+	return path, s.Save(*saved)
+}
+
+// LeftDevice is the watchdog at path, which an earlier daemon has left running, to be disarmed at once.
+func LeftDevice(path string) Dog {
+	return &Device{Path: path, Timeout: 10 * time.Second, left: true} // what any device can do
+}
+
 // magicClose is what says that a close is meant (watchdog-api.rst).
 const (
 	magicClose = "V"
