@@ -73,9 +73,9 @@ func (i *instance) startGuard() error {
 	}
 	store := guard.File{Path: filepath.Join(c.RunDir, guardFile), Boot: boot}
 	if path, err := guard.DisarmLeft(store, watchdogOf(c), guard.LeftDevice); err != nil {
-		i.log.Error("a watchdog that an earlier vmlockd has left armed cannot be disarmed: it may reset this host", "event", "guard-failed", "device", path, "reason", err)
+		i.log.Error("the watchdog "+path+", which an earlier vmlockd has left armed, cannot be disarmed: it may reset this host", "event", "guard-failed", "reason", err)
 	} else if path != "" {
-		i.log.Info("a watchdog that an earlier vmlockd has left armed, and that the configuration does not name any more, is disarmed", "event", "guard-watchdog", "device", path)
+		i.log.Info("the watchdog "+path+", which an earlier vmlockd has left armed, and which the configuration does not name any more, is disarmed", "event", "guard-watchdog")
 	}
 	if !guarded(c) {
 		if c.Backend == config.BackendCluster {

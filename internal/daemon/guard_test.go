@@ -112,7 +112,7 @@ func TestWatchdogLeftOut(t *testing.T) {
 	if b, err := os.ReadFile(device); err != nil || string(b) != "V" {
 		t.Errorf("it was closed with %q, %v", b, err)
 	}
-	if !strings.Contains(log.String(), "an earlier vmlockd has left armed") {
+	if !strings.Contains(log.String(), device+", which an earlier vmlockd has left armed") {
 		t.Errorf("the log does not say so:\n%s", log)
 	}
 }
