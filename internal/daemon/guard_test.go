@@ -40,6 +40,17 @@ func TestWishes(t *testing.T) {
 	}
 }
 
+// Whoever is not to be stopped is warned of at the start, and nobody else is.
+func TestIgnoredIsLoud(t *testing.T) {
+	for on, want := range map[string]bool{config.OnLossIgnore: true, config.OnLossFreeze: false} {
+		log := &words{}
+		warnIgnored(config.Guard{OnLoss: config.OnLossKill, VM: []config.GuardVM{{Name: "web", OnLoss: on}}}, slog.New(slog.NewTextHandler(log, nil)))
+		if text := log.String(); strings.Contains(text, "level=WARN") != want || strings.Contains(text, "web") != want {
+			t.Errorf("on_loss is %q: %q", on, text)
+		}
+	}
+}
+
 // Before there is a guard nothing is admitted, unless there is to be none.
 func TestAdmission(t *testing.T) {
 	a := &admission{}
