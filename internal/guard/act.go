@@ -244,7 +244,7 @@ func (g *Guard) lookForStopped() {
 		if err != nil {
 			continue
 		}
-		if !proc.Stopped() {
+		if !proc.Suspended() {
 			proc.Close()
 			continue
 		}

@@ -73,23 +73,40 @@ func (p *process) Kill() error { return p.Signal(unix.SIGKILL) }
 // Stopped reports whether no thread runs or could: each is stopped, or in the
 // kernel (D), from where it does not get back before it is stopped.
 func (p *process) Stopped() bool {
+	states, ok := p.states()
+	return ok && halted(states)
+}
+
+// Suspended reports whether it is stopped by a signal, and not only in the kernel at the moment, as whoever waits for a disk is.
+func (p *process) Suspended() bool {
+	states, ok := p.states()
+	return ok && suspended(states)
+}
+
+func halted(states string) bool { return strings.Trim(states, "TtDZXx") == "" }
+
+func suspended(states string) bool { return halted(states) && strings.Contains(states, "T") }
+
+// states are those of all threads, a letter for each (proc(5)), and none of a process that has ended. ok is false if that is not known.
+func (p *process) states() (states string, ok bool) {
 	dir := fmt.Sprintf("/proc/%d/task", p.pid)
 	tasks, err := os.ReadDir(dir)
 	if err != nil {
-		return errors.Is(err, fs.ErrNotExist)
+		return "", errors.Is(err, fs.ErrNotExist)
 	}
 	for _, t := range tasks {
 		b, err := os.ReadFile(filepath.Join(dir, t.Name(), "stat"))
-		if err != nil {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
 			continue // it has ended
 		}
 		// The name before it is in parentheses and may hold anything (proc(5)).
 		after := bytes.TrimSpace(b[bytes.LastIndexByte(b, ')')+1:])
-		if len(after) == 0 || !strings.ContainsRune("TtDZXx", rune(after[0])) {
-			return false
+		if err != nil || len(after) == 0 {
+			return "", false
 		}
+		states += string(after[:1])
 	}
-	return true
+	return states, true
 }
 
 // cgroupRoot is where systemd mounts cgroup v2.

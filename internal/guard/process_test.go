@@ -63,13 +63,13 @@ func TestProcessStopsAndGoesOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer p.Close()
-	if p.Stopped() {
+	if p.Stopped() || p.Suspended() {
 		t.Fatal("stopped before it was")
 	}
 	if err := p.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "it is stopped", p.Stopped)
+	await(t, "it is stopped", p.Suspended)
 	before := size()
 	for range 50 {
 		if !p.Stopped() || size() != before {
@@ -93,6 +93,19 @@ func TestProcessStopsAndGoesOn(t *testing.T) {
 	}
 	if err := p.Stop(); err != nil {
 		t.Errorf("a process that has ended: %v", err)
+	}
+}
+
+// Who waits for a disk is stopped by nobody, although it does not run.
+func TestStates(t *testing.T) {
+	for states, want := range map[string]struct{ halted, suspended bool }{
+		"T": {true, true}, "TTT": {true, true}, "TDT": {true, true}, "TZ": {true, true},
+		"D": {true, false}, "DD": {true, false}, "t": {true, false}, "": {true, false}, "Z": {true, false},
+		"S": {false, false}, "TS": {false, false}, "RT": {false, false}, "DI": {false, false},
+	} {
+		if a, b := halted(states), suspended(states); a != want.halted || b != want.suspended {
+			t.Errorf("%q: stopped %v, by a signal %v", states, a, b)
+		}
 	}
 }
 
