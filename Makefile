@@ -63,6 +63,7 @@ lab-test: ## tests on cluster nodes with stock libvirt (root; boots User-Mode Li
 	VMLOCKD_CHAOS_TIME=2m $(LAB_TEST) -v -timeout 30m -run '^TestChaos$$' ./tests/chaos
 
 lab-more: ## more of these: guard, peers and corosync on a cluster, libvirt beside a guard, real storage without it, 200 kills under load, and 200 cut-off random workloads
+	scripts/install-deps more
 	$(LAB_BINARY)
 	$(LAB_TEST) -p 1 -timeout 2h $(MORE_LAB_PACKAGES)
 	VMLOCKD_LAB_GUARD=auto $(LAB_TEST) -timeout 30m -run '$(GUARDED_CASES)' ./tests/cluster
@@ -71,6 +72,7 @@ lab-more: ## more of these: guard, peers and corosync on a cluster, libvirt besi
 	VMLOCKD_CRASH_ROUNDS=200 $(LAB_TEST) -timeout 60m -run 'TestKilledAtRandom|TestInTheLab' ./tests/crash
 
 faults: ## the guard on real nodes, in every case, and docs/faults.md made anew of what happened
+	scripts/install-deps more
 	$(LAB_BINARY)
 	VMLOCKD_FAULTS=$(CURDIR)/docs/faults.md $(LAB_TEST) -timeout 2h ./tests/guard
 

@@ -37,9 +37,6 @@ func TestPacemaker(t *testing.T) {
 // pacemakerPrograms are of the Debian packages pacemaker, pacemaker-cli-utils, crmsh, pcs, resource-agents and sbd.
 var pacemakerPrograms = []string{"pacemakerd", "crm_mon", "crm_attribute", "sbd", "killall"}
 
-// dogTime is SBD_WATCHDOG_TIMEOUT of docs/fencing.md.
-const dogTime = 5 * time.Second
-
 func startPacemaker(t *testing.T, shell string) *suite {
 	t.Helper()
 	c := setup{nodes: 3, grace: 10 * time.Second, holdOff: 45 * time.Second, table: "fencing"}
@@ -152,7 +149,8 @@ func pcsCommands(t *testing.T) string {
 	before, rest, _ := strings.Cut(page, "pcs resource create web ")
 	_, after, _ := strings.Cut(rest, "allow-migrate=true\n")
 	page = before + "pcs resource create web ocf:lab:writer op start timeout=120s op monitor interval=30s timeout=60s\n" + after +
-		"pcs property set stonith-watchdog-timeout=15s\npcs constraint location web prefers node3=100 node1=50\n"
+		// By force, as pcs asks systemd whether sbd is there.
+		"pcs property set stonith-watchdog-timeout=15s --force\npcs constraint location web prefers node3=100 node1=50\n"
 	return "set -e\n" + replaced(t, page, "systemd:vmlockd", "ocf:vmlockd:vmlockd")
 }
 
@@ -187,7 +185,12 @@ func (r *run) cutOff(shell string) {
 	r.logged[logConsole] = len(r.log(logConsole))
 	r.must(r.loser().Cut(r.ctx))
 	r.fault(fmt.Sprintf("node 3 is cut off, where Pacemaker runs dlm_controld and vmlockd (set up with %s), and sbd without a disk", shell))
-	r.await("sbd to have softdog reset node 3", 2*detection, func() bool { return strings.Contains(r.log(logConsole), resets) })
+	r.await("sbd to have node 3 reset", 2*detection, func() bool {
+		st, err := r.loser().Status(r.ctx)
+		r.must(err)
+		console := r.log(logConsole)
+		return st.State != lab.NodeRunning || strings.Contains(console, resets) || strings.Contains(console, "sysrq: Reset") || strings.Contains(console, "reboot: Restarting system")
+	})
 	r.must(r.loser().PowerCut(r.ctx)) // it does not boot by itself in the lab
 	r.goesOn(1, 3*time.Minute)
 	r.judge()
