@@ -149,9 +149,9 @@ func pcsCommands(t *testing.T) string {
 	before, rest, _ := strings.Cut(page, "pcs resource create web ")
 	_, after, _ := strings.Cut(rest, "allow-migrate=true\n")
 	page = before + "pcs resource create web ocf:lab:writer op start timeout=120s op monitor interval=30s timeout=60s\n" + after +
-		// By force, as pcs asks systemd whether sbd is there.
-		"pcs property set stonith-watchdog-timeout=15s --force\npcs constraint location web prefers node3=100 node1=50\n"
-	return "set -e\n" + replaced(t, page, "systemd:vmlockd", "ocf:vmlockd:vmlockd")
+		"pcs constraint location web prefers node3=100 node1=50\n"
+	// By force, as pcs asks systemd whether sbd is there.
+	return "set -e\n" + replaced(t, page, "systemd:vmlockd", "ocf:vmlockd:vmlockd", "stonith-watchdog-timeout=15s", "stonith-watchdog-timeout=15s --force")
 }
 
 // pacemaker starts sbd and Pacemaker on all nodes, as systemd would.
@@ -182,6 +182,7 @@ func (r *run) cutOff(shell string) {
 		})
 	}
 	r.goesOn(3, 3*time.Minute)
+	r.crashed()
 	r.logged[logConsole] = len(r.log(logConsole))
 	r.must(r.loser().Cut(r.ctx))
 	r.fault(fmt.Sprintf("node 3 is cut off, where Pacemaker runs dlm_controld and vmlockd (set up with %s), and sbd without a disk", shell))
@@ -198,4 +199,22 @@ func (r *run) cutOff(shell string) {
 		r.rows = append(r.rows, r.row())
 	}
 	r.writeFaults(r.t)
+}
+
+// crashed kills vmlockd on node 3: the agent, asked by Pacemaker, or here in its place, starts it again, and the writer is left alone.
+func (r *run) crashed() {
+	r.t.Helper()
+	const agent = "OCF_ROOT=/usr/lib/ocf OCF_RESKEY_CRM_meta_interval=%d " + agentDir + "vmlockd/vmlockd monitor"
+	first := r.sh(3, "cat /run/vmlockd-agent.pid")
+	r.sh(3, "kill -9 $(cat /run/vmlockd-agent.pid); "+fmt.Sprintf(agent, 0)+"; test $? = 7") // a probe starts nothing
+	r.step("vmlockd of node 3 is killed")
+	r.sh(3, fmt.Sprintf(agent, 60000))
+	if again := r.sh(3, "cat /run/vmlockd-agent.pid"); again == first {
+		r.t.Errorf("vmlockd has the pid %s, as before", again)
+	}
+	r.await("vmlockd of node 3 to have its lock", 30*time.Second, func() bool {
+		st := r.status(3)
+		return st != nil && st.Counts.Locks == 1
+	})
+	r.goesOn(3, 10*time.Second)
 }
