@@ -61,6 +61,7 @@ func TestStoppedAndNotOpened(t *testing.T) {
 				if tc.heals {
 					b.change("the network heals", b.lockedHeal)
 				}
+				b.settle(b.ctx, 100*time.Millisecond)
 				x.start()
 				if tc.again > 0 {
 					b.settle(b.ctx, tc.again)
