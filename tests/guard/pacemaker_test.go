@@ -186,12 +186,7 @@ func (r *run) cutOff(shell string) {
 	r.logged[logConsole] = len(r.log(logConsole))
 	r.must(r.loser().Cut(r.ctx))
 	r.fault(fmt.Sprintf("node 3 is cut off, where Pacemaker runs dlm_controld and vmlockd (set up with %s), and sbd without a disk", shell))
-	r.await("sbd to have node 3 reset", 2*detection, func() bool {
-		st, err := r.loser().Status(r.ctx)
-		r.must(err)
-		console := r.log(logConsole)
-		return st.State != lab.NodeRunning || strings.Contains(console, resets) || strings.Contains(console, "sysrq: Reset") || strings.Contains(console, "reboot: Restarting system")
-	})
+	r.await("sbd to have node 3 reset", 2*detection, r.isReset)
 	r.must(r.loser().PowerCut(r.ctx)) // it does not boot by itself in the lab
 	r.goesOn(1, 3*time.Minute)
 	r.judge()
@@ -199,6 +194,23 @@ func (r *run) cutOff(shell string) {
 		r.rows = append(r.rows, r.row())
 	}
 	r.writeFaults(r.t)
+}
+
+// isReset reports whether the last node runs no more: softdog or sbd have seen to that.
+func (r *run) isReset() bool {
+	r.t.Helper()
+	st, err := r.loser().Status(r.ctx)
+	r.must(err)
+	if st.State != lab.NodeRunning {
+		return true
+	}
+	console := r.log(logConsole)
+	for _, said := range []string{resets, "sysrq: Reset", "sysrq: Power Off", "reboot: Restarting system", "reboot: Power down"} {
+		if strings.Contains(console, said) {
+			return true
+		}
+	}
+	return false
 }
 
 // crashed kills vmlockd on node 3: the agent, asked by Pacemaker, or here in its place, starts it again, and the writer is left alone.
