@@ -31,7 +31,8 @@ type setup struct {
 	modules        []string // of the nodes' kernels
 	fencing        lab.Fencing
 	fenceScript    string
-	deviceMB       int // of the disk that all nodes share
+	deviceMB       int  // of the disk that all nodes share
+	libvirt        bool // with QEMU
 	files          map[string]string
 	table          string // of docs/faults.md
 }
@@ -74,7 +75,7 @@ func start(t *testing.T, c setup) *suite {
 	t.Helper()
 	cfg := lab.Config{
 		Nodes: c.nodes, VMLockd: binaries.vmlockd, VMLockdConfig: func(int) string { return c.config() }, QuorumOptions: c.quorum, Modules: c.modules,
-		Fencing: c.fencing, FenceScript: c.fenceScript, DeviceMB: c.deviceMB, Files: c.files,
+		Fencing: c.fencing, FenceScript: c.fenceScript, DeviceMB: c.deviceMB, Libvirt: c.libvirt, Files: c.files,
 		Binaries: map[string]string{"vmlockctl": binaries.vmlockctl, "writer": binaries.writer},
 	}
 	lab.Need(t, cfg)
