@@ -116,6 +116,44 @@ func TestNoPromiseForWhatCannotBeOpened(t *testing.T) {
 	})
 }
 
+// What an earlier guard has noted as stopped may run, as when it was killed before the stop, or after it had let it go on. While
+// it cannot be opened nothing is promised.
+func TestNoPromiseForWhatWasStopped(t *testing.T) {
+	onBench(t, none, func(b *bench) {
+		x := b.nodes[0]
+		b.fall()
+		b.stops()
+		x.kill()
+		b.mu.Lock()
+		x.noProcs = true
+		b.mu.Unlock()
+		b.change("the network heals", b.lockedHeal)
+		b.settle(b.ctx, 100*time.Millisecond)
+		x.start()
+		b.settle(b.ctx, b.timing.Token+b.timing.Consensus)
+		promise := func() bool {
+			g := b.nodes[1].guard
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			_, heard := g.ledger.heard[1]
+			if !heard {
+				b.t.Error("node 2 has not heard node 1")
+			}
+			return g.ledger.words[1].Promise
+		}
+		if promise() || x.guard.Status().Promise {
+			b.t.Error("it is promised that a process is stopped that cannot be opened")
+		}
+		b.mu.Lock()
+		x.noProcs = false
+		b.mu.Unlock()
+		b.settle(b.ctx, time.Second)
+		if !promise() {
+			b.t.Error("it can be opened, and node 2 does not know")
+		}
+	})
+}
+
 // That the members of the lockspace cannot be read for a moment is no loss of the cluster;
 // but nothing is granted meanwhile, and it is when it lasts.
 func TestMembersUnknown(t *testing.T) {

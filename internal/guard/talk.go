@@ -72,7 +72,7 @@ func (g *Guard) lockedMessage() message {
 // lockedPromise reports whether everything here that owns a lock is stopped when
 // this host loses the cluster.
 func (g *Guard) lockedPromise() bool {
-	if g.lockedMode() != Freeze || g.withdrawn || !g.timing.Known() || g.tooFast != nil || g.failed != "" || g.unheld != "" {
+	if g.lockedMode() != Freeze || g.withdrawn || !g.timing.Known() || g.tooFast != nil || g.failed != "" || g.unheld != "" || len(g.unopened) > 0 {
 		return false
 	}
 	return !slices.ContainsFunc(g.owners, func(o Owner) bool { return o.Start == 0 || g.wish(o) == WishIgnore })
