@@ -16,7 +16,6 @@ import (
 	"github.com/vmlockd/vmlockd/internal/config"
 	"github.com/vmlockd/vmlockd/internal/control"
 	"github.com/vmlockd/vmlockd/internal/guard"
-	"github.com/vmlockd/vmlockd/internal/journal"
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
@@ -65,18 +64,8 @@ func guarded(c config.Config) bool {
 
 // startGuard makes the guard of this host. It is an error if it could not be safe
 // with these settings. It begins to work with run.
-func (i *instance) startGuard() error {
+func (i *instance) startGuard(boot string) error {
 	c := i.cfg
-	boot, err := journal.BootID()
-	if err != nil {
-		return err
-	}
-	store := guard.File{Path: filepath.Join(c.RunDir, guardFile), Boot: boot}
-	if path, err := guard.DisarmLeft(store, watchdogOf(c), guard.LeftDevice); err != nil {
-		i.log.Error("the watchdog "+path+", which an earlier vmlockd has left armed, cannot be disarmed: it may reset this host", "event", "guard-failed", "reason", err)
-	} else if path != "" {
-		i.log.Info("the watchdog "+path+", which an earlier vmlockd has left armed, and which the configuration does not name any more, is disarmed", "event", "guard-watchdog")
-	}
 	if !guarded(c) {
 		if c.Backend == config.BackendCluster {
 			i.log.Warn("guard.mode is \"off\": if this host loses the cluster its virtual machines go on writing, and without fencing other hosts get their locks")
@@ -91,9 +80,10 @@ func (i *instance) startGuard() error {
 		Members: func() ([]uint32, error) { return guard.Members(c.Cluster.Lockspace) },
 		// A client of its own: one asks one question at a time.
 		Controld: controld.Host(), Owners: i.owners, Processes: guard.System{}, Prove: i.prove, Wish: wishes(c.Guard),
-		Store: store, Name: i.others.name, Log: i.log,
+		Store: guardStore(c, boot), Name: i.others.name, Log: i.log,
 	}
-	if err := checkTotem(o); err != nil {
+	err := checkTotem(o)
+	if err != nil {
 		return err
 	}
 	warnIgnored(c.Guard, i.log)
@@ -118,6 +108,22 @@ func (i *instance) startGuard() error {
 	}
 	i.admission.guard.Store(g.Guard)
 	return nil
+}
+
+func guardStore(c config.Config, boot string) guard.File {
+	return guard.File{Path: filepath.Join(c.RunDir, guardFile), Boot: boot}
+}
+
+// disarmLeft is about a watchdog that an earlier vmlockd has left armed, and that the configuration does not name any more. It
+// is for the moment before the guard begins, when hardly anything can fail any more: the other hosts count on that watchdog, and after
+// a start that fails nothing else would keep what runs here from writing. The guard notes nothing earlier.
+func (i *instance) disarmLeft(boot string) {
+	path, err := guard.DisarmLeft(guardStore(i.cfg, boot), watchdogOf(i.cfg), guard.LeftDevice)
+	if err != nil {
+		i.log.Error("the watchdog "+path+", which an earlier vmlockd has left armed, cannot be disarmed: it may reset this host", "event", "guard-failed", "reason", err)
+	} else if path != "" {
+		i.log.Info("the watchdog "+path+", which an earlier vmlockd has left armed, and which the configuration does not name any more, is disarmed", "event", "guard-watchdog")
+	}
 }
 
 func timing(c config.Guard) guard.Timing {

@@ -128,6 +128,36 @@ func TestWatchdogLeftOut(t *testing.T) {
 	}
 }
 
+// TestWatchdogAndAStartThatFails: until the guard begins the watchdog that an earlier vmlockd was killed with stays as it is, as the other
+// hosts count on it.
+func TestWatchdogAndAStartThatFails(t *testing.T) {
+	c := inProcess(t)
+	c.Backend = config.BackendCluster
+	if err := os.MkdirAll(c.RunDir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	device := filepath.Join(t.TempDir(), "watchdog")
+	if err := os.WriteFile(device, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const boot = "this one"
+	if err := guardStore(c, boot).Save(guard.Saved{Armed: true, Device: device}); err != nil {
+		t.Fatal(err)
+	}
+	i := &instance{log: quiet(), cfg: c}
+	if err := i.startGuard(boot); err != nil {
+		t.Logf("there is no corosync here: %v", err) // that is how a start fails
+	}
+	i.within("the guard", func(ctx context.Context) error { return i.guard.close(ctx, false) })
+	if b, err := os.ReadFile(device); err != nil || len(b) != 0 {
+		t.Errorf("before the guard has begun: %q, %v", b, err)
+	}
+	i.disarmLeft(boot)
+	if b, err := os.ReadFile(device); err != nil || string(b) != "V" {
+		t.Errorf("it was closed with %q, %v", b, err)
+	}
+}
+
 // The defaults are long enough for corosync's own settings with up to 14 hosts, and for
 // those of the lab and the demo: token is 3 s or 5 s, with 0.65 s more for each host after
 // the second, and consensus is 1.2 times that (corosync.conf(5)).

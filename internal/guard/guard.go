@@ -110,8 +110,11 @@ func New(o Options) (*Guard, error) {
 			g.lockedTotem(*saved.Totem)
 		}
 		g.fencing = saved.Fencing
-		g.proven, g.dog.left = saved.Proven, saved.Armed
-		if d, ok := g.o.Dog.(interface{ Left() }); ok && saved.Armed {
+		g.proven = saved.Proven
+		d, ok := g.o.Dog.(*Device)
+		// Another device is DisarmLeft's, and this one is not running.
+		g.dog.left = saved.Armed && g.o.Dog != nil && (saved.Device == "" || ok && d.Path == saved.Device)
+		if ok && g.dog.left {
 			d.Left()
 		}
 		for _, f := range saved.Frozen {

@@ -138,7 +138,7 @@ func (d *Device) Left() {
 
 // DisarmLeft disarms a watchdog that an earlier daemon of this boot was killed with, if it is not the device that this one has
 // (keep, "" for none): nobody would feed it any more, and it would reset this host. open is for that device. It returns the
-// path of it, "" if there was nothing to do. After an error it is tried again by the next call.
+// path of it, "" if there was nothing to do. After an error it is tried again by the next call, unless a guard has begun meanwhile.
 func DisarmLeft(s Store, keep string, open func(path string) Dog) (string, error) {
 	saved, err := s.Load()
 	if err != nil || saved == nil || !saved.Armed || saved.Device == "" || saved.Device == keep {

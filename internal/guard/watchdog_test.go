@@ -109,6 +109,34 @@ func TestLeftByAnother(t *testing.T) {
 	}
 }
 
+// What an earlier daemon has left armed is only the device that it has named: another one is not running, and is not opened if
+// it could not be stopped again.
+func TestLeftIsTheSameDevice(t *testing.T) {
+	for name, tc := range map[string]struct {
+		saved Saved
+		dog   Dog
+		left  bool
+	}{
+		"the same":                               {Saved{Armed: true, Device: "/dev/watchdog"}, &Device{Path: "/dev/watchdog"}, true},
+		"nobody knows which":                     {Saved{Armed: true}, &Device{Path: "/dev/watchdog"}, true},
+		"another one":                            {Saved{Armed: true, Device: "/dev/watchdog"}, &Device{Path: "/dev/watchdog1"}, false},
+		"there is none":                          {Saved{Armed: true, Device: "/dev/watchdog"}, nil, false},
+		"none, and nobody knows which there was": {Saved{Armed: true}, nil, false},
+	} {
+		s := &kept{tc.saved}
+		g, err := New(Options{Clock: func() time.Duration { return time.Hour }, Store: s, Dog: tc.dog})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d, ok := tc.dog.(*Device); g.dog.left != tc.left || ok && d.left != tc.left {
+			t.Errorf("%s: it is taken for one that runs: %v", name, g.dog.left)
+		}
+		if g.lockedSave(); s.Armed != tc.left {
+			t.Errorf("%s: noted: %+v", name, s.Saved)
+		}
+	}
+}
+
 // kept is what was saved last.
 type kept struct{ Saved }
 
