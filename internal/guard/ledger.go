@@ -69,6 +69,9 @@ type ledger struct {
 	restored   bool
 	restoredAt time.Duration
 	lookedAt   time.Duration // the last look of this daemon
+	// woke is when it was found that this guard had stood still; 0 if that never was. What it has of corosync and of the
+	// others may be from before that for a moment.
+	woke time.Duration
 }
 
 // absence is how long a daemon may have been away without having to doubt that
@@ -102,6 +105,11 @@ func (l *ledger) look(v view, t Timing, wall time.Time) {
 	} else if l.looked && t.Known() && gap > t.Lease() {
 		// This guard stood still, and knows no more than one that was not there: a node may have come and
 		// have been lost meanwhile.
+		l.entered, l.woke = false, v.at
+	}
+	if l.woke > 0 && l.ring != v.ring.ID.Seq && v.at-l.woke <= settleTime {
+		// The ring has changed while it stood still, and it was told of that after it had looked. What it has heard in between
+		// was said in the ring before.
 		l.entered = false
 	}
 	for node := range l.confirmed {

@@ -188,6 +188,35 @@ func TestStoodStill(t *testing.T) {
 	}
 }
 
+// A guard that goes on has the ring from before for a moment, and what the others had said in it: that is not all that has happened
+// since. Node 3, which was confirmed dead, has been there, and is lost, and node 2 has not said so yet.
+func TestStoodStillInAnotherRing(t *testing.T) {
+	l, v := watching(), seen(time.Second, 2, 1, 2)
+	l.look(v, lab, time.Unix(1001, 0))
+	if err := l.confirm(v, 3); err != nil {
+		t.Fatal(err)
+	}
+	l.look(v, lab, time.Unix(1001, 0))
+	before := message{Promise: true, Complete: true, Ring: 2, Space: []uint32{1, 2}, Dead: []uint32{3}}
+	v = seen(v.at+lab.Lease()+time.Second, 2, 1, 2)
+	l.look(v, lab, time.Unix(1100, 0))
+	l.hear(v, 2, before)
+	now := seen(v.at+tick, 6, 1, 2)
+	l.look(now, lab, time.Unix(1100, 0))
+	if f := l.only(t, "in the ring that is there"); f.Node != 3 || !f.Guess || l.complete() {
+		t.Errorf("%+v", f)
+	}
+	if _, ok := l.unheard[2]; !ok {
+		t.Error("node 2 counts as heard in a ring in which it has said nothing")
+	}
+	before.Ring, before.Dead = 6, nil
+	l.hear(now, 2, before)
+	l.none(t, "node 2 knows all")
+	// A ring that is another one later is one that it has seen change.
+	l.look(seen(now.at+2*settleTime, 10, 1, 2), lab, time.Unix(1102, 0))
+	l.none(t, "in yet another ring")
+}
+
 // What an earlier daemon has noted is not told before this one has looked; and who was
 // confirmed dead in another ring may be another one's loss now.
 func TestNotedIsNotTold(t *testing.T) {
