@@ -119,7 +119,7 @@ func (g *Guard) Disarm() {
 // Device is a watchdog of the kernel (Documentation/watchdog/watchdog-api.rst).
 type Device struct {
 	Path    string
-	Timeout time.Duration // whole seconds
+	Timeout time.Duration // whole seconds; 0 for what it has
 
 	mu  sync.Mutex
 	f   *os.File
@@ -155,9 +155,10 @@ func DisarmLeft(s Store, keep string, open func(path string) Dog) (string, error
 	return path, s.Save(*saved)
 }
 
-// LeftDevice is the watchdog at path, which an earlier daemon has left running, to be disarmed at once.
+// LeftDevice is the watchdog at path, which an earlier daemon has left running, to be disarmed at once. It keeps its timeout:
+// there is none that every device can do.
 func LeftDevice(path string) Dog {
-	return &Device{Path: path, Timeout: 10 * time.Second, left: true} // what any device can do
+	return &Device{Path: path, left: true}
 }
 
 // magicClose is what says that a close is meant (watchdog-api.rst).
@@ -210,6 +211,13 @@ func (d *Device) lockedOpen() error {
 		return err
 	}
 	want := int(d.Timeout / time.Second)
+	if want == 0 {
+		if has, err := unix.IoctlGetInt(int(f.Fd()), unix.WDIOC_GETTIMEOUT); err == nil {
+			d.Timeout = time.Duration(has) * time.Second
+		}
+		d.f = f
+		return nil
+	}
 	if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.WDIOC_SETTIMEOUT, want); err != nil {
 		return errors.Join(fmt.Errorf("%s does not take a timeout of %v: %w", d.Path, d.Timeout, err), closeMagic(f))
 	}
