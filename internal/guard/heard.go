@@ -91,6 +91,8 @@ func (l *ledger) merge(v view, f told) {
 	}
 	_, over := l.over[f.Node]
 	switch {
+	case !noted && len(l.facts) >= maxHeard:
+		return
 	case !noted && f.Unsure && l.vouched:
 		return // it is known better
 	case !noted && over && f.Promised:

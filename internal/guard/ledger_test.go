@@ -405,6 +405,27 @@ func TestLeftAndBack(t *testing.T) {
 	}
 }
 
+// TestToldOfManyNodes: one that tells of ever other nodes takes no more than its room, neither from what this host
+// sees itself nor from its messages.
+func TestToldOfManyNodes(t *testing.T) {
+	l, v := watching(), seen(time.Second, 1, 1, 2, 3)
+	l.look(v, lab, time.Unix(1001, 0))
+	for round := range uint32(20) {
+		m := message{Space: []uint32{1, 2, 3}, Ring: v.ring.ID.Seq}
+		for i := range uint32(maxFacts) {
+			m.Facts = append(m.Facts, told{Node: 1<<31 + round*maxFacts + i, Left: maxLeft, Needs: maxLeft})
+		}
+		l.hear(v, 2, m)
+	}
+	if n := len(l.facts); n != maxHeard {
+		t.Errorf("%d nodes are noted", n)
+	}
+	l.look(seen(2*time.Second, 2, 1, 2), lab, time.Unix(1002, 0))
+	if _, ok := l.facts[3]; !ok {
+		t.Error("a node that this host has seen vanish is not noted")
+	}
+}
+
 func FuzzDecode(f *testing.F) {
 	b, err := encode(message{Promise: true, Facts: []told{{Node: 3, Left: 1, Promised: true}}, Dead: []uint32{4}})
 	if err != nil {

@@ -11,6 +11,9 @@ import (
 const (
 	maxMessage = 32 << 10
 	maxFacts   = 256 // more nodes than any corosync cluster has
+	// maxHeard bounds what is noted because others tell it, so that one that tells of ever other nodes leaves room for
+	// what this host sees itself, and its messages can be sent.
+	maxHeard = maxFacts / 2
 	// maxLeft bounds, in milliseconds, what another node can make this one wait.
 	maxLeft = int64(2 * time.Hour / time.Millisecond)
 )
