@@ -321,7 +321,7 @@ func guardMode(mode string) guard.Mode {
 // warnIgnored says who is not stopped, long before that destroys anything.
 func warnIgnored(c config.Guard, log *slog.Logger) {
 	if list := c.Ignored(); len(list) > 0 {
-		log.Warn("on_loss is \"ignore\": if this host loses the cluster these virtual machines go on writing, and their disks may be destroyed; while one of them runs this host gives no promise",
+		log.Warn("on_loss is \"ignore\": if this host loses the cluster and nothing fences it, these virtual machines go on writing, and their disks may be destroyed; while one of them runs this host gives no promise",
 			"vms", strings.Join(list, ", "))
 	}
 }
