@@ -15,7 +15,7 @@ PEERS_CASES = ^TestCommands$$
 # Of tests/cluster, where no guard is, some beside one in its default mode.
 GUARDED_CASES = ^(TestLibvirt|TestReplacesVirtlockd)$$/^(LiveMigration|DaemonKilled|UpgradeDuringMigration)$$
 # Those for which there is no time in 'make test'.
-MORE_LAB_PACKAGES = ./tests/guard ./tests/chaos ./tests/peers ./tests/packaging ./corosync/corosynctest/conformance/...
+MORE_LAB_PACKAGES = ./tests/guard ./tests/peers ./tests/packaging ./corosync/corosynctest/conformance/...
 
 # The lab's own program, built once for all packages.
 LAB_BINARY = CGO_ENABLED=0 $(GO) build -o bin/lab ./lab/cmd/lab
@@ -60,8 +60,10 @@ lab-test: ## tests on cluster nodes with stock libvirt (root; boots User-Mode Li
 	VMLOCKD_STRESS_KILLS=$${VMLOCKD_STRESS_KILLS:-60} $(LAB_TEST) -p 1 -timeout 60m -skip '$(LONG_CASES)' $(LAB_PACKAGES)
 	$(LAB_TEST) -timeout 30m -run '$(PEERS_CASES)' ./tests/peers
 	$(LAB_TEST) -timeout 30m -run '$(GUARD_CASES)' ./tests/guard
+	VMLOCKD_CHAOS_TIME=2m $(LAB_TEST) -v -timeout 30m -run '^TestChaos$$' ./tests/chaos
 
-lab-more: ## more of these: guard, chaos, peers, corosync and the installation guide on a cluster, libvirt beside a guard, real storage without it, 200 kills under load, and 200 cut-off random workloads
+lab-more: ## more of these: guard, peers, corosync and the installation guide on a cluster, libvirt beside a guard, real storage without it, 200 kills under load, and 200 cut-off random workloads
+	scripts/install-deps more
 	$(LAB_BINARY)
 	$(LAB_TEST) -p 1 -timeout 2h $(MORE_LAB_PACKAGES)
 	VMLOCKD_LAB_GUARD=auto $(LAB_TEST) -timeout 30m -run '$(GUARDED_CASES)' ./tests/cluster
@@ -70,6 +72,7 @@ lab-more: ## more of these: guard, chaos, peers, corosync and the installation g
 	VMLOCKD_CRASH_ROUNDS=200 $(LAB_TEST) -timeout 60m -run 'TestKilledAtRandom|TestInTheLab' ./tests/crash
 
 faults: ## the guard on real nodes, in every case, and docs/faults.md made anew of what happened
+	scripts/install-deps more
 	$(LAB_BINARY)
 	VMLOCKD_FAULTS=$(CURDIR)/docs/faults.md $(LAB_TEST) -timeout 2h ./tests/guard
 

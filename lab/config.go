@@ -78,6 +78,9 @@ type Config struct {
 	// NoCluster leaves corosync and dlm_controld out: nodes that only run commands.
 	NoCluster bool
 
+	// NoControld leaves only dlm_controld out, for whom else starts it, such as Pacemaker. Start does not wait for the cluster then.
+	NoControld bool
+
 	// Token is corosync's token timeout. A lost node is noticed after 2.2 times this plus up to a second and a half per node
 	// beyond two. Less than 2 s risks false alarms on a busy machine. 0 means 5 s.
 	Token time.Duration
@@ -148,6 +151,7 @@ func (c Config) resolve() (Config, error) {
 			c.MemoryMB = 768
 		}
 	}
+	c.NoWait = c.NoWait || c.NoControld
 	if c.MemoryMB < 256 {
 		bad("%d MiB of memory: corosync needs at least 256", c.MemoryMB)
 	}

@@ -110,8 +110,11 @@ func (c Config) cluster(n *wire.NodeConfig, add func(string, uint32, string)) {
 		dlm.WriteString("fence_all /usr/local/sbin/fence_lab\n")
 	}
 	add("/etc/dlm/dlm.conf", 0o644, dlm.String())
+	n.Services = append(n.Services, wire.Service{Name: ServiceCorosync, Args: []string{"corosync", "-f"}})
+	if c.NoControld {
+		return
+	}
 	n.Services = append(n.Services,
-		wire.Service{Name: ServiceCorosync, Args: []string{"corosync", "-f"}},
 		// Its socket is there before corosync serves. dlm_controld waits for that for 10 s only, which can be too short when
 		// some nodes are booted while others are being lost.
 		wire.Service{Name: ServiceDLM, Args: []string{"dlm_controld", "--daemon_debug"}, After: []string{corosyncSocket},

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -275,4 +276,15 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("accepted with %v", c.problems())
 		}
 	})
+}
+
+// Ignored names them as the configuration does.
+func TestIgnored(t *testing.T) {
+	g := Guard{OnLoss: OnLossIgnore, VM: []GuardVM{{Name: "web", OnLoss: OnLossIgnore}, {UUID: "c7a5", OnLoss: OnLossIgnore}, {Name: "db", OnLoss: OnLossKill}}}
+	if got, want := g.Ignored(), []string{`"c7a5"`, `"web"`, "all others"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if got := Default().Guard.Ignored(); len(got) != 0 {
+		t.Errorf("by default %q", got)
+	}
 }

@@ -1,8 +1,11 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -40,6 +43,21 @@ type GuardVM struct {
 	Name   string `toml:"name"` // one of Name and UUID
 	UUID   string `toml:"uuid"` // as libvirt writes it
 	OnLoss string `toml:"on_loss"`
+}
+
+// Ignored are the virtual machines that are not stopped when this host loses the cluster, as the configuration names them, each in
+// quotes; "all others" are those that it does not name.
+func (g Guard) Ignored() (list []string) {
+	if g.OnLoss == OnLossIgnore {
+		list = append(list, "all others")
+	}
+	for _, vm := range g.VM {
+		if vm.OnLoss == OnLossIgnore {
+			list = append(list, strconv.Quote(cmp.Or(vm.Name, vm.UUID)))
+		}
+	}
+	slices.Sort(list)
+	return list
 }
 
 func defaultGuard() Guard {

@@ -16,7 +16,6 @@ import (
 	"github.com/vmlockd/vmlockd/internal/config"
 	"github.com/vmlockd/vmlockd/internal/control"
 	"github.com/vmlockd/vmlockd/internal/guard"
-	"github.com/vmlockd/vmlockd/internal/journal"
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
@@ -65,17 +64,13 @@ func guarded(c config.Config) bool {
 
 // startGuard makes the guard of this host. It is an error if it could not be safe
 // with these settings. It begins to work with run.
-func (i *instance) startGuard() error {
+func (i *instance) startGuard(boot string) error {
 	c := i.cfg
 	if !guarded(c) {
 		if c.Backend == config.BackendCluster {
 			i.log.Warn("guard.mode is \"off\": if this host loses the cluster its virtual machines go on writing, and without fencing other hosts get their locks")
 		}
 		return nil
-	}
-	boot, err := journal.BootID()
-	if err != nil {
-		return err
 	}
 	o := guard.Options{
 		Mode: guardMode(c.Guard.Mode), Lockspace: c.Cluster.Lockspace,
@@ -85,11 +80,13 @@ func (i *instance) startGuard() error {
 		Members: func() ([]uint32, error) { return guard.Members(c.Cluster.Lockspace) },
 		// A client of its own: one asks one question at a time.
 		Controld: controld.Host(), Owners: i.owners, Processes: guard.System{}, Prove: i.prove, Wish: wishes(c.Guard),
-		Store: guard.File{Path: filepath.Join(c.RunDir, guardFile), Boot: boot}, Name: i.others.name, Log: i.log,
+		Store: guardStore(c, boot), Name: i.others.name, Log: i.log,
 	}
-	if err := checkTotem(o); err != nil {
+	err := checkTotem(o)
+	if err != nil {
 		return err
 	}
+	warnIgnored(c.Guard, i.log)
 	g := &guarding{log: i.log, grace: o.Timing.Grace}
 	if c.Guard.Watchdog != "" {
 		g.dog = &guard.Device{Path: c.Guard.Watchdog, Timeout: o.Timing.Watchdog}
@@ -111,6 +108,22 @@ func (i *instance) startGuard() error {
 	}
 	i.admission.guard.Store(g.Guard)
 	return nil
+}
+
+func guardStore(c config.Config, boot string) guard.File {
+	return guard.File{Path: filepath.Join(c.RunDir, guardFile), Boot: boot}
+}
+
+// disarmLeft is about a watchdog that an earlier vmlockd has left armed, and that the configuration does not name any more. It
+// is for the moment before the guard begins, when hardly anything can fail any more: the other hosts count on that watchdog, and after
+// a start that fails nothing else would keep what runs here from writing. The guard notes nothing earlier.
+func (i *instance) disarmLeft(boot string) {
+	path, err := guard.DisarmLeft(guardStore(i.cfg, boot), watchdogOf(i.cfg), guard.LeftDevice)
+	if err != nil {
+		i.log.Error("the watchdog "+path+", which an earlier vmlockd has left armed, cannot be disarmed: it may reset this host", "event", "guard-failed", "reason", err)
+	} else if path != "" {
+		i.log.Info("the watchdog "+path+", which an earlier vmlockd has left armed, and which the configuration does not name any more, is disarmed", "event", "guard-watchdog")
+	}
 }
 
 func timing(c config.Guard) guard.Timing {
@@ -305,6 +318,14 @@ func guardMode(mode string) guard.Mode {
 	return guard.Auto
 }
 
+// warnIgnored says who is not stopped, long before that destroys anything.
+func warnIgnored(c config.Guard, log *slog.Logger) {
+	if list := c.Ignored(); len(list) > 0 {
+		log.Warn("on_loss is \"ignore\": if this host loses the cluster and nothing fences it, these virtual machines go on writing, and their disks may be destroyed; while one of them runs this host gives no promise",
+			"vms", strings.Join(list, ", "))
+	}
+}
+
 // wishes finds what is wanted for a virtual machine.
 func wishes(c config.Guard) func(guard.Owner) guard.Wish {
 	wish := map[string]guard.Wish{config.OnLossKill: guard.WishKill, config.OnLossFreeze: guard.WishFreeze, config.OnLossIgnore: guard.WishIgnore}
@@ -324,38 +345,5 @@ func wishes(c config.Guard) func(guard.Owner) guard.Wish {
 			return w
 		}
 		return wish[c.OnLoss]
-	}
-}
-
-// totem asks corosync for what the guard has to know.
-func totem(cmap *corosync.Cmap) func(context.Context) (guard.Totem, error) {
-	return func(ctx context.Context) (t guard.Totem, err error) {
-		for key, to := range map[string]*time.Duration{"runtime.config.totem.token": &t.Token, "runtime.config.totem.consensus": &t.Consensus} {
-			ms, err := cmap.Uint32(ctx, key)
-			if err != nil {
-				return t, err
-			}
-			*to = time.Duration(ms) * time.Millisecond
-		}
-		nodes, err := cmap.Nodes(ctx)
-		if err != nil {
-			return t, err
-		}
-		for _, n := range nodes {
-			t.Nodes = append(t.Nodes, n.ID)
-		}
-		quorum, err := cmap.List(ctx, "quorum.")
-		if err != nil {
-			return t, err
-		}
-		// With a device corosync leaves two_node out of account (votequorum(5)).
-		two, _ := quorum["quorum.two_node"].Uint()
-		// With this one what is left has quorum, however few that are.
-		last, _ := quorum["quorum.last_man_standing"].Uint()
-		device := quorum["quorum.device.model"].String() != ""
-		t.Majority = quorum["quorum.provider"].String() == "corosync_votequorum" && last == 0 && (two == 0 || device)
-		// A device gives its vote to whom it likes, and to another part later.
-		t.Static = t.Majority && !device
-		return t, nil
 	}
 }

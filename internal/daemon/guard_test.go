@@ -3,6 +3,9 @@ package daemon
 import (
 	"context"
 	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +15,7 @@ import (
 	"github.com/vmlockd/vmlockd/dlm/controld"
 	"github.com/vmlockd/vmlockd/internal/config"
 	"github.com/vmlockd/vmlockd/internal/guard"
+	"github.com/vmlockd/vmlockd/internal/journal"
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/locking/locktest"
 	"github.com/vmlockd/vmlockd/lab"
@@ -32,6 +36,17 @@ func TestWishes(t *testing.T) {
 	} {
 		if got := wish(tc.o); got != tc.want {
 			t.Errorf("%+v: %v, and not %v", tc.o, got, tc.want)
+		}
+	}
+}
+
+// Whoever is not to be stopped is warned of at the start, and nobody else is.
+func TestIgnoredIsLoud(t *testing.T) {
+	for on, want := range map[string]bool{config.OnLossIgnore: true, config.OnLossFreeze: false} {
+		log := &words{}
+		warnIgnored(config.Guard{OnLoss: config.OnLossKill, VM: []config.GuardVM{{Name: "web", OnLoss: on}}}, slog.New(slog.NewTextHandler(log, nil)))
+		if text := log.String(); strings.Contains(text, "level=WARN") != want || strings.Contains(text, "web") != want {
+			t.Errorf("on_loss is %q: %q", on, text)
 		}
 	}
 }
@@ -81,6 +96,71 @@ func TestOwnersInDoubt(t *testing.T) {
 	}
 }
 
+// TestWatchdogLeftOut: whoever starts with a configuration without a guard closes the watchdog that an earlier vmlockd was
+// killed with. It is a file here, which takes the letter that disarms, and no timeout: what is only to be disarmed needs none.
+func TestWatchdogLeftOut(t *testing.T) {
+	c := inProcess(t)
+	boot, err := journal.BootID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(c.RunDir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	device := filepath.Join(t.TempDir(), "watchdog")
+	if err := os.WriteFile(device, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := (guard.File{Path: filepath.Join(c.RunDir, guardFile), Boot: boot}).Save(guard.Saved{Armed: true, Device: device}); err != nil {
+		t.Fatal(err)
+	}
+	log := &words{}
+	i, err := start(c, "test", slog.New(slog.NewTextHandler(log, nil)), nil, &given{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer i.stop()
+	if b, err := os.ReadFile(device); err != nil || string(b) != "\x00V" {
+		t.Errorf("it was closed with %q, %v", b, err)
+	}
+	if text := log.String(); !strings.Contains(text, device+", which an earlier vmlockd has left armed") || !strings.Contains(text, "is disarmed") {
+		t.Errorf("the log does not say so:\n%s", text)
+	}
+	if saved, err := guardStore(c, boot).Load(); err != nil || saved.Armed {
+		t.Errorf("noted after that: %+v, %v", saved, err)
+	}
+}
+
+// TestWatchdogAndAStartThatFails: until the guard begins the watchdog that an earlier vmlockd was killed with stays as it is, as the other
+// hosts count on it.
+func TestWatchdogAndAStartThatFails(t *testing.T) {
+	c := inProcess(t)
+	c.Backend = config.BackendCluster
+	if err := os.MkdirAll(c.RunDir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	device := filepath.Join(t.TempDir(), "watchdog")
+	if err := os.WriteFile(device, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const boot = "this one"
+	if err := guardStore(c, boot).Save(guard.Saved{Armed: true, Device: device}); err != nil {
+		t.Fatal(err)
+	}
+	i := &instance{log: quiet(), cfg: c}
+	if err := i.startGuard(boot); err != nil {
+		t.Logf("there is no corosync here: %v", err) // that is how a start fails
+	}
+	i.within("the guard", func(ctx context.Context) error { return i.guard.close(ctx, false) })
+	if b, err := os.ReadFile(device); err != nil || len(b) != 0 {
+		t.Errorf("before the guard has begun: %q, %v", b, err)
+	}
+	i.disarmLeft(boot)
+	if b, err := os.ReadFile(device); err != nil || string(b) != "\x00V" {
+		t.Errorf("it was closed with %q, %v", b, err)
+	}
+}
+
 // The defaults are long enough for corosync's own settings with up to 14 hosts, and for
 // those of the lab and the demo: token is 3 s or 5 s, with 0.65 s more for each host after
 // the second, and consensus is 1.2 times that (corosync.conf(5)).
@@ -114,6 +194,15 @@ func TestTotem(t *testing.T) {
 		"a device":            {map[string]corosync.Value{"quorum.device.model": corosync.TextValue("net")}, true, false},
 		"both":                {map[string]corosync.Value{"quorum.two_node": corosync.UintValue(1), "quorum.device.model": corosync.TextValue("net")}, true, false},
 		"what is left has it": {map[string]corosync.Value{"quorum.last_man_standing": corosync.UintValue(1)}, false, false},
+		"who remains has it":  {map[string]corosync.Value{"quorum.allow_downscale": corosync.UintValue(1)}, false, false},
+		// Two nodes: with one expected vote each has quorum alone.
+		"too few are expected": {map[string]corosync.Value{"quorum.expected_votes": corosync.UintValue(1)}, false, false},
+		"as many as there are": {map[string]corosync.Value{"quorum.expected_votes": corosync.UintValue(2)}, true, true},
+		"one node has three":   {map[string]corosync.Value{"quorum.expected_votes": corosync.UintValue(2), "nodelist.node.0.quorum_votes": corosync.UintValue(3)}, false, false},
+		"and is expected to":   {map[string]corosync.Value{"quorum.expected_votes": corosync.UintValue(4), "nodelist.node.0.quorum_votes": corosync.UintValue(3)}, true, true},
+		"too few and a device": {map[string]corosync.Value{"quorum.expected_votes": corosync.UintValue(1), "quorum.device.model": corosync.TextValue("net"), "quorum.device.votes": corosync.UintValue(1)}, true, false},
+		"a device that has much to say": {map[string]corosync.Value{"quorum.expected_votes": corosync.UintValue(1), "nodelist.node.0.quorum_votes": corosync.UintValue(3),
+			"quorum.device.model": corosync.TextValue("net"), "quorum.device.votes": corosync.UintValue(1)}, false, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := corosynctest.NewCluster(2).Node(1)

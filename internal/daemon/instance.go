@@ -137,7 +137,7 @@ func start(c config.Config, version string, log *slog.Logger, from *state, g *gi
 	if b, ok := i.backend.(dlmLocks); ok {
 		i.tidy.until(b.Publishing)
 	}
-	if err := i.startGuard(); err != nil {
+	if err := i.startGuard(boot); err != nil {
 		return i, err
 	}
 	if err := from.keptLocks().discard(); err != nil {
@@ -174,6 +174,7 @@ func start(c config.Config, version string, log *slog.Logger, from *state, g *gi
 		i.takeBack(found, i.backend)
 	}
 	i.tellEndings()
+	i.disarmLeft(boot)
 	i.guard.run()
 	taken := taker == nil || taker.takeNow(i.locks, log)
 	if v := from.virtlockd(); v != nil {

@@ -112,7 +112,7 @@ var catalogue = []Kind{
 	{idFenceAgent, Fault, "a fence agent is not installed"},
 	{idFenceStale, Warning, "dlm_controld does not fence as dlm.conf says"},
 	{idWatchdog, Warning, "the watchdog of vmlockd does not exist, or is another program's"},
-	{idUnprotected, Warning, "fencing is off and nothing guards a host that is cut off"},
+	{idUnprotected, Warning, "fencing is off and nothing guards a host that is cut off, or not all that runs there"},
 
 	{idConfig, Fault, "vmlockd.toml has a mistake"},
 	{idNotRunning, Fault, "vmlockd does not run"},

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"strings"
 )
 
 const (
@@ -97,6 +98,10 @@ func (x *exam) fencing(answered bool, conf *section) {
 	}
 	x.watchdog()
 	if x.daemon.Guarded {
+		if list := x.cfg.Guard.Ignored(); len(list) > 0 {
+			x.find(idUnprotected, x.Config, "on_loss = \"kill\" or \"freeze\" there (docs/guard.md), unless nothing but these virtual machines counts",
+				"on_loss = \"ignore\" for %s: if this host loses the cluster these go on writing, and while one of them runs the other hosts get nothing of this host before somebody says that it is off", strings.Join(list, ", "))
+		}
 		return
 	}
 	remedy := "remove enable_fencing=0 from " + dlmPath + " and configure an agent (man dlm.conf), for example with sbd"

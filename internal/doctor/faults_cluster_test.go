@@ -95,6 +95,16 @@ var clusterFaults = []fault{
 	{"another number", false, func(w *world) { w.replace(coro, "nodeid: 1\n", "nodeid: 11\n"); w.status.Nodes[0].NodeID = 11 }, []string{idNodeID}, coro, "node 1", "nodeid: 1"},
 
 	{"fencing is off", false, noFencing, []string{idUnprotected}, "/etc/dlm/dlm.conf", "nothing guards this host", "leave guard.mode out of"},
+	{"a virtual machine is not to be stopped", false, func(w *world) {
+		noFencing(w)
+		w.daemon.Guarded = true
+		w.replace("/etc/vmlockd/vmlockd.toml", "backend =", "guard.vm = [{name = \"web\", on_loss = \"ignore\"}, {name = \"db\", on_loss = \"freeze\"}]\nbackend =")
+	}, []string{idUnprotected}, "/etc/vmlockd/vmlockd.toml", `"ignore" for "web": if`, "freeze"},
+	{"none is to be stopped", false, func(w *world) {
+		noFencing(w)
+		w.daemon.Guarded = true
+		w.replace("/etc/vmlockd/vmlockd.toml", "backend =", "guard.on_loss = \"ignore\"\nbackend =")
+	}, []string{idUnprotected}, "/etc/vmlockd/vmlockd.toml", `for all others: if`, "freeze"},
 	{"fencing is off with two_node", false, func(w *world) {
 		noFencing(w)
 		w.replace(coro, "\tnode {\n\t\tnodeid: 3\n\t\tname: host3\n\t\tring0_addr: 192.0.2.3\n\t}\n", "")

@@ -30,7 +30,7 @@ func (g *Guard) lockedFreeze(v view) {
 	var tell []func()
 	for _, o := range g.owners {
 		key := ownerKey{o.PID, o.Start}
-		if g.frozen[key] != nil {
+		if _, ok := g.unopened[key]; ok || g.frozen[key] != nil {
 			continue
 		}
 		wish := g.wish(o)
@@ -209,18 +209,24 @@ func (g *Guard) lockedContinue(key ownerKey, f *frozen) {
 }
 
 // lockedRestore goes on with a process that an earlier daemon has stopped, or was
-// about to.
+// about to. One that cannot be opened is tried again: what is noted of it must not be lost, as
+// it has to be killed when its time is over, and must not get another one.
 func (g *Guard) lockedRestore(f Frozen) {
-	proc, err := g.o.Processes.Open(f.PID, f.Start)
-	if errors.Is(err, locking.ErrNoProcess) {
+	key := ownerKey{f.PID, f.Start}
+	proc, err := g.lockedTake(f.Owner)
+	if err != nil && !errors.Is(err, locking.ErrNoProcess) {
+		if _, ok := g.unopened[key]; !ok {
+			g.unopened[key] = f
+			g.log.Error("a process that an earlier vmlockd has stopped cannot be opened, trying again", "event", "guard-failed", "pid", f.PID, "vm", f.Name, "reason", err)
+		}
 		return
 	}
+	delete(g.unopened, key)
 	if err != nil {
-		g.log.Error("a process that an earlier vmlockd has stopped cannot be looked at: end it", "event", "guard-failed", "pid", f.PID, "vm", f.Name, "reason", err)
 		return
 	}
 	r := &frozen{Frozen: f, proc: proc, wish: g.wish(f.Owner)}
-	g.frozen[ownerKey{f.PID, f.Start}] = r
+	g.frozen[key] = r
 	g.lockedStop(r)
 }
 
@@ -238,7 +244,7 @@ func (g *Guard) lookForStopped() {
 		if err != nil {
 			continue
 		}
-		if !proc.Stopped() {
+		if !proc.Suspended() {
 			proc.Close()
 			continue
 		}

@@ -210,9 +210,13 @@ func (g *Guard) Status() Status {
 	for _, f := range g.frozen {
 		s.Stopped = append(s.Stopped, Stopped{f.Frozen, f.wish == WishFreeze})
 	}
+	for _, f := range g.unopened {
+		s.Stopped = append(s.Stopped, Stopped{f, g.wish(f.Owner) == WishFreeze})
+	}
 	if g.lost != "" {
 		for _, o := range g.owners {
-			if g.frozen[ownerKey{o.PID, o.Start}] == nil {
+			key := ownerKey{o.PID, o.Start}
+			if _, ok := g.unopened[key]; !ok && g.frozen[key] == nil {
 				s.NotStopped = append(s.NotStopped, o)
 			}
 		}

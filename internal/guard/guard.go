@@ -49,9 +49,11 @@ type Guard struct {
 	silent     error
 
 	frozen map[ownerKey]*frozen
-	held   map[ownerKey]*held // owners that are not stopped
-	unheld string             // why one of them is missing; "" if none is
-	steps  uint64             // only the goroutine of Run uses it
+	// unopened are processes that an earlier guard has stopped, and that could not be opened yet.
+	unopened map[ownerKey]Frozen
+	held     map[ownerKey]*held // owners that are not stopped
+	unheld   string             // why one of them is missing; "" if none is
+	steps    uint64             // only the goroutine of Run uses it
 	// stepped is when the last step was over.
 	stepped time.Duration
 	lost    string // why this host has lost the cluster; "" while it has not
@@ -84,7 +86,7 @@ type ownerKey struct {
 func New(o Options) (*Guard, error) {
 	g := &Guard{
 		o: o, log: o.Log, run: rand.Uint64(), kick: make(chan struct{}, 1), timing: o.Timing, ledger: newLedger(),
-		members: map[uint32]int{}, frozen: map[ownerKey]*frozen{}, held: map[ownerKey]*held{}, changed: make(chan struct{}), told: map[ownerKey]struct{}{}, heldOff: map[uint32]bool{}, downs: map[uint32]uint64{},
+		members: map[uint32]int{}, frozen: map[ownerKey]*frozen{}, unopened: map[ownerKey]Frozen{}, held: map[ownerKey]*held{}, changed: make(chan struct{}), told: map[ownerKey]struct{}{}, heldOff: map[uint32]bool{}, downs: map[uint32]uint64{},
 	}
 	g.began = o.Clock()
 	g.proven, g.spaceAt = g.began, g.began
@@ -108,8 +110,11 @@ func New(o Options) (*Guard, error) {
 			g.lockedTotem(*saved.Totem)
 		}
 		g.fencing = saved.Fencing
-		g.proven, g.dog.left = saved.Proven, saved.Armed
-		if d, ok := g.o.Dog.(interface{ Left() }); ok && saved.Armed {
+		g.proven = saved.Proven
+		d, ok := g.o.Dog.(*Device)
+		// Another device is DisarmLeft's, and this one is not running.
+		g.dog.left = saved.Armed && g.o.Dog != nil && (saved.Device == "" || ok && d.Path == saved.Device)
+		if ok && g.dog.left {
 			d.Left()
 		}
 		for _, f := range saved.Frozen {
@@ -225,6 +230,9 @@ func (g *Guard) step(ctx context.Context, wg *sync.WaitGroup) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.owners = owners
+	for _, f := range g.unopened {
+		g.lockedRestore(f)
+	}
 	v := g.lockedView()
 	mode := g.lockedMode()
 	why := ""
@@ -309,12 +317,18 @@ func (g *Guard) lockedWake() {
 // lockedSave writes what must survive.
 func (g *Guard) lockedSave() {
 	s := Saved{At: g.o.Clock(), Proven: g.proven, Armed: g.dog.open || g.dog.left, Fencing: g.fencing}
+	if d, ok := g.o.Dog.(*Device); ok && s.Armed {
+		s.Device = d.Path
+	}
 	if g.timing.Known() {
 		totem := g.totem
 		s.Totem = &totem
 	}
 	for _, f := range g.frozen {
 		s.Frozen = append(s.Frozen, f.Frozen)
+	}
+	for _, f := range g.unopened {
+		s.Frozen = append(s.Frozen, f)
 	}
 	g.ledger.save(&s)
 	text := ""

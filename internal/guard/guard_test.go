@@ -444,3 +444,22 @@ func TestUnreadableNotes(t *testing.T) {
 		b.is("nobody knows until when it may go on", false, true)
 	})
 }
+
+// One that only waits for a disk when that is looked at was stopped by nobody, and goes on.
+func TestUnreadableNotesAndAProcessInTheKernel(t *testing.T) {
+	onBench(t, none, func(b *bench) {
+		x := b.nodes[0]
+		x.kill()
+		b.mu.Lock()
+		x.saved = []byte("{")
+		b.p.running, b.p.inKernel = false, true
+		b.mu.Unlock()
+		x.start()
+		b.settle(b.ctx, time.Second)
+		b.mu.Lock()
+		b.p.running, b.p.inKernel = true, false
+		b.mu.Unlock()
+		b.settle(b.ctx, 3*time.Second)
+		b.is("nobody had stopped it", true, false)
+	})
+}

@@ -25,7 +25,7 @@ func (g *Guard) hold(owners []Owner) {
 		key := ownerKey{o.PID, o.Start}
 		if h := g.held[key]; h != nil {
 			h.seen = g.steps
-		} else if o.Start != 0 && g.frozen[key] == nil {
+		} else if _, ok := g.unopened[key]; o.Start != 0 && !ok && g.frozen[key] == nil {
 			missing = append(missing, o)
 		}
 	}

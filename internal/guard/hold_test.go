@@ -32,6 +32,55 @@ func TestStoppedWithoutDescriptors(t *testing.T) {
 	})
 }
 
+// What an earlier guard has stopped, and the next one cannot open, keeps its time: it is killed when that is over, and does
+// not go on after it, also when a later guard can open it.
+func TestStoppedAndNotOpened(t *testing.T) {
+	for name, tc := range map[string]struct {
+		without, again time.Duration // for how long there are no descriptors; and until another guard is started, 0 for none
+		heals          bool
+		running, ended bool
+	}{
+		"the cluster is not back":                 {2 * time.Second, 0, false, false, true},
+		"it is, and its time is over":             {10 * time.Second, 0, true, false, true},
+		"it is in time":                           {time.Second, 0, true, true, false},
+		"it is, and there is yet another guard":   {10 * time.Second, 3 * time.Second, true, false, true},
+		"it is not, and there is yet another one": {2 * time.Second, time.Second, false, false, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			onBench(t, none, func(b *bench) {
+				x := b.nodes[0]
+				without := func(yes bool) {
+					b.mu.Lock()
+					x.noProcs = yes
+					b.mu.Unlock()
+				}
+				b.fall()
+				b.stops()
+				x.kill()
+				without(true)
+				if tc.heals {
+					b.change("the network heals", b.lockedHeal)
+				}
+				b.settle(b.ctx, 100*time.Millisecond)
+				x.start()
+				if tc.again > 0 {
+					b.settle(b.ctx, tc.again)
+					x.kill()
+					x.start()
+				}
+				b.settle(b.ctx, tc.without-tc.again)
+				b.is("while it cannot be opened", false, false)
+				if s := x.guard.Status(); len(s.Stopped) != 1 || len(s.NotStopped) != 0 {
+					b.t.Errorf("status: %+v", s)
+				}
+				without(false)
+				b.settle(b.ctx, 10*time.Second)
+				b.is("with the next guard", tc.running, tc.ended)
+			})
+		})
+	}
+}
+
 // While an owner cannot be opened nothing is promised, and the others are told at once.
 func TestNoPromiseForWhatCannotBeOpened(t *testing.T) {
 	onBench(t, none, func(b *bench) {
@@ -63,6 +112,44 @@ func TestNoPromiseForWhatCannotBeOpened(t *testing.T) {
 		b.settle(b.ctx, 500*time.Millisecond)
 		if !promise() {
 			b.t.Error("it can be opened again, and node 2 does not know")
+		}
+	})
+}
+
+// What an earlier guard has noted as stopped may run, as when it was killed before the stop, or after it had let it go on. While
+// it cannot be opened nothing is promised.
+func TestNoPromiseForWhatWasStopped(t *testing.T) {
+	onBench(t, none, func(b *bench) {
+		x := b.nodes[0]
+		b.fall()
+		b.stops()
+		x.kill()
+		b.mu.Lock()
+		x.noProcs = true
+		b.mu.Unlock()
+		b.change("the network heals", b.lockedHeal)
+		b.settle(b.ctx, 100*time.Millisecond)
+		x.start()
+		b.settle(b.ctx, b.timing.Token+b.timing.Consensus)
+		promise := func() bool {
+			g := b.nodes[1].guard
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			_, heard := g.ledger.heard[1]
+			if !heard {
+				b.t.Error("node 2 has not heard node 1")
+			}
+			return g.ledger.words[1].Promise
+		}
+		if promise() || x.guard.Status().Promise {
+			b.t.Error("it is promised that a process is stopped that cannot be opened")
+		}
+		b.mu.Lock()
+		x.noProcs = false
+		b.mu.Unlock()
+		b.settle(b.ctx, time.Second)
+		if !promise() {
+			b.t.Error("it can be opened, and node 2 does not know")
 		}
 	})
 }

@@ -16,6 +16,8 @@ type fact struct {
 	// Guess: nobody here has seen it vanish, and knows what it had said last. It was away
 	// when this host gained quorum, or when its guard began.
 	Guess bool `json:"guess,omitempty"`
+	// Needs is how long it must be waited for by its own settings, as far as somebody has heard it say so; 0 if nobody has.
+	Needs time.Duration `json:"needs,omitempty"`
 	// Before: it was noted before this host was away for a while. That node may have come
 	// back meanwhile, and have been lost again.
 	Before bool `json:"before,omitempty"`
@@ -66,6 +68,10 @@ type ledger struct {
 	// was seen since.
 	restored   bool
 	restoredAt time.Duration
+	lookedAt   time.Duration // the last look of this daemon
+	// woke is when it was found that this guard had stood still; 0 if that never was. What it has of corosync and of the
+	// others may be from before that for a moment.
+	woke time.Duration
 }
 
 // absence is how long a daemon may have been away without having to doubt that
@@ -83,6 +89,8 @@ func newLedger() *ledger {
 
 // look compares what is seen with what was. wall is the time by the wall clock.
 func (l *ledger) look(v view, t Timing, wall time.Time) {
+	gap := v.at - l.lookedAt
+	l.lookedAt = v.at
 	if !v.quorate() || !v.inSpace() || len(v.configured) == 0 {
 		// That a daemon has just started, and was told nothing yet, is no loss of anything.
 		if !l.restored || v.outside() {
@@ -94,6 +102,15 @@ func (l *ledger) look(v view, t Timing, wall time.Time) {
 		l.restored = false
 		away := v.at - l.restoredAt
 		l.entered = l.entered && l.ring == v.ring.ID.Seq && (away < absence || t.Known() && away < t.Lease() && l.nobodyMissing(v))
+	} else if l.looked && t.Known() && gap > t.Lease() {
+		// This guard stood still, and knows no more than one that was not there: a node may have come and
+		// have been lost meanwhile.
+		l.entered, l.woke = false, v.at
+	}
+	if l.woke > 0 && l.ring != v.ring.ID.Seq && v.at-l.woke <= settleTime {
+		// The ring has changed while it stood still, and it was told of that after it had looked. What it has heard in between
+		// was said in the ring before.
+		l.entered = false
 	}
 	for node := range l.confirmed {
 		if v.inRing(node) || slices.Contains(v.space, node) {
@@ -149,29 +166,6 @@ func (l *ledger) look(v view, t Timing, wall time.Time) {
 	l.vouched = l.vouched || l.complete()
 }
 
-// listen takes the promise of who does not say anything, while what this host says goes round in
-// a ring that both are in: there is nobody who would keep it. Where a watchdog does, it stays.
-func (l *ledger) listen(v view, t Timing) {
-	if !v.isProven || !t.Known() || l.ring != v.ring.ID.Seq {
-		return
-	}
-	for node, w := range l.words {
-		if !w.Promise || w.Watchdog || !v.inRing(node) || !slices.Contains(v.space, node) {
-			continue
-		}
-		if v.proven-max(l.spoke[node], l.since, l.began) > t.Token+silence {
-			w.Promise = false
-			l.words[node] = w
-			l.silent = append(l.silent, node)
-			l.changed = true
-		}
-	}
-}
-
-// silence is what a guard has beyond the token timeout, which corosync itself allows a host to say nothing in, to be
-// heard again: it speaks every second.
-const silence = 2 * beat
-
 // nobodyMissing reports whether everybody is in the lockspace who may have had locks in this ring
 // and lost them unseen: then the others know of nobody who has vanished, as who is in it had no
 // locks when it came. Nodes that were in no ring of this host do not matter if they cannot
@@ -211,7 +205,7 @@ func (l *ledger) vanished(v view, t Timing, node uint32, seen time.Time) {
 		return
 	}
 	_, heard := l.heard[node]
-	l.note(fact{Node: node, Since: v.at, Until: v.at + max(t.HoldOff, w.Needs), Promised: w.Promise, Guess: !l.entered || !heard})
+	l.note(fact{Node: node, Since: v.at, Until: v.at + max(t.HoldOff, w.Needs), Promised: w.Promise, Guess: !l.entered || !heard, Needs: w.Needs})
 }
 
 func (l *ledger) isConfirmed(node uint32) bool {
@@ -233,7 +227,8 @@ func (l *ledger) enter(v view, t Timing) {
 		clear(l.confirmed)
 	}
 	for node, f := range l.facts {
-		f.Until = max(f.Until, v.at+max(t.HoldOff, l.words[node].Needs))
+		f.Needs = max(f.Needs, l.words[node].Needs)
+		f.Until = max(f.Until, v.at+max(t.HoldOff, f.Needs))
 		f.Before = !f.Guess
 		l.note(f)
 	}
@@ -247,7 +242,7 @@ func (l *ledger) enter(v view, t Timing) {
 			// It may have come back to a part of the cluster in which this host was not.
 			w.Promise = true
 		}
-		l.note(fact{Node: node, Since: v.at, Until: v.at + max(t.HoldOff, w.Needs), Promised: !heard || w.Promise, Guess: true})
+		l.note(fact{Node: node, Since: v.at, Until: v.at + max(t.HoldOff, w.Needs), Promised: !heard || w.Promise, Guess: true, Needs: w.Needs})
 	}
 	clear(l.heard)
 	clear(l.unheard)
@@ -259,101 +254,6 @@ func (l *ledger) enter(v view, t Timing) {
 		}
 	}
 	l.heardBy = v.at + t.HoldOff
-}
-
-// hear takes what the guard of another node says.
-func (l *ledger) hear(v view, from uint32, m message) {
-	needs := time.Duration(m.Needs) * time.Millisecond
-	l.heard[from] = struct{}{}
-	l.spoke[from] = v.at
-	if w := (word{Promise: m.Promise, Watchdog: m.Watchdog, Leaving: m.Leaving, Needs: needs}); l.words[from] != w {
-		l.words[from] = w
-		l.changed = true
-	}
-	if v.ring == nil || m.Ring != v.ring.ID.Seq {
-		return // in another ring who was dead may have been alive again, and who was there may be gone
-	}
-	for _, node := range m.Dead {
-		if node != v.self {
-			_ = l.confirm(v, node)
-		}
-	}
-	if !l.entered || l.restored || !v.inSpace() || !slices.Contains(m.Space, v.self) {
-		// What it knows may be older than what this host must know.
-		return
-	}
-	said := map[uint32]bool{}
-	for _, f := range m.Facts {
-		said[f.Node] = true
-		if f.Node != v.self && !slices.Contains(v.space, f.Node) && !l.isConfirmed(f.Node) && !(f.Promised && f.Left == 0) {
-			l.merge(v, f)
-		}
-	}
-	if slices.ContainsFunc(append(m.Space, from), func(node uint32) bool { return node != v.self && !slices.Contains(v.space, node) }) {
-		return // it has not found yet who is gone in this ring, or that it is gone itself
-	}
-	// Now this host knows what that one knows, whether or not that is all: when all
-	// have been heard there is nobody left who could know more.
-	delete(l.unheard, from)
-	if !m.Complete {
-		return
-	}
-	l.vouched = true
-	for node, f := range l.facts {
-		if f.Guess && !said[node] {
-			l.drop(node)
-		}
-	}
-}
-
-// merge takes what another guard knows of a node that has vanished. What is sure counts
-// more than what is not. Where both know the same well, or badly, the promise counts only
-// if both know of it: one of them may not have been there when it was withdrawn.
-func (l *ledger) merge(v view, f told) {
-	own, noted := l.facts[f.Node]
-	next := fact{Node: f.Node, Since: v.at, Until: v.at + time.Duration(f.Left)*time.Millisecond, Promised: f.Promised, Guess: f.Unsure}
-	_, over := l.over[f.Node]
-	switch {
-	case !noted && f.Unsure && l.vouched:
-		return // it is known better
-	case !noted && over && f.Promised:
-		// The own time is enough. What is left of another one's was longer on its way, and would
-		// come back from here when it has ended there.
-		return
-	case !noted, own.Guess && !f.Unsure:
-	case own.sure() && f.Unsure:
-		return
-	case own.Guess:
-		next.Since, next.Until, next.Promised = own.Since, min(own.Until, next.Until), own.Promised && f.Promised
-	default:
-		// Each has its own time from when it found that node gone, and either is enough. The
-		// later one of the two would be told to and fro, and grow with each message.
-		next = own
-		next.Promised = own.Promised && f.Promised
-		next.Before = own.Before && (f.Unsure || next.Promised != f.Promised)
-	}
-	if !noted || next != own {
-		l.note(next)
-	}
-}
-
-// joined and left are about the process of a guard on a node.
-func (l *ledger) joined(node uint32) {
-	if w, ok := l.words[node]; ok && (w.Leaving || w.Promise) {
-		l.words[node] = word{Needs: w.Needs} // until it has said more
-		l.changed = true
-	}
-}
-
-// left: alone says that the guard has ended and its node has not.
-func (l *ledger) left(node uint32, alone bool) {
-	w, ok := l.words[node]
-	if !ok || !alone || w.Leaving || w.Watchdog || !w.Promise {
-		return
-	}
-	w.Promise = false
-	l.words[node] = w
-	l.changed = true
 }
 
 // confirm notes that an operator has seen that a node is dead.

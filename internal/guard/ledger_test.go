@@ -49,6 +49,14 @@ func watching() *ledger {
 	return l
 }
 
+// goesOn has a guard look in time until v, while nothing changes.
+func (l *ledger) goesOn(v view) {
+	for end := v.at; l.lookedAt < end; {
+		v.at = min(l.lookedAt+lab.Lease()/2, end)
+		l.look(v, lab, time.Unix(1000, 0).Add(v.at))
+	}
+}
+
 func (l *ledger) only(t *testing.T, what string) fact {
 	t.Helper()
 	if len(l.facts) != 1 {
@@ -74,9 +82,9 @@ func TestVanished(t *testing.T) {
 	if f := l.only(t, "node 3 is gone"); f.Node != 3 || f.Until != time.Second+lab.HoldOff || !f.Promised || f.Guess {
 		t.Errorf("%+v", f)
 	}
-	l.look(seen(time.Second+lab.HoldOff-1, 2, 1, 2), lab, time.Unix(1060, 0))
+	l.goesOn(seen(time.Second+lab.HoldOff-1, 2, 1, 2))
 	l.only(t, "a moment before the end")
-	l.look(seen(time.Second+lab.HoldOff, 2, 1, 2), lab, time.Unix(1061, 0))
+	l.goesOn(seen(time.Second+lab.HoldOff, 2, 1, 2))
 	l.none(t, "at the end")
 }
 
@@ -87,7 +95,7 @@ func TestEndedIsNotToldAgain(t *testing.T) {
 		l := watching()
 		l.look(seen(time.Second, 2, 1, 2), lab, time.Unix(1001, 0))
 		v := seen(time.Second+lab.HoldOff, 2, 1, 2)
-		l.look(v, lab, time.Unix(1061, 0))
+		l.goesOn(v)
 		l.none(t, "at the end")
 		return l, v
 	}
@@ -134,6 +142,36 @@ func TestNeeds(t *testing.T) {
 	if f := l.only(t, "after a time without quorum"); f.Until != 3*time.Second+needs {
 		t.Errorf("it was gone when quorum was gained: %+v", f)
 	}
+
+	// Another one who does not know either when it vanished, nor how long it needs, has a shorter time of its own.
+	l = watching()
+	l.hear(seen(0, 1, 1, 2, 3), 3, message{Promise: true, Needs: needs.Milliseconds(), Ring: 1})
+	l.look(seen(2*time.Second, 3, 1), lab, time.Unix(1002, 0))
+	v := seen(3*time.Second, 4, 1, 2)
+	l.look(v, lab, time.Unix(1003, 0))
+	other := newLedger()
+	other.look(v, lab, time.Unix(1003, 0))
+	guess := other.only(t, "a host that was booted")
+	say := func(f fact) message {
+		return message{Promise: true, Ring: 4, Space: []uint32{1, 2}, Facts: []told{
+			{Node: 3, Left: (f.Until - v.at).Milliseconds(), Promised: f.Promised, Unsure: !f.sure(), Needs: f.Needs.Milliseconds()}}}
+	}
+	own := l.only(t, "it is a guess of both")
+	l.hear(v, 2, say(guess))
+	if f := l.only(t, "who knows less has spoken"); f.Until != v.at+needs {
+		t.Errorf("the shorter time counts: %+v", f)
+	}
+	other.hear(v, 2, say(own))
+	if f := other.only(t, "who knows more has spoken"); f.Until != v.at+needs {
+		t.Errorf("it is not waited for as long as it needs: %+v", f)
+	}
+	for range 3 {
+		l.hear(v, 2, say(other.list()[0]))
+		other.hear(v, 2, say(l.list()[0]))
+	}
+	if a, b := l.list()[0], other.list()[0]; a.Until != v.at+needs || b.Until != v.at+needs {
+		t.Errorf("told to and fro it becomes another time: %+v, %+v", a, b)
+	}
 }
 
 // A guard that says nothing while what this host says goes round does not keep its promise.
@@ -148,7 +186,10 @@ func TestSilent(t *testing.T) {
 	}{
 		"for long enough":                 {last + limit + 1, message{Promise: true}, func(*view) {}, false},
 		"not yet":                         {last + limit, message{Promise: true}, func(*view) {}, true},
-		"it has a watchdog":               {last + time.Hour, message{Promise: true, Watchdog: true}, func(*view) {}, true},
+		"it has a watchdog":               {last + limit + lab.HoldOff, message{Promise: true, Watchdog: true}, func(*view) {}, true},
+		"which has reset nothing":         {last + limit + lab.HoldOff + 1, message{Promise: true, Watchdog: true}, func(*view) {}, false},
+		"which may take longer there":     {last + limit + lab.HoldOff + 1, message{Promise: true, Watchdog: true, Needs: 90_000}, func(*view) {}, true},
+		"and has not done it":             {last + limit + 90*time.Second + 1, message{Promise: true, Watchdog: true, Needs: 90_000}, func(*view) {}, false},
 		"nothing of this host goes round": {last + time.Hour, message{Promise: true}, func(v *view) { v.isProven = false }, true},
 		"the ring is a new one":           {last + time.Hour, message{Promise: true}, func(v *view) { v.ring.ID.Seq = 2 }, true},
 		"it is not in the ring":           {last + time.Hour, message{Promise: true}, func(v *view) { v.ring.Members = []uint32{1, 2} }, true},
@@ -227,7 +268,7 @@ func TestHoldOffInDoubt(t *testing.T) {
 	l = watching()
 	l.left(3, true) // vmlockd was killed there
 	l.look(seen(time.Second, 2, 1, 2), lab, time.Unix(1001, 0))
-	l.look(seen(time.Hour, 2, 1, 2), lab, time.Unix(5000, 0))
+	l.goesOn(seen(time.Hour, 2, 1, 2))
 	if f := l.only(t, "its guard was killed, an hour ago"); f.Promised {
 		t.Errorf("%+v", f)
 	}
@@ -244,7 +285,7 @@ func TestHoldOffInDoubt(t *testing.T) {
 	v.majority = false
 	l.look(v, lab, time.Unix(1001, 0))
 	v.at = time.Hour
-	l.look(v, lab, time.Unix(5000, 0))
+	l.goesOn(v)
 	l.only(t, "quorum is no majority")
 }
 
@@ -361,6 +402,27 @@ func TestLeftAndBack(t *testing.T) {
 	n.look(seen(time.Minute+time.Second, 4, 1, 2), lab, time.Unix(1061, 0))
 	if f := n.only(t, "lost, and its guard not heard since it was back"); f.Promised {
 		t.Errorf("%+v", f)
+	}
+}
+
+// TestToldOfManyNodes: one that tells of ever other nodes takes no more than its room, neither from what this host
+// sees itself nor from its messages.
+func TestToldOfManyNodes(t *testing.T) {
+	l, v := watching(), seen(time.Second, 1, 1, 2, 3)
+	l.look(v, lab, time.Unix(1001, 0))
+	for round := range uint32(20) {
+		m := message{Space: []uint32{1, 2, 3}, Ring: v.ring.ID.Seq}
+		for i := range uint32(maxFacts) {
+			m.Facts = append(m.Facts, told{Node: 1<<31 + round*maxFacts + i, Left: maxLeft, Needs: maxLeft})
+		}
+		l.hear(v, 2, m)
+	}
+	if n := len(l.facts); n != maxHeard {
+		t.Errorf("%d nodes are noted", n)
+	}
+	l.look(seen(2*time.Second, 2, 1, 2), lab, time.Unix(1002, 0))
+	if _, ok := l.facts[3]; !ok {
+		t.Error("a node that this host has seen vanish is not noted")
 	}
 }
 

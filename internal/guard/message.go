@@ -11,6 +11,9 @@ import (
 const (
 	maxMessage = 32 << 10
 	maxFacts   = 256 // more nodes than any corosync cluster has
+	// maxHeard bounds what is noted because others tell it, so that one that tells of ever other nodes leaves room for
+	// what this host sees itself, and its messages can be sent.
+	maxHeard = maxFacts / 2
 	// maxLeft bounds, in milliseconds, what another node can make this one wait.
 	maxLeft = int64(2 * time.Hour / time.Millisecond)
 )
@@ -52,6 +55,8 @@ type told struct {
 	Promised bool   `json:"promised"`
 	// Unsure: the sender has not seen it vanish, or was away since.
 	Unsure bool `json:"unsure,omitempty"`
+	// Needs is what that node had said of itself; 0 if the sender has not heard it, or is of a version that does not tell.
+	Needs int64 `json:"needs,omitempty"`
 }
 
 func encode(m message) ([]byte, error) {
@@ -82,6 +87,7 @@ func decode(b []byte) (message, error) {
 	}
 	for i := range m.Facts {
 		m.Facts[i].Left = min(max(m.Facts[i].Left, 0), maxLeft)
+		m.Facts[i].Needs = min(max(m.Facts[i].Needs, 0), maxLeft)
 	}
 	m.Needs = min(max(m.Needs, 0), maxLeft)
 	return m, nil

@@ -14,7 +14,7 @@ func (g *Guard) Settle(ctx context.Context) error {
 	for {
 		g.mu.Lock()
 		g.closing = true
-		left := 0
+		left := len(g.unopened)
 		for _, f := range g.frozen {
 			if !f.expired {
 				left++
@@ -74,6 +74,9 @@ func (g *Guard) Withdraw(ctx context.Context) error {
 func (g *Guard) lockedParted(owners []Owner) bool {
 	if g.lockedMode() == Fencing {
 		return true // nothing was ever promised
+	}
+	if len(g.unopened) > 0 {
+		return false
 	}
 	for _, f := range g.frozen {
 		if !f.stopped || !f.expired {

@@ -23,6 +23,9 @@ type Process interface {
 	Stop() error
 	// Stopped reports whether none of them runs.
 	Stopped() bool
+	// Suspended reports whether Stop has stopped it, or somebody else in the same way: Stopped is true also of a
+	// process that only waits in the kernel.
+	Suspended() bool
 	Continue() error
 	Kill() error
 	// Gone is closed when it has ended.

@@ -2,11 +2,16 @@ package guard
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/owner"
@@ -63,13 +68,13 @@ func TestProcessStopsAndGoesOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer p.Close()
-	if p.Stopped() {
+	if p.Stopped() || p.Suspended() {
 		t.Fatal("stopped before it was")
 	}
 	if err := p.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "it is stopped", p.Stopped)
+	await(t, "it is stopped", p.Suspended)
 	before := size()
 	for range 50 {
 		if !p.Stopped() || size() != before {
@@ -93,6 +98,99 @@ func TestProcessStopsAndGoesOn(t *testing.T) {
 	}
 	if err := p.Stop(); err != nil {
 		t.Errorf("a process that has ended: %v", err)
+	}
+}
+
+// inScope puts a process into a cgroup as that of a virtual machine, and returns where cgroup v2 is mounted.
+func inScope(t *testing.T, pid int32) (cgroups string) {
+	t.Helper()
+	b, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 2 && f[2] == "cgroup2" {
+			cgroups = f[1]
+		}
+	}
+	if cgroups == "" {
+		t.Skip("cgroup v2 is not mounted here")
+	}
+	own, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, below, ok := strings.Cut(string(own), "0::/")
+	below, _, _ = strings.Cut(below, "\n")
+	dir := filepath.Join(cgroups, below, fmt.Sprintf("machine-qemu-%d.scope", pid))
+	if err := os.Mkdir(dir, 0o755); !ok || err != nil {
+		t.Skipf("no cgroup can be made here (%v), as by whoever is not root", err)
+	}
+	t.Cleanup(func() {
+		_ = unix.Kill(int(pid), unix.SIGKILL)
+		await(t, "its cgroup is gone", func() bool { return os.Remove(dir) == nil })
+	})
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(int(pid))), 0); err != nil {
+		t.Fatal(err)
+	}
+	return cgroups
+}
+
+// A virtual machine whose cgroup is frozen is known to be stopped, also if it was frozen before it has taken the SIGSTOP.
+func TestProcessIsFrozen(t *testing.T) {
+	pid, start, size := busy(t)
+	p, err := System{cgroups: inScope(t, pid)}.Open(pid, start)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	for range 10 { // each may be frozen earlier or later
+		before := size()
+		await(t, "it writes", func() bool { return size() > before })
+		if p.Suspended() { // it may wait for the disk, which Stopped is true of
+			t.Fatal("stopped before it was")
+		}
+		if err := p.Stop(); err != nil {
+			t.Fatal(err)
+		}
+		await(t, "it is stopped", p.Stopped)
+		await(t, "it is suspended", p.Suspended)
+		before = size()
+		for range 50 {
+			if !p.Stopped() || !p.Suspended() || size() != before {
+				t.Fatal("it goes on although it is stopped")
+			}
+		}
+		if err := p.Continue(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := p.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "it is killed", func() bool {
+		select {
+		case <-p.Gone():
+			return true
+		default:
+			return false
+		}
+	})
+}
+
+// Who waits for a disk is stopped by nobody, although it does not run.
+func TestStates(t *testing.T) {
+	for states, want := range map[string]struct{ halted, suspended bool }{
+		"T": {true, true}, "TTT": {true, true}, "TDT": {true, true}, "TZ": {true, true},
+		"D": {true, false}, "DD": {true, false}, "t": {true, false}, "": {true, false}, "Z": {true, false},
+		"S": {false, false}, "TS": {false, false}, "RT": {false, false}, "DI": {false, false},
+	} {
+		if a, b := halted(states), suspended(states); a != want.halted || b != want.suspended {
+			t.Errorf("%q: stopped %v, by a signal %v", states, a, b)
+		}
 	}
 }
 

@@ -311,6 +311,7 @@ type proc struct {
 	started  time.Duration
 	gone     chan struct{}
 	ended    bool
+	inKernel bool // it does not run at the moment, as it waits for a disk
 }
 
 // lockedConflict notes an overlap if p writes now while others may, or after a
@@ -368,6 +369,8 @@ func (p *proc) Stopped() bool {
 	defer p.w.mu.Unlock()
 	return !p.running
 }
+
+func (p *proc) Suspended() bool { return p.Stopped() && !p.inKernel }
 
 func (p *proc) Continue() error {
 	p.w.mu.Lock()

@@ -34,7 +34,7 @@ func TestPromiseWithdrawnUnheard(t *testing.T) {
 		t.Errorf("%+v", f)
 	}
 	without.at = time.Hour
-	n.look(without, lab, time.Unix(5000, 0))
+	n.goesOn(without)
 	n.only(t, "an hour later")
 
 	// The daemon was away for a moment only, and has heard nobody yet.
@@ -149,6 +149,72 @@ func TestStartedAgainBeforeTheOthersWereHeard(t *testing.T) {
 	if len(l.unheard) != 0 || !l.complete() {
 		t.Errorf("%v are to be heard again; all is known: %v", l.unheard, l.complete())
 	}
+}
+
+// A guard that stood still for longer than a lease, with a node that came and was lost meanwhile, has seen nothing
+// of it, and does not take what it knew for all there is.
+func TestStoodStill(t *testing.T) {
+	for name, tc := range map[string]struct {
+		gap  time.Duration
+		want bool
+	}{"for a lease": {lab.Lease(), true}, "for longer": {lab.Lease() + 1, false}} {
+		l, v := watching(), seen(time.Second, 2, 1, 2)
+		l.look(v, lab, time.Unix(1001, 0))
+		if err := l.confirm(v, 3); err != nil {
+			t.Fatal(err)
+		}
+		l.look(v, lab, time.Unix(1001, 0))
+		if !l.complete() {
+			t.Fatal("all is known before")
+		}
+		v = seen(v.at+tc.gap, 4, 1, 2)
+		l.look(v, lab, time.Unix(1100, 0))
+		if got := l.complete(); got != tc.want {
+			t.Errorf("%s: all is known: %v", name, got)
+		}
+		if tc.want {
+			continue
+		}
+		if f := l.only(t, name); f.Node != 3 || !f.Guess || f.Until != v.at+lab.HoldOff {
+			t.Errorf("%s: %+v", name, f)
+		}
+	}
+	// Nor does the next daemon, when this one has noted meanwhile that it is there.
+	l := watching()
+	s := Saved{At: time.Hour}
+	l.look(seen(time.Second, 1, 1, 2, 3), lab, time.Unix(1001, 0))
+	if l.save(&s); s.At != time.Second {
+		t.Errorf("what was seen last after a second is noted as of %v", s.At)
+	}
+}
+
+// A guard that goes on has the ring from before for a moment, and what the others had said in it: that is not all that has happened
+// since. Node 3, which was confirmed dead, has been there, and is lost, and node 2 has not said so yet.
+func TestStoodStillInAnotherRing(t *testing.T) {
+	l, v := watching(), seen(time.Second, 2, 1, 2)
+	l.look(v, lab, time.Unix(1001, 0))
+	if err := l.confirm(v, 3); err != nil {
+		t.Fatal(err)
+	}
+	l.look(v, lab, time.Unix(1001, 0))
+	before := message{Promise: true, Complete: true, Ring: 2, Space: []uint32{1, 2}, Dead: []uint32{3}}
+	v = seen(v.at+lab.Lease()+time.Second, 2, 1, 2)
+	l.look(v, lab, time.Unix(1100, 0))
+	l.hear(v, 2, before)
+	now := seen(v.at+tick, 6, 1, 2)
+	l.look(now, lab, time.Unix(1100, 0))
+	if f := l.only(t, "in the ring that is there"); f.Node != 3 || !f.Guess || l.complete() {
+		t.Errorf("%+v", f)
+	}
+	if _, ok := l.unheard[2]; !ok {
+		t.Error("node 2 counts as heard in a ring in which it has said nothing")
+	}
+	before.Ring, before.Dead = 6, nil
+	l.hear(now, 2, before)
+	l.none(t, "node 2 knows all")
+	// A ring that is another one later is one that it has seen change.
+	l.look(seen(now.at+2*settleTime, 10, 1, 2), lab, time.Unix(1102, 0))
+	l.none(t, "in yet another ring")
 }
 
 // What an earlier daemon has noted is not told before this one has looked; and who was

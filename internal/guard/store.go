@@ -26,6 +26,7 @@ type Saved struct {
 	At        time.Duration        `json:"at"` // by the guard's clock
 	Proven    time.Duration        `json:"proven"`
 	Armed     bool                 `json:"armed,omitempty"`   // the watchdog
+	Device    string               `json:"device,omitempty"`  // which one that is; "" if a version has noted it that did not say
 	Totem     *Totem               `json:"totem,omitempty"`   // nil if it was not known
 	Fencing   *bool                `json:"fencing,omitempty"` // whether dlm_controld fences; nil if that was not known
 	Frozen    []Frozen             `json:"frozen,omitempty"`
@@ -106,6 +107,8 @@ func (l *ledger) save(s *Saved) {
 	s.Ring, s.Since, s.Known, s.Words, s.Facts = l.ring, l.since, l.known, l.words, l.list()
 	if l.restored {
 		s.At = l.restoredAt // nothing is known of the time since
+	} else if l.lookedAt > 0 {
+		s.At = l.lookedAt // nor of that since the last look, should there be none any more
 	}
 	s.Confirmed = s.Confirmed[:0]
 	for node := range l.confirmed {

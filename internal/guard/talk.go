@@ -61,7 +61,7 @@ func (g *Guard) lockedMessage() message {
 	}
 	for _, f := range g.ledger.list() {
 		left := max(f.Until-g.o.Clock(), 0).Milliseconds()
-		m.Facts = append(m.Facts, told{Node: f.Node, Left: left, Promised: f.Promised, Unsure: !f.sure()})
+		m.Facts = append(m.Facts, told{Node: f.Node, Left: left, Promised: f.Promised, Unsure: !f.sure(), Needs: f.Needs.Milliseconds()})
 	}
 	for node := range g.ledger.confirmed {
 		m.Dead = append(m.Dead, node)
@@ -72,7 +72,7 @@ func (g *Guard) lockedMessage() message {
 // lockedPromise reports whether everything here that owns a lock is stopped when
 // this host loses the cluster.
 func (g *Guard) lockedPromise() bool {
-	if g.lockedMode() != Freeze || g.withdrawn || !g.timing.Known() || g.tooFast != nil || g.failed != "" || g.unheld != "" {
+	if g.lockedMode() != Freeze || g.withdrawn || !g.timing.Known() || g.tooFast != nil || g.failed != "" || g.unheld != "" || len(g.unopened) > 0 {
 		return false
 	}
 	return !slices.ContainsFunc(g.owners, func(o Owner) bool { return o.Start == 0 || g.wish(o) == WishIgnore })

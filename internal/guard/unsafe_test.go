@@ -128,6 +128,42 @@ func (b *bench) withDog(g *Guard, d Dog) {
 	b.settle(b.ctx, time.Second)
 }
 
+// That a watchdog is armed, or is not any more, is noted and told to the others at once, not with the next beat.
+func TestWatchdogIsTold(t *testing.T) {
+	onBench(t, none, func(b *bench) {
+		x, d := b.nodes[0], &dog{}
+		for _, armed := range []bool{true, false} {
+			x.guard.mu.Lock()
+			x.guard.o.Dog = d
+			x.guard.mu.Unlock()
+			if !armed {
+				b.mu.Lock()
+				b.p.lockedEnd()
+				b.mu.Unlock()
+			}
+			now := func() bool {
+				x.guard.mu.Lock()
+				defer x.guard.mu.Unlock()
+				return d.fed > 0 && d.disarmed == 0
+			}
+			for end := b.now() + time.Second; now() != armed && b.now() < end; {
+				time.Sleep(time.Millisecond) // by the bubble's clock: until the guard looks
+			}
+			saved, err := (store{x}).Load()
+			if err != nil || saved.Armed != armed {
+				b.t.Errorf("armed: %v; noted: %+v, %v", armed, saved, err)
+			}
+			time.Sleep(60 * time.Millisecond) // by the bubble's clock: longer than a message takes
+			g := b.nodes[1].guard
+			g.mu.Lock()
+			if w := g.ledger.words[1]; w.Watchdog != armed {
+				b.t.Errorf("armed: %v; node 2 has heard %+v", armed, w)
+			}
+			g.mu.Unlock()
+		}
+	})
+}
+
 type endlessDog struct{ dog }
 
 func (*endlessDog) Disarm() error { return errors.New("nowayout") }

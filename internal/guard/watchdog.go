@@ -51,10 +51,11 @@ func (g *Guard) lockedDog(v view, mode Mode) {
 	}
 	err := g.o.Dog.Feed()
 	if err == nil {
-		if !g.dog.open {
-			g.log.Info("watchdog is armed: it resets this host if vmlockd does not keep its promise", "event", "guard-watchdog")
-		}
+		was := g.dog.open
 		g.dog = dogState{open: true}
+		if !was {
+			g.lockedDogNews("watchdog is armed: it resets this host if vmlockd does not keep its promise")
+		}
 		return
 	}
 	if text := err.Error(); g.dog.err != text {
@@ -77,7 +78,15 @@ func (g *Guard) lockedDisarm() {
 		return
 	}
 	g.dog = dogState{}
-	g.log.Info("watchdog is disarmed", "event", "guard-watchdog")
+	g.lockedDogNews("watchdog is disarmed")
+}
+
+// lockedDogNews notes at once whether the watchdog is armed, as the next daemon has to feed or disarm it
+// also if this one is killed now, and tells the others, who count on it.
+func (g *Guard) lockedDogNews(text string) {
+	g.lockedSave()
+	g.news()
+	g.log.Info(text, "event", "guard-watchdog")
 }
 
 // lockedKept reports whether the promise is kept at this moment.
@@ -110,7 +119,7 @@ func (g *Guard) Disarm() {
 // Device is a watchdog of the kernel (Documentation/watchdog/watchdog-api.rst).
 type Device struct {
 	Path    string
-	Timeout time.Duration // whole seconds
+	Timeout time.Duration // whole seconds; 0 for what it has
 
 	mu  sync.Mutex
 	f   *os.File
@@ -125,6 +134,31 @@ func (d *Device) Left() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.left = true
+}
+
+// DisarmLeft disarms a watchdog that an earlier daemon of this boot was killed with, if it is not the device that this one has
+// (keep, "" for none): nobody would feed it any more, and it would reset this host. open is for that device. It returns the
+// path of it, "" if there was nothing to do. After an error it is tried again by the next call, unless a guard has begun meanwhile.
+func DisarmLeft(s Store, keep string, open func(path string) Dog) (string, error) {
+	saved, err := s.Load()
+	if err != nil || saved == nil || !saved.Armed || saved.Device == "" || saved.Device == keep {
+		return "", nil // what cannot be read is New's to say
+	}
+	path, d := saved.Device, open(saved.Device)
+	if err := d.Feed(); err != nil {
+		return path, err
+	}
+	if err := d.Disarm(); err != nil {
+		return path, err
+	}
+	saved.Armed, saved.Device = false, ""
+	return path, s.Save(*saved)
+}
+
+// LeftDevice is the watchdog at path, which an earlier daemon has left running, to be disarmed at once. It keeps its timeout:
+// there is none that every device can do.
+func LeftDevice(path string) Dog {
+	return &Device{Path: path, left: true}
 }
 
 // magicClose is what says that a close is meant (watchdog-api.rst).
@@ -177,6 +211,13 @@ func (d *Device) lockedOpen() error {
 		return err
 	}
 	want := int(d.Timeout / time.Second)
+	if want == 0 {
+		if has, err := unix.IoctlGetInt(int(f.Fd()), unix.WDIOC_GETTIMEOUT); err == nil {
+			d.Timeout = time.Duration(has) * time.Second
+		}
+		d.f = f
+		return nil
+	}
 	if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.WDIOC_SETTIMEOUT, want); err != nil {
 		return errors.Join(fmt.Errorf("%s does not take a timeout of %v: %w", d.Path, d.Timeout, err), closeMagic(f))
 	}

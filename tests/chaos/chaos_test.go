@@ -194,6 +194,9 @@ func (w *world) judge(end time.Time) {
 		kinds = append(kinds, fmt.Sprintf("%s: %d", k, w.done[k]))
 	}
 	w.t.Logf("seed %d, %v: %d faults done, %d not; %s; reboots by the operator:\n%s", w.seed, w.whole, len(w.schedule)-w.missed, w.missed, strings.Join(kinds, ", "), strings.Join(w.reboots, "\n"))
+	if w.hangs > 0 {
+		w.t.Logf("KERNEL HANG, %d times: the DLM of the nodes' kernel did not get to the end of a recovery, and what should have been granted meanwhile is not judged (docs/chaos.md)", w.hangs)
+	}
 	if len(w.schedule) == w.missed {
 		w.t.Error("nothing was done")
 	}

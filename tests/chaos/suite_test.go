@@ -83,6 +83,7 @@ type world struct {
 	done    map[kind]int
 	missed  int                 // of the schedule, as there was nothing to do it to
 	reboots []string            // why, of all that an operator did
+	hangs   int                 // of the kernel's DLM, of all those
 	writers map[string][]writer // by disk
 }
 

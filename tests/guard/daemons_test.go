@@ -19,7 +19,7 @@ func TestDaemons(t *testing.T) {
 		signal     syscall.Signal
 	}{{"Killed", "is killed", syscall.SIGKILL}, {"StandStill", "stands still", syscall.SIGSTOP}} {
 		for _, order := range orders(lab.ServiceCorosync, lab.ServiceDLM, lab.ServiceLock) {
-			t.Run(how.name+"/"+strings.Join(order, ","), func(t *testing.T) {
+			s.try(t, how.name+"/"+strings.Join(order, ","), func(t *testing.T) {
 				r := s.begin(t)
 				t.Cleanup(func() { r.end(theLoser) })
 				r.daemons(order, how.text, how.signal)

@@ -1,6 +1,7 @@
 package guard_test
 
 import (
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -22,6 +23,7 @@ func TestFencing(t *testing.T) {
 			r.fencedOff("node 3 is cut off, and `device` and `connect` in dlm.conf name a power switch")
 		}},
 		{"FenceFails", setup{fencing: lab.ScriptFencing, fenceScript: "#!/bin/sh\ntest -e " + fenceOK + "\n"}, fenceFails},
+		{"SBDWithADisk", setup{fencing: lab.ScriptFencing, fenceScript: replaced(t, fencingPage(t, "and dlm_controld this agent:"), sbdDisk, lab.Device), deviceMB: 16}, sbdOff},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			c.nodes, c.grace, c.holdOff, c.table = 3, 10*time.Second, 45*time.Second, "fencing"
@@ -88,5 +90,31 @@ func fenceFails(r *run) {
 	for _, id := range r.others() {
 		r.must(r.Node(id).WriteFile(r.ctx, fenceOK, nil, 0o644))
 	}
+	r.goesOn(1, detection)
+}
+
+// sbdDisk is what docs/fencing.md calls the disk.
+const sbdDisk = "/dev/disk/by-id/SBD-DISK"
+
+// sbdOff: the agent of docs/fencing.md writes to the disk of sbd, which switches its host off, or softdog does.
+func sbdOff(r *run) {
+	if _, err := exec.LookPath("sbd"); err != nil {
+		r.t.Fatalf("%s=1, and there is no sbd: scripts/install-deps more", lab.Env)
+	}
+	r.sh(1, "sbd -d "+lab.Device+" create")
+	for _, n := range r.Nodes() {
+		r.sh(n.ID(), "modprobe softdog nowayout=0")
+		_, err := n.StartEnv(r.ctx, "sbd", []string{"SBD_PACEMAKER=no", "SBD_WATCHDOG_DEV=/dev/watchdog1"}, "sbd", "-d", lab.Device, "-p", "/run/sbd.pid", "watch")
+		r.must(err)
+		r.await("sbd of "+n.Name()+" to have a slot", time.Minute, func() bool {
+			return strings.Contains(r.sh(1, "sbd -d "+lab.Device+" list"), n.Name()+"\tclear")
+		})
+	}
+	r.contend()
+	r.logged[logConsole] = len(r.log(logConsole))
+	r.must(r.loser().Cut(r.ctx))
+	r.fault("node 3 is cut off, and `fence_all` in dlm.conf names the agent for sbd with a disk")
+	r.await("sbd to have node 3 off", 2*detection, r.isReset)
+	r.must(r.loser().PowerCut(r.ctx))
 	r.goesOn(1, detection)
 }

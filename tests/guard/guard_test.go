@@ -31,6 +31,7 @@ func TestGuard(t *testing.T) {
 		{"LossyLink", lossyLink, nobody},
 		{"HostFrozen", hostFrozen, nobody},
 		{"PowerCut", powerCut, theLoser},
+		{"DLMCut", dlmCut, theLoser},
 		{"Mute", mute, theLoser},
 		{"Deaf", deaf, theLoser},
 		{"AllCut", allCut, nobody},

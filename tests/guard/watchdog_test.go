@@ -27,6 +27,7 @@ func TestWatchdog(t *testing.T) {
 	}, []faultCase{
 		{"Stopped", dogStopped, nobody},
 		{"StartedAgain", dogStartedAgain, nobody},
+		{"LeftOut", dogLeftOut, nobody},
 		{"Taken", dogTaken, nobody},
 		{"Hangs", dogHangs, theLoser},
 		{"Killed", dogKilled, theLoser},
@@ -109,6 +110,25 @@ func dogStartedAgain(r *run) {
 	r.fault("vmlockd of node 3 is killed, and started again at once")
 	r.must(p.Start(r.ctx))
 	r.lives()
+	r.await("the watchdog to be armed again", time.Minute, func() bool { return r.dog() == "open" })
+	r.handOver()
+}
+
+// dogLeftOut: a configuration that names no watchdog any more, when vmlockd crashes, resets no host.
+func dogLeftOut(r *run) {
+	r.armed()
+	p := r.loser().Service(lab.ServiceLock)
+	r.sh(r.last, "cp /etc/vmlockd/vmlockd.toml /run/with-watchdog && sed -i /^watchdog/d /etc/vmlockd/vmlockd.toml")
+	r.must(p.Kill(r.ctx))
+	r.fault("vmlockd of node 3 is killed, and started again with a configuration without a watchdog")
+	r.must(p.Start(r.ctx))
+	r.lives()
+	if got := r.dog(); got != "" {
+		r.t.Errorf("it has a watchdog: %q", got)
+	}
+	r.sh(r.last, "mv /run/with-watchdog /etc/vmlockd/vmlockd.toml")
+	r.must(p.Stop(r.ctx))
+	r.must(p.Start(r.ctx))
 	r.await("the watchdog to be armed again", time.Minute, func() bool { return r.dog() == "open" })
 	r.handOver()
 }
