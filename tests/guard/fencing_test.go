@@ -23,7 +23,7 @@ func TestFencing(t *testing.T) {
 			r.fencedOff("node 3 is cut off, and `device` and `connect` in dlm.conf name a power switch")
 		}},
 		{"FenceFails", setup{fencing: lab.ScriptFencing, fenceScript: "#!/bin/sh\ntest -e " + fenceOK + "\n"}, fenceFails},
-		{"SBDWithADisk", setup{fencing: lab.ScriptFencing, fenceScript: replaced(t, fencingPage(t, "and dlm_controld this agent:"), sbdDisk, lab.Device), deviceMB: 16}, sbdOff},
+		{"SBDWithADisk", setup{fencing: lab.ScriptFencing, fenceScript: replaced(t, fencingPage(t, "dlm_controld has this agent:"), sbdDisk, lab.Device), deviceMB: 16}, sbdOff},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			c.nodes, c.grace, c.holdOff, c.table = 3, 10*time.Second, 45*time.Second, "fencing"
@@ -102,9 +102,10 @@ func sbdOff(r *run) {
 		r.t.Fatalf("%s=1, and there is no sbd: scripts/install-deps more", lab.Env)
 	}
 	r.sh(1, "sbd -d "+lab.Device+" create")
+	env := strings.Fields(replaced(r.t, fencingPage(r.t, "It needs no Pacemaker for that"), "SBD_DEVICE=\""+sbdDisk+"\"", "SBD_DEVICE="+lab.Device, "/dev/watchdog", "/dev/watchdog1"))
 	for _, n := range r.Nodes() {
 		r.sh(n.ID(), "modprobe softdog nowayout=0")
-		_, err := n.StartEnv(r.ctx, "sbd", []string{"SBD_PACEMAKER=no", "SBD_WATCHDOG_DEV=/dev/watchdog1"}, "sbd", "-d", lab.Device, "-p", "/run/sbd.pid", "watch")
+		_, err := n.StartEnv(r.ctx, "sbd", env, "sbd", "-p", "/run/sbd.pid", "watch")
 		r.must(err)
 		r.await("sbd of "+n.Name()+" to have a slot", time.Minute, func() bool {
 			return strings.Contains(r.sh(1, "sbd -d "+lab.Device+" list"), n.Name()+"\tclear")

@@ -148,8 +148,9 @@ func pcsCommands(t *testing.T) string {
 	page := fencingPage(t, "With pcs:")
 	before, rest, _ := strings.Cut(page, "pcs resource create web ")
 	_, after, _ := strings.Cut(rest, "allow-migrate=true\n")
-	page = before + "pcs resource create web ocf:lab:writer op start timeout=120s op monitor interval=30s timeout=60s\n" + after +
-		"pcs constraint location web prefers node3=100 node1=50\n"
+	// What pcs does is done at once: it is to start when it is known where.
+	page = before + "pcs resource create web ocf:lab:writer op start timeout=120s op monitor interval=30s timeout=60s --disabled\n" + after +
+		"pcs constraint location web prefers node3=100 node1=50\npcs resource enable web\n"
 	// By force, as pcs asks systemd whether sbd is there.
 	return "set -e\n" + replaced(t, page, "systemd:vmlockd", "ocf:vmlockd:vmlockd", "stonith-watchdog-timeout=15s", "stonith-watchdog-timeout=15s --force")
 }

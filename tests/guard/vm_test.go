@@ -72,8 +72,11 @@ func (r *run) takes(name string, were map[string]uint32) {
 
 func (r *run) virtualMachines() {
 	r.t.Helper()
-	for _, name := range []string{"web", "kept"} {
+	names := []string{"web", "kept"}
+	for _, name := range names {
 		r.must(os.WriteFile(filepath.Join(r.dir, name+".img"), lab.CountingGuest(), 0o600))
+	}
+	for _, name := range names {
 		res, err := r.loser().Create(r.ctx, r.guest(name))
 		r.must(err)
 		if !res.OK() {
