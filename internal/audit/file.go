@@ -23,8 +23,8 @@ func (system) write(f *os.File, b []byte) (int, error) { return f.Write(b) }
 func (system) sync(f *os.File) error                   { return f.Sync() }
 
 // maxOpens bounds how often the file is opened again because it was renamed
-// between its opening and the lock on it.
-const maxOpens = 8
+// between its opening and the lock on it. Each is a rotation that came just then.
+const maxOpens = 100
 
 // The points at which a crash test kills the daemon.
 var (
