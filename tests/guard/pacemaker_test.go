@@ -129,9 +129,16 @@ func replaced(t *testing.T, text string, pairs ...string) string {
 	return text
 }
 
+// The page has 5 s for the watchdog, and 15 s after which who was lost counts as reset. Nodes that share two processors need more to start
+// Pacemaker in: with 5 s one of twelve was reset meanwhile.
+const (
+	pageDog, slowDog     = "SBD_WATCHDOG_TIMEOUT=5\n", "SBD_WATCHDOG_TIMEOUT=10\n"
+	pageReset, slowReset = "stonith-watchdog-timeout=15s", "stonith-watchdog-timeout=30s"
+)
+
 // sbdDefaults is /etc/default/sbd as the page has it. /dev/watchdog is one of User-Mode Linux, which the lab has not.
 func sbdDefaults(t *testing.T) string {
-	return replaced(t, fencingPage(t, "as far as the kernel can be trusted:"), "/dev/watchdog", "/dev/watchdog1")
+	return replaced(t, fencingPage(t, "as far as the kernel can be trusted:"), "/dev/watchdog", "/dev/watchdog1", pageDog, slowDog)
 }
 
 // Instead of a virtual machine there is a writer, and without systemd vmlockd has the agent of the package.
@@ -141,7 +148,7 @@ func crmCommands(t *testing.T) string {
 	_, after, _ := strings.Cut(rest, "allow-migrate=true\n")
 	page = before + "primitive web ocf:lab:writer op start timeout=120s op monitor interval=30s timeout=60s\n" + after +
 		"location first web 100: node3\nlocation second web 50: node1\n"
-	return "crm configure <<'END'\n" + replaced(t, page, "systemd:vmlockd", "ocf:vmlockd:vmlockd") + "commit\nquit\nEND\n"
+	return "crm configure <<'END'\n" + replaced(t, page, "systemd:vmlockd", "ocf:vmlockd:vmlockd", pageReset, slowReset) + "commit\nquit\nEND\n"
 }
 
 func pcsCommands(t *testing.T) string {
@@ -152,7 +159,7 @@ func pcsCommands(t *testing.T) string {
 	page = before + "pcs resource create web ocf:lab:writer op start timeout=120s op monitor interval=30s timeout=60s --disabled\n" + after +
 		"pcs constraint location web prefers node3=100 node1=50\npcs resource enable web\n"
 	// By force, as pcs asks systemd whether sbd is there.
-	return "set -e\n" + replaced(t, page, "systemd:vmlockd", "ocf:vmlockd:vmlockd", "stonith-watchdog-timeout=15s", "stonith-watchdog-timeout=15s --force")
+	return "set -e\n" + replaced(t, page, "systemd:vmlockd", "ocf:vmlockd:vmlockd", pageReset, slowReset+" --force")
 }
 
 // pacemaker starts sbd and Pacemaker on all nodes, as systemd would.
@@ -163,8 +170,9 @@ func (r *run) pacemaker() {
 		r.sh(n.ID(), "modprobe softdog nowayout=0 && chmod 755 "+agentDir+"vmlockd/vmlockd "+agentDir+"lab/writer && "+
 			"mkdir -p /run/crm /run/resource-agents && chown hacluster:haclient /run/crm && chown -R hacluster:haclient /var/lib/pacemaker && rm -f /var/lib/pacemaker/*/*")
 		const env = "set -a; . /etc/default/sbd; PCMK_logfile=none PCMK_stderr=1 "
-		for name, command := range map[string]string{"sbd": "exec sbd -p /run/sbd.pid -P watch", "pacemakerd": "exec pacemakerd -f"} {
-			_, err := n.Start(r.ctx, name, "sh", "-c", env+"; "+command)
+		// sbd first: what Pacemaker does depends on whether it is there.
+		for _, p := range []struct{ name, command string }{{"sbd", "exec sbd -p /run/sbd.pid -P watch"}, {"pacemakerd", "exec pacemakerd -f"}} {
+			_, err := n.Start(r.ctx, p.name, "sh", "-c", env+"; "+p.command)
 			r.must(err)
 		}
 	}
