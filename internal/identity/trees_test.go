@@ -32,7 +32,7 @@ type world struct {
 	rules []Rule
 }
 
-func (w *world) tree() string                     { return w.dir }
+func (w *world) at(path string) string            { return w.dir + path }
 func (w *world) mounts(bool) (*mountTable, error) { return w.table, nil }
 
 func (w *world) look(path string) (node, error) {
