@@ -40,7 +40,7 @@ var vocabulary = func() map[string]bool {
 		nfs nfs3 nfs4 gfs gfs1 gfs2 ocfs ocfs1 ocfs2 cifs smb3 ceph gluster fuse glusterfs lustre beegfs hostfs virtiofs 9p
 		ext2 ext3 ext4 xfs btrfs tmpfs ramfs devtmpfs rootfs none root lower upper work dash node1 node2 node3 localhost example
 		nbd client lvm lvs crypt luks luks1 luks2 mpath mpatha mpathb dm md drbd rbd loop scsi iscsi nvme multipath
-		linux debug lio org fileio raid0 raid1 raid10 snap real cow pool vers true false yes seclabel inode64 serverino noserverino`) {
+		linux debug lio org fileio raid0 raid1 raid10 sub snap plain2 real cow pool vers true false yes seclabel inode64 serverino noserverino`) {
 		m[w] = true
 	}
 	return m

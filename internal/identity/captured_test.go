@@ -3,6 +3,7 @@ package identity
 import (
 	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -123,5 +124,35 @@ func TestCaptured(t *testing.T) {
 		if kinds[kind] == written[kind] {
 			t.Errorf("%s: captured %v, and in testdata/README.md as one that is not: %v", kind, kinds[kind], written[kind])
 		}
+	}
+}
+
+// TestDesignatorsOfRealUnits: of the designators that a unit has, the kernel prefers the same.
+func TestDesignatorsOfRealUnits(t *testing.T) {
+	units := 0
+	for _, c := range loadCaptures(t) {
+		for node := range c.trees {
+			w := c.world(t, node)
+			for at := range w.known {
+				if path.Base(at) != "vpd_pg83" {
+					continue
+				}
+				page, err := os.ReadFile(w.dir + at)
+				if err != nil {
+					t.Fatal(err)
+				}
+				wwid, err := os.ReadFile(w.dir + path.Dir(at) + "/wwid")
+				if err != nil {
+					t.Fatal(err)
+				}
+				units++
+				if got := pickDesignator(page); got == "" || got != strings.TrimSpace(string(wwid)) {
+					t.Errorf("%s of %s in %s: %q, and the kernel has %q", at, node, c.kind, got, wwid)
+				}
+			}
+		}
+	}
+	if units == 0 {
+		t.Error("no unit has a page of designators")
 	}
 }

@@ -18,6 +18,7 @@ var tools = map[string]string{
 	"lvm": "lvm2", "dmsetup": "dmsetup", "mkfs.ext4": "e2fsprogs", "mkfs.gfs2": "gfs2-utils", "mkfs.ocfs2": "ocfs2-tools", "o2cb": "ocfs2-tools",
 	"exportfs": "nfs-kernel-server", "rpc.mountd": "nfs-kernel-server", "rpc.nfsd": "nfs-kernel-server", "mount.nfs": "nfs-common", "rpcbind": "rpcbind",
 	"nbd-server": "nbd-server", "nbd-client": "nbd-client", "iscsid": "open-iscsi", "iscsiadm": "open-iscsi",
+	"cryptsetup": "cryptsetup-bin", "mdadm": "mdadm", "drbdadm": "drbd-utils", "mkfs.btrfs": "btrfs-progs", "smbd": "samba", "mount.cifs": "cifs-utils",
 }
 
 // TestRealStorage has three nodes share storage as hosts do, by the kernel's own
@@ -31,7 +32,7 @@ func TestRealStorageLibvirt(t *testing.T) { realStorage(t, true) }
 
 func realStorage(t *testing.T, libvirt bool) {
 	cfg := lab.Config{
-		Nodes: 3, DeviceMB: 224, Libvirt: libvirt,
+		Nodes: 3, DeviceMB: 256, Libvirt: libvirt,
 		// There is no udev in the nodes, which LVM would wait for.
 		Files: map[string]string{"/etc/lvm/lvm.conf": "activation { udev_sync = 0\nudev_rules = 0 }\ndevices { obtain_device_list_from_udev = 0 }\n"},
 	}
@@ -68,10 +69,17 @@ func realStorage(t *testing.T, libvirt bool) {
 		name string
 		run  func(*testing.T, *suite)
 	}{
+		{"Local", realLocal},
+		{"Paths", realPaths},
 		{"NFS", realNFS},
+		{"CIFS", realCIFS},
 		{"SCSI", realSCSI},
 		{"ISCSI", realISCSI},
 		{"NBD", realNBD},
+		{"DeviceMapper", realMapper},
+		{"Crypt", realCrypt},
+		{"MD", realMD},
+		{"DRBD", realDRBD},
 		{"GFS2", realGFS2},
 		{"OCFS2", realOCFS2},
 		{"LVM", realLVM},
@@ -163,6 +171,8 @@ func (s *suite) prove(t *testing.T, a, b int, path, other string, p proof) {
 		t.Errorf("%+v, and the type %s is wanted, and doubt %v", here, p.typ, p.doubt)
 	}
 	s.wantDiffer(t, a, path)
+	s.capture(t, p.typ, fmt.Sprintf("A disk of type %s under two paths on two hosts, and another one that has the first path on the second host.", p.typ),
+		one(a, path, b, other), two(a, path, b, path))
 	if !s.libvirt {
 		defer s.hold(t, a, path)()
 		s.wantHeld(t, b, other)
