@@ -131,16 +131,20 @@ func realCIFS(t *testing.T, s *suite) {
 	}
 	s.together(t, map[int]string{
 		1: mount("//192.0.2.3/vms", "/mnt/cifs", "") + ";" + mount("//192.0.2.3/vms", "/mnt/own", ",noserverino,nosharesock"),
-		2: mount("//node3/VMS", "/srv/cifs", "") + ";" + mount("//node3/other", "/mnt/cifs", "") + ";" + mount("//node3/VMS", "/srv/own", ",noserverino,nosharesock"),
+		2: mount("//node3/VMS", "/srv/cifs", "") + "; mkdir -p /srv/smb3; mount -t smb3 -o guest,vers=3.1.1 //node3/Vms /srv/smb3;" + mount("//node3/other", "/mnt/cifs", "") + ";" + mount("//node3/VMS", "/srv/own", ",noserverino,nosharesock"),
 	})
 	s.undo(t, 1, "umount /mnt/cifs; umount /mnt/own")
-	s.undo(t, 2, "umount /mnt/cifs; umount /srv/cifs; umount /srv/own")
+	s.undo(t, 2, "umount /mnt/cifs; umount /srv/cifs; umount /srv/smb3; umount /srv/own")
 	s.prove(t, 1, 2, "/mnt/cifs/Web.img", "/srv/cifs/Web.img", proof{typ: "cifs"})
+	release := s.hold(t, 1, "/mnt/cifs/Web.img")
+	s.wantHeld(t, 2, "/srv/smb3/Web.img")
+	release()
 	// Without the server's numbers for files.
-	release := s.hold(t, 1, "/mnt/own/Web.img")
+	release = s.hold(t, 1, "/mnt/own/Web.img")
 	s.wantHeld(t, 2, "/srv/own/Web.img")
 	s.wantFree(t, 2, "/mnt/cifs/Web.img")
 	release()
-	s.capture(t, "cifs-noserverino", "A file of a share that is mounted without the server's numbers for files, and one of another share.",
+	s.capture(t, "cifs-options", "Shares that are mounted without the server's numbers for files, and under the other name of the file system.",
+		one(1, "/mnt/cifs/Web.img", 2, "/srv/smb3/Web.img"),
 		one(1, "/mnt/own/Web.img", 2, "/srv/own/Web.img"), two(1, "/mnt/own/Web.img", 2, "/mnt/cifs/Web.img"))
 }
