@@ -64,6 +64,7 @@ var (
 		`iqn\.[0-9]{4}-[0-9]{2}\.[0-9A-Za-z.:-]+`,
 		`nfs:[0-9a-f]{16}`,
 		`ocfs2:[0-9a-f]{16}`,
+		`ceph:[0-9a-f]{8}\b`,
 		`[0-9]+(?:\.[0-9]+){3}`,
 		`(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}`,
 		`\b[0-9A-Fa-f]{16,}\b`,
@@ -104,6 +105,10 @@ func (a *anonymiser) token(s string) string {
 		n, _ := strconv.ParseUint(rest, 16, 64)
 		n = a.fsid(n)
 		return fmt.Sprintf("nfs:%016x", min(n, bits.ReverseBytes64(n)))
+	}
+	if rest, ok := cut("ceph:"); ok {
+		to := hex.EncodeToString(stream("fold", rest, 4))
+		return "ceph:" + a.note(rest, to, to)
 	}
 	if rest, ok := cut("ocfs2:"); ok {
 		return "ocfs2:" + a.hex(rest)
@@ -177,7 +182,10 @@ func (a *anonymiser) hex(s string) string {
 		return s
 	}
 	random, i := hex.EncodeToString(stream("hex", digits, len(digits)))[1:], 0
-	random = digits[:1] + random
+	random = (digits[:1] + random)[:len(digits)]
+	if len(digits) == 32 {
+		random = withFold(random, a.fold(digits))
+	}
 	out := strings.Map(func(c rune) rune {
 		if hexDigits(string(c)) == "" {
 			return c
@@ -188,7 +196,22 @@ func (a *anonymiser) hex(s string) string {
 	if strings.ToLower(s) != s {
 		out = strings.ToUpper(out)
 	}
-	return a.note(digits, random[:len(digits)], out)
+	return a.note(digits, random, out)
+}
+
+// fold is what CephFS has of the UUID of its cluster (foldUUID), replaced.
+func (a *anonymiser) fold(uuid string) uint32 {
+	n, _ := foldUUID(uuid) // it is one
+	return binary.BigEndian.Uint32(stream("fold", fmt.Sprintf("%08x", n), 4))
+}
+
+// withFold changes the last word of 32 digits so that the exclusive or of all is fold.
+func withFold(digits string, fold uint32) string {
+	n, _ := foldUUID(digits)
+	b, _ := hex.DecodeString(digits)
+	last := b[12:]
+	binary.LittleEndian.PutUint32(last, binary.LittleEndian.Uint32(last)^n^fold)
+	return hex.EncodeToString(b)
 }
 
 // fsid is a number that an NFS server has for a file system, or what NFSv3 makes of two:

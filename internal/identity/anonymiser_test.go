@@ -108,6 +108,10 @@ func TestAnonymiserKeepsRelations(t *testing.T) {
 	if name := a.text("lvm:Q3cwEkfJgCd8SUEYyVnrR7vVYlf3XqWx/Ae1LhKpYV7bTq0DLmRzvfPzL6sJc2XkU"); name != "lvm:"+uuid[4:36]+"/"+uuid[36:] {
 		t.Errorf("%s and %s", uuid, name)
 	}
+	cluster, err := foldUUID(a.text("1b7c5a1e-0f0c-4c4d-9a0a-3c8b7c2f1e11"))
+	if name := a.text("ceph:c93455f2:7"); err != nil || name != fmt.Sprintf("ceph:%08x:7", cluster) || cluster == 0xc93455f2 {
+		t.Errorf("%08x, %v, and %s", cluster, err, name)
+	}
 	page := slices.Concat([]byte{0, 0x83, 0, 12, 1, 3, 0, 8}, []byte("\x50\x01\x40\x51\x23\x45\x67\x89"))
 	if got, want := pickDesignator(a.content("/sys/x/vpd_pg83", page)), a.text("naa.5001405123456789"); got != want || got == "naa.5001405123456789" {
 		t.Errorf("the page has %s, and the kernel's text of it is %s", got, want)

@@ -55,7 +55,9 @@ type recorder struct {
 	walked map[string]bool
 	ids    map[string]uint64
 	attrs  map[string]string
-	failed error
+	// noXattr are files that have not the attribute which was asked for.
+	noXattr map[string]bool
+	failed  error
 }
 
 func (r *recorder) at(path string) string {
@@ -97,6 +99,9 @@ func (r *recorder) fsid(path string) (uint64, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.ids[path], r.failed = id, errors.Join(r.failed, err)
+	if r.noXattr[path] {
+		r.failed = errors.Join(r.failed, fmt.Errorf("%s: what statfs(2) says of CephFS cannot be replaced: capture it with Linux 5.11 or newer", path))
+	}
 	return id, err
 }
 
@@ -105,7 +110,7 @@ func (r *recorder) xattr(path, name string) (string, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.failed = errors.Join(r.failed, err)
-	if value != "" {
+	if r.noXattr[path] = value == ""; value != "" {
 		r.attrs[path] = value
 	}
 	return value, err
@@ -120,7 +125,7 @@ type tree struct {
 }
 
 func capture(h kernel, paths []string) (*txtar.Archive, error) {
-	r := &recorder{kernel: h, asked: map[string]bool{}, nodes: map[string]node{}, follow: map[string]string{}, walked: map[string]bool{}, ids: map[string]uint64{}, attrs: map[string]string{}}
+	r := &recorder{kernel: h, asked: map[string]bool{}, nodes: map[string]node{}, follow: map[string]string{}, walked: map[string]bool{}, ids: map[string]uint64{}, attrs: map[string]string{}, noXattr: map[string]bool{}}
 	a := newAnonymiser()
 	var want []string
 	for _, p := range paths {

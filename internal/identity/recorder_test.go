@@ -18,7 +18,7 @@ func TestCaptureOfATree(t *testing.T) {
 		"devices": {"/dev/nvme0n1p2", "/dev/nvme1n1", "/dev/drbd7", "/dev/drbd9", "/dev/rbd0", "/dev/nbd0", "/dev/nbd1", "/dev/nbd2", "/dev/md126", "/dev/md127", "/dev/ubda"},
 		"lvm":     {"/dev/vg0/web", "/dev/other/db", "/dev/vg0/web-snap"},
 		"mapper":  {"/dev/mapper/luks-here", "/dev/mapper/luks-there", "/dev/mapper/plain", "/dev/mapper/stripe", "/dev/mapper/own"},
-		"shared":  {"/mnt/a/web.img", "/srv/vm/web.img", "/srv/v3/web.img", "/mnt/b/web.img", "/mnt/ganesha/web.img", "/ocfs2/web.img", "/gfs2/web.img", "/gfs2b/web.img", "/cifs/Web.img", "/cifs2/Web.img", "/images/link.img"},
+		"shared":  {"/mnt/a/web.img", "/srv/vm/web.img", "/srv/v3/web.img", "/mnt/b/web.img", "/mnt/ganesha/web.img", "/ocfs2/web.img", "/gfs2/web.img", "/gfs2b/web.img", "/cephxattr/web.img", "/cifs/Web.img", "/cifs2/Web.img", "/images/link.img"},
 	} {
 		t.Run(file, func(t *testing.T) {
 			w := loadWorld(t, "testdata/"+file+".txtar")
@@ -50,7 +50,7 @@ func TestCaptureOfATree(t *testing.T) {
 			}
 			text := string(txtar.Format(tree))
 			for _, secret := range []string{"600140512345678901234567890abcde", "Q3cwEkfJgCd8SUEYyVnrR7vVYlf3XqWx", "0123456789abcdef0123456789abcdef", "6d0f0c36", "0a1b2c3d",
-				"53616d73756e", "tenant", "10f2ae8944a", "6b2f00112233aabb", "3bda537251300f7b", "89abcdef01234567", "5a1b2c3d", "store.", "ganesha"} {
+				"53616d73756e", "tenant", "10f2ae8944a", "6b2f00112233aabb", "3bda537251300f7b", "89abcdef01234567", "5a1b2c3d", "store.", "ganesha", "1b7c5a1e", "c93455f2"} {
 				if strings.Contains(strings.ToLower(text), strings.ToLower(secret)) {
 					t.Errorf("%s is still there", secret)
 				}

@@ -18,7 +18,8 @@ var tools = map[string]string{
 	"lvm": "lvm2", "dmsetup": "dmsetup", "mkfs.ext4": "e2fsprogs", "mkfs.gfs2": "gfs2-utils", "mkfs.ocfs2": "ocfs2-tools", "o2cb": "ocfs2-tools",
 	"exportfs": "nfs-kernel-server", "rpc.mountd": "nfs-kernel-server", "rpc.nfsd": "nfs-kernel-server", "mount.nfs": "nfs-common", "rpcbind": "rpcbind",
 	"nbd-server": "nbd-server", "nbd-client": "nbd-client", "iscsid": "open-iscsi", "iscsiadm": "open-iscsi",
-	"cryptsetup": "cryptsetup-bin", "mdadm": "mdadm", "drbdadm": "drbd-utils", "mkfs.btrfs": "btrfs-progs", "smbd": "samba", "mount.cifs": "cifs-utils",
+	"cryptsetup": "cryptsetup-bin", "mdadm": "mdadm", "drbdadm": "drbd-utils", "ceph-mon": "ceph-mon", "ceph-osd": "ceph-osd", "ceph-mds": "ceph-mds", "rbd": "ceph-common",
+	"mkfs.btrfs": "btrfs-progs", "smbd": "samba", "mount.cifs": "cifs-utils",
 }
 
 // TestRealStorage has three nodes share storage as hosts do, by the kernel's own
@@ -73,6 +74,7 @@ func realStorage(t *testing.T, libvirt bool) {
 		{"Paths", realPaths},
 		{"NFS", realNFS},
 		{"CIFS", realCIFS},
+		{"Ceph", realCeph},
 		{"SCSI", realSCSI},
 		{"ISCSI", realISCSI},
 		{"NBD", realNBD},
