@@ -37,7 +37,7 @@ var vocabulary = func() map[string]bool {
 	for _, w := range strings.Fields(`dev mapper disk by id res block partition part file overlay on uuid name rule cmdline
 		sys proc fs self bus devices volumes nfsfs mnt srv var lib libvirt images usr bin sbin run tmp opt home lab shared server
 		export exp img own bound linked hard soft elsewhere web db moved vms one two here there other secret plain boot site
-		nfs nfs3 nfs4 gfs gfs1 gfs2 ocfs ocfs1 ocfs2 cifs smb3 ceph gluster fuse glusterfs lustre beegfs hostfs virtiofs 9p
+		nfs nfs3 nfs4 gfs gfs1 gfs2 ocfs ocfs1 ocfs2 cifs smb3 ceph gluster fuse glusterfs null lustre beegfs hostfs virtiofs 9p
 		ext2 ext3 ext4 xfs btrfs tmpfs ramfs devtmpfs rootfs none root lower upper work dash node1 node2 node3 localhost example
 		nbd client lvm lvs crypt luks luks1 luks2 mpath mpatha mpathb dm md drbd rbd loop scsi iscsi nvme multipath
 		linux debug lio org fileio raid0 raid1 raid10 sub snap plain2 real cow pool vers true false yes seclabel inode64 serverino noserverino`) {

@@ -12,6 +12,7 @@ var localPlaces = []struct{ fs, dir, mount string }{
 	{"ramfs", "/mnt/ramfs", "mount -t ramfs none /mnt/ramfs"},
 	{"ext2", "/mnt/ext2", "truncate -s 4M /mnt/tmpfs/ext2; mkfs.ext2 -q /mnt/tmpfs/ext2; mount -t ext2 -o loop /mnt/tmpfs/ext2 /mnt/ext2"},
 	{"ext4", "/mnt/ext4", "truncate -s 8M /mnt/tmpfs/ext4; mkfs.ext4 -q /mnt/tmpfs/ext4; mount -t ext4 -o loop /mnt/tmpfs/ext4 /mnt/ext4"},
+	{"xfs", "/mnt/xfs", "truncate -s 32M /mnt/tmpfs/xfs; mkfs.xfs -q --unsupported /mnt/tmpfs/xfs; mount -o loop /mnt/tmpfs/xfs /mnt/xfs"},
 	{"btrfs", "/mnt/btrfs/sub", "truncate -s 120M /mnt/tmpfs/btrfs; mkfs.btrfs -q /mnt/tmpfs/btrfs; mount -o loop /mnt/tmpfs/btrfs /mnt/btrfs; btrfs -q subvolume create /mnt/btrfs/sub"},
 	{"overlay", "/var/tmp", "true"}, // of the root
 }
@@ -40,7 +41,7 @@ func realLocal(t *testing.T, s *suite) {
 	release()
 	s.capture(t, "local", "Files of file systems that a host has for itself, and a loop device over one of them.",
 		append(facts, one(1, "/dev/loop5", 1, "/mnt/ext4/web.img"), two(1, "/dev/loop5", 2, "/dev/loop5"))...)
-	s.everywhere(t, "losetup -d /dev/loop5; umount /mnt/btrfs; umount /mnt/ext4; umount /mnt/ext2; umount /mnt/ramfs; umount /mnt/tmpfs; rm /var/tmp/web.img /var/tmp/soft", nil)
+	s.everywhere(t, "losetup -d /dev/loop5; umount /mnt/btrfs; umount /mnt/xfs; umount /mnt/ext4; umount /mnt/ext2; umount /mnt/ramfs; umount /mnt/tmpfs; rm /var/tmp/web.img /var/tmp/soft", nil)
 }
 
 // realPaths: where nothing but the path tells what is shared, it is followed to the end.

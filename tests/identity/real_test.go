@@ -19,7 +19,7 @@ var tools = map[string]string{
 	"exportfs": "nfs-kernel-server", "rpc.mountd": "nfs-kernel-server", "rpc.nfsd": "nfs-kernel-server", "mount.nfs": "nfs-common", "rpcbind": "rpcbind",
 	"nbd-server": "nbd-server", "nbd-client": "nbd-client", "iscsid": "open-iscsi", "iscsiadm": "open-iscsi",
 	"cryptsetup": "cryptsetup-bin", "mdadm": "mdadm", "drbdadm": "drbd-utils", "ceph-mon": "ceph-mon", "ceph-osd": "ceph-osd", "ceph-mds": "ceph-mds", "rbd": "ceph-common",
-	"mkfs.btrfs": "btrfs-progs", "smbd": "samba", "mount.cifs": "cifs-utils",
+	"glusterfsd": "glusterfs-server", "mkfs.btrfs": "btrfs-progs", "mkfs.xfs": "xfsprogs", "smbd": "samba", "mount.cifs": "cifs-utils",
 }
 
 // TestRealStorage has three nodes share storage as hosts do, by the kernel's own
@@ -75,6 +75,7 @@ func realStorage(t *testing.T, libvirt bool) {
 		{"NFS", realNFS},
 		{"CIFS", realCIFS},
 		{"Ceph", realCeph},
+		{"Gluster", realGluster},
 		{"SCSI", realSCSI},
 		{"ISCSI", realISCSI},
 		{"NBD", realNBD},
