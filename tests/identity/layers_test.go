@@ -69,14 +69,19 @@ func realMD(t *testing.T, s *suite) {
 }
 
 // realDRBD: two resources, each with its disk on either node, and other minor numbers on
-// the other one. There is no udev in the nodes; drbdadm says which links it makes.
+// the other one; one has a volume by number, and one has none. There is no udev in the nodes: its rules for DRBD make
+// the links that drbdadm says, in one of two ways.
 func realDRBD(t *testing.T, s *suite) {
 	conf := "global { usage-count no; }\n"
 	for port, name := range []string{"web", "db"} {
 		conf += fmt.Sprintf("resource %s {\n", name)
 		for node := 1; node <= 2; node++ {
 			minor := 1 + (port+node+1)%2 // web is drbd1 on node 1 and drbd2 on node 2
-			conf += fmt.Sprintf("on node%d { device /dev/drbd%d; disk /dev/vms/drbd%d; meta-disk internal; address 192.0.2.%d:%d; }\n", node, minor, 2*node-1+port, node, 7788+port)
+			volume := fmt.Sprintf("device /dev/drbd%d; disk /dev/vms/drbd%d; meta-disk internal;", minor, 2*node-1+port)
+			if name == "db" {
+				volume = "volume 0 { " + volume + " }"
+			}
+			conf += fmt.Sprintf("on node%d { %s address 192.0.2.%d:%d; }\n", node, volume, node, 7788+port)
 		}
 		conf += "}\n"
 	}
@@ -88,7 +93,7 @@ func realDRBD(t *testing.T, s *suite) {
 		s.undo(t, node, "drbdadm down all; rm -r /dev/drbd")
 	}
 	up := "modprobe drbd; for r in web db; do drbdadm create-md --force $r </dev/null >&2; drbdadm up $r >&2; done\n" +
-		"for m in 1 2; do eval $(drbdadm sh-udev minor-$m); for l in $SYMLINK_BY_RES $SYMLINK_BY_DISK; do mkdir -p /dev/${l%/*}; ln -s /dev/drbd$m /dev/$l; done; done; ls -lR /dev/drbd\n"
+		"for m in 1 2; do (eval $(drbdadm sh-udev minor-$m); for l in ${SYMLINK_BY_RES:-drbd/by-res/$RESOURCE} ${SYMLINK_BY_DISK:-drbd/by-disk/$DISK}; do mkdir -p /dev/${l%/*}; ln -s /dev/drbd$m /dev/$l; done); done\n"
 	s.together(t, map[int]string{1: up + "drbdadm primary --force web", 2: up + "drbdadm primary --force db"})
 	s.prove(t, 1, 2, "/dev/drbd1", "/dev/drbd2", proof{typ: "drbd", cache: "none"})
 }
