@@ -40,14 +40,14 @@ var vocabulary = func() map[string]bool {
 		nfs nfs3 nfs4 gfs gfs1 gfs2 ocfs ocfs1 ocfs2 cifs smb3 ceph gluster fuse glusterfs null lustre beegfs hostfs virtiofs 9p
 		ext2 ext3 ext4 xfs btrfs tmpfs ramfs devtmpfs rootfs none root lower upper work dash node1 node2 node3 localhost example
 		nbd client lvm lvs crypt luks luks1 luks2 mpath mpatha mpathb dm md drbd rbd loop scsi iscsi nvme multipath
-		linux debug lio org fileio raid0 raid1 raid10 sub snap plain2 real cow pool vers true false yes seclabel inode64 serverino noserverino`) {
+		linux debug lio org fileio raid0 raid1 raid10 sub snap net tcp udp admin link global full buffered plain2 real cow pool vers true false yes seclabel inode64 serverino noserverino`) {
 		m[w] = true
 	}
 	return m
 }()
 
 // kernelWord are names that the kernel counts.
-var kernelWord = regexp.MustCompile(`^([0-9]+|sd[a-z]+[0-9]*|ubd[a-z][0-9]*|vd[a-z]+[0-9]*|(dm|md|nbd|loop|drbd|rbd|part|unit)[0-9]+(p[0-9]+)?|nvme[0-9]+n[0-9]+(p[0-9]+)?)$`)
+var kernelWord = regexp.MustCompile(`^([0-9]+[kmgt]?|0x[0-9a-f]+|sd[a-z]+[0-9]*|ubd[a-z][0-9]*|vd[a-z]+[0-9]*|(dm|md|nbd|loop|drbd|rbd|part|unit)[0-9]+(p[0-9]+)?|nvme[0-9]+n[0-9]+(p[0-9]+)?)$`)
 
 var partWord = regexp.MustCompile(`^part[0-9]+$`)
 
@@ -59,7 +59,7 @@ var (
 		`LVM-[0-9A-Za-z]{64}`,
 		`lvm:[0-9A-Za-z]{32}/[0-9A-Za-z]{32}`,
 		`mpath-3[0-9a-f]{16,32}`,
-		`(?:naa|eui)\.[0-9a-f]+`,
+		`(?:naa|eui)\.[0-9A-Fa-f]+`,
 		`(?:t10|nvme)\.[^\n]+`,
 		`iqn\.[0-9]{4}-[0-9]{2}\.[0-9A-Za-z.:-]+`,
 		`nfs:[0-9a-f]{16}`,
@@ -67,7 +67,7 @@ var (
 		`ceph:[0-9a-f]{8}\b`,
 		`[0-9]+(?:\.[0-9]+){3}`,
 		`(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}`,
-		`\b[0-9A-Fa-f]{16,}\b`,
+		`\b[0-9A-Fa-f]{10,}\b`,
 	}, "|")
 	specialRE = regexp.MustCompile(special)
 	textRE    = regexp.MustCompile(special + `|[0-9A-Za-z]+`)
@@ -137,7 +137,7 @@ func (a *anonymiser) token(s string) string {
 	if len(hexDigits(s)) == 32 && len(s) >= 32 {
 		return a.hex(s) // a UUID in any of its three shapes
 	}
-	if len(s) >= 16 && !strings.Contains(s, ":") && strings.Trim(s, "0123456789abcdefABCDEF") == "" && strings.Trim(s, "0123456789") != "" {
+	if len(s) >= 10 && strings.Trim(s, "0123456789abcdefABCDEF") == "" && strings.Trim(s, "0123456789") != "" {
 		return a.hex(s)
 	}
 	return wordRE.ReplaceAllStringFunc(s, a.word)

@@ -216,25 +216,26 @@ func hexLines(data []byte) []byte {
 }
 
 // add notes what is at a path: each link on the way, and then the content of a file or the names in a directory, or that
-// there is nothing. Of a directory in sysfs in which something was asked for, all names are noted, to show what is not there.
+// there is nothing: of a device in sysfs by all names of what it has.
 func (t *tree) add(h kernel, p string) error {
 	names := strings.Split(strings.Trim(path.Clean(p), "/"), "/")
 	done := ""
 	for i, name := range names {
 		last := i == len(names)-1
-		if strings.HasPrefix(done, "/sys/devices/") && last {
+		at := done + "/" + name
+		st, err := os.Lstat(h.at(at))
+		switch device := strings.HasPrefix(done, "/sys/devices/"); {
+		case errors.Is(err, fs.ErrNotExist) && device:
+			return t.list(h, done)
+		case errors.Is(err, fs.ErrNotExist):
+			t.absent[at] = true
+			return nil
+		case err != nil:
+			return err
+		case device && st.Mode().IsRegular():
 			if err := t.list(h, done); err != nil {
 				return err
 			}
-		}
-		at := done + "/" + name
-		st, err := os.Lstat(h.at(at))
-		if errors.Is(err, fs.ErrNotExist) {
-			t.absent[at] = true
-			return nil
-		}
-		if err != nil {
-			return err
 		}
 		switch kind := st.Mode().Type(); {
 		case kind == fs.ModeSymlink:

@@ -47,9 +47,10 @@ func realGluster(t *testing.T, s *suite) {
 				t.Fatal(err)
 			}
 		}
-		// Not on an overlay, which has not all the attributes that it needs.
-		s.sh(t, 3, fmt.Sprintf("mkdir -p /srv/gluster; mountpoint -q /srv/gluster || mount -t tmpfs none /srv/gluster; mkdir /srv/gluster/%[1]s; glusterfsd -f /tmp/%[1]s.vol -p /run/%[1]s.pid -l /tmp/%[1]s.log", name))
-		s.undo(t, 3, "kill $(cat /run/"+name+".pid)")
+		// On ext4, as an overlay and tmpfs have not all the attributes that it needs.
+		s.sh(t, 3, fmt.Sprintf("mkdir -p /srv/gluster/%[1]s; truncate -s 16M /tmp/%[1]s.ext4; mkfs.ext4 -q /tmp/%[1]s.ext4; mount -o loop /tmp/%[1]s.ext4 /srv/gluster/%[1]s; "+
+			"glusterfsd -f /tmp/%[1]s.vol -p /run/%[1]s.pid -l /tmp/%[1]s.log || { cat /tmp/%[1]s.log; exit 1; }", name))
+		s.undo(t, 3, "kill $(cat /run/"+name+".pid); umount -l /srv/gluster/"+name)
 	}
 	mount := func(node int, name, at string) {
 		t.Helper()

@@ -47,20 +47,23 @@ func realCrypt(t *testing.T, s *suite) {
 	s.prove(t, 1, 2, "/dev/mapper/secret", "/dev/mapper/other", proof{typ: "crypt", cache: "none"})
 }
 
-// realMD: arrays of which one half is missing, on shared disks. There is no udev in the
-// nodes; what it would make a link of for an array comes from mdadm.
+// realMD: arrays of which one half is missing, on shared disks, with metadata of both
+// kinds. A kernel that does not tell an array's UUID leaves it to udev, which has it of
+// mdadm: that is to be the same one.
 func realMD(t *testing.T, s *suite) {
 	s.everywhere(t, "modprobe raid1", nil)
 	s.activate(t, 1, "md1", "md2")
 	s.activate(t, 2, "md1", "md2")
-	for _, n := range []string{"1", "2"} {
-		s.sh(t, 1, "MDADM_NO_UDEV=1 mdadm --create /dev/md2"+n+" --run --level=1 --raid-devices=2 --metadata=1.2 --homehost=any /dev/vms/md"+n+" missing </dev/null >&2; mdadm --stop /dev/md2"+n)
+	for volume, metadata := range map[string]string{"md1": "1.2", "md2": "0.90"} {
+		s.sh(t, 1, "MDADM_NO_UDEV=1 mdadm --create /dev/"+volume+" --run --level=1 --raid-devices=2 --metadata="+metadata+" --homehost=any /dev/vms/"+volume+" missing </dev/null >&2; mdadm --stop /dev/"+volume)
 	}
 	assemble := func(node int, volume, array string) {
 		t.Helper()
-		s.sh(t, node, "MDADM_NO_UDEV=1 mdadm --assemble --run /dev/"+array+" /dev/vms/"+volume+"; mkdir -p /dev/disk/by-id; "+
-			"ln -s ../../"+array+" /dev/disk/by-id/md-uuid-$(mdadm --detail --export /dev/"+array+" | sed -n s/^MD_UUID=//p)")
-		s.undo(t, node, "mdadm --stop /dev/"+array+"; rm -r /dev/disk/by-id")
+		uuid := s.sh(t, node, "MDADM_NO_UDEV=1 mdadm --assemble --run /dev/"+array+" /dev/vms/"+volume+" >&2; mdadm --detail --export /dev/"+array+" | sed -n s/^MD_UUID=//p")
+		s.undo(t, node, "mdadm --stop /dev/"+array)
+		if id := s.one(t, node, "/dev/"+array); id.Name != "md:"+strings.ReplaceAll(strings.TrimSpace(uuid), ":", "") {
+			t.Errorf("%s is %s, and to mdadm its UUID is %s", array, id.Name, uuid)
+		}
 	}
 	assemble(1, "md1", "md10")
 	assemble(2, "md1", "md11")
@@ -93,7 +96,7 @@ func realDRBD(t *testing.T, s *suite) {
 		s.undo(t, node, "drbdadm down all; rm -r /dev/drbd")
 	}
 	up := "modprobe drbd; for r in web db; do drbdadm create-md --force $r </dev/null >&2; drbdadm up $r >&2; done\n" +
-		"for m in 1 2; do (eval $(drbdadm sh-udev minor-$m); for l in ${SYMLINK_BY_RES:-drbd/by-res/$RESOURCE} ${SYMLINK_BY_DISK:-drbd/by-disk/$DISK}; do mkdir -p /dev/${l%/*}; ln -s /dev/drbd$m /dev/$l; done); done\n"
+		"for m in 1 2; do (eval $(drbdadm sh-udev minor-$m); for l in ${SYMLINK_BY_RES:-drbd/by-res/$RESOURCE} ${SYMLINK_BY_DISK:-drbd/by-disk/$DISK}; do mkdir -p /dev/${l%/*}; ln -sr /dev/drbd$m /dev/$l; done); done\n"
 	s.together(t, map[int]string{1: up + "drbdadm primary --force web", 2: up + "drbdadm primary --force db"})
 	s.prove(t, 1, 2, "/dev/drbd1", "/dev/drbd2", proof{typ: "drbd", cache: "none"})
 }
