@@ -62,6 +62,7 @@ lab-test: ## tests on cluster nodes with stock libvirt (root; boots User-Mode Li
 	$(LAB_TEST) -timeout 30m -run '$(GUARD_CASES)' ./tests/guard
 
 lab-more: ## more of these: guard, chaos, peers and corosync on a cluster, libvirt beside a guard, real storage without it, 200 kills under load, and 200 cut-off random workloads
+	scripts/install-deps more
 	$(LAB_BINARY)
 	$(LAB_TEST) -p 1 -timeout 2h $(MORE_LAB_PACKAGES)
 	VMLOCKD_LAB_GUARD=auto $(LAB_TEST) -timeout 30m -run '$(GUARDED_CASES)' ./tests/cluster
@@ -82,7 +83,7 @@ test: ## installs what is missing, then lint, unit and lab-test
 	$(MAKE) lint unit lab-test
 
 capture: ## what the kernels of the lab's nodes say of each kind of disk, anonymised, into internal/identity/testdata/captured
-	scripts/install-deps test
+	scripts/install-deps more
 	$(LAB_BINARY)
 	VMLOCKD_CAPTURE_DIR=$(CURDIR)/internal/identity/testdata/captured $(LAB_TEST) -timeout 30m -run '$(LONG_CASES)' ./tests/identity
 
