@@ -3,7 +3,8 @@ package identity_test
 import "testing"
 
 // ceph makes node 3 a Ceph cluster in its memory, of which anybody may use anything: two
-// images, one with a snapshot, and a file system with two directories.
+// images, one with a snapshot, and a file system with two directories. ceph-osd gives up if
+// it asks for its place before it has heard which cluster that is, as can be on a slow machine.
 const ceph = `d=/tmp/ceph fsid=$(cat /proc/sys/kernel/random/uuid) osd=$(cat /proc/sys/kernel/random/uuid)
 	mkdir -p /etc/ceph $d/mon $d/osd $d/mds
 	cat > /etc/ceph/ceph.conf <<-END
@@ -32,7 +33,8 @@ const ceph = `d=/tmp/ceph fsid=$(cat /proc/sys/kernel/random/uuid) osd=$(cat /pr
 		rbd default features = 1
 	END
 	ceph-mon -i a --mkfs --fsid $fsid; ceph-mon -i a
-	ceph osd new $osd; ceph-osd -i 0 --mkfs --osd-uuid $osd; ceph-osd -i 0
+	ceph osd new $osd; ceph-osd -i 0 --mkfs --osd-uuid $osd
+	for i in $(seq 20); do ceph-osd -i 0 && break; done; kill -0 $(cat $d/osd.0.pid)
 	for pool in vms meta data; do ceph osd pool create $pool 1; done
 	ceph fs new lab meta data; ceph-mds -i a
 	rbd create --size 4 vms/web; rbd create --size 4 vms/db; rbd snap create vms/web@snap

@@ -49,20 +49,29 @@ func realCrypt(t *testing.T, s *suite) {
 
 // realMD: arrays of which one half is missing, on shared disks, with metadata of both
 // kinds. A kernel that does not tell an array's UUID leaves it to udev, which has it of
-// mdadm: that is to be the same one.
+// mdadm: that is to be the same one, as far as the product knows how mdadm writes it.
 func realMD(t *testing.T, s *suite) {
 	s.everywhere(t, "modprobe raid1", nil)
 	s.activate(t, 1, "md1", "md2")
 	s.activate(t, 2, "md1", "md2")
-	for volume, metadata := range map[string]string{"md1": "1.2", "md2": "0.90"} {
+	versions := map[string]string{"md1": "1.2", "md2": "0.90"}
+	for volume, metadata := range versions {
 		s.sh(t, 1, "MDADM_NO_UDEV=1 mdadm --create /dev/"+volume+" --run --level=1 --raid-devices=2 --metadata="+metadata+" --homehost=any /dev/vms/"+volume+" missing </dev/null >&2; mdadm --stop /dev/"+volume)
 	}
 	assemble := func(node int, volume, array string) {
 		t.Helper()
 		uuid := s.sh(t, node, "MDADM_NO_UDEV=1 mdadm --assemble --run /dev/"+array+" /dev/vms/"+volume+" >&2; mdadm --detail --export /dev/"+array+" | sed -n s/^MD_UUID=//p")
 		s.undo(t, node, "mdadm --stop /dev/"+array)
-		if id := s.one(t, node, "/dev/"+array); id.Name != "md:"+strings.ReplaceAll(strings.TrimSpace(uuid), ":", "") {
-			t.Errorf("%s is %s, and to mdadm its UUID is %s", array, id.Name, uuid)
+		want := "md:"
+		for word := range strings.SplitSeq(strings.TrimSpace(uuid), ":") {
+			if versions[volume] == "0.90" && len(word) == 8 {
+				word = word[6:] + word[4:6] + word[2:4] + word[:2]
+			}
+			want += word
+		}
+		version := strings.TrimSpace(s.sh(t, node, "cat /sys/block/"+array+"/md/metadata_version"))
+		if id := s.one(t, node, "/dev/"+array); id.Name != want || version != versions[volume] {
+			t.Errorf("%s is %s, and to mdadm its UUID is %s; its metadata are %q", array, id.Name, uuid, version)
 		}
 	}
 	assemble(1, "md1", "md10")
