@@ -22,7 +22,7 @@ LAB_BINARY = CGO_ENABLED=0 $(GO) build -o bin/lab ./lab/cmd/lab
 LAB_TEST = VMLOCKD_LAB=1 VMLOCKD_LAB_BINARY=$(CURDIR)/bin/lab scripts/told $(GO) test -count=1
 
 .DEFAULT_GOAL := help
-.PHONY: help build unit unit-long test lab-test lab-more faults chaos demo lint fuzz man bench bench-parts lab clean deb deb-test
+.PHONY: help build unit unit-long test lab-test lab-more faults chaos capture demo lint fuzz man bench bench-parts lab clean deb deb-test
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -83,6 +83,11 @@ chaos: ## a seeded random mix of faults on real nodes, CHAOS_TIME (default 10m) 
 test: ## installs what is missing, then lint, unit and lab-test
 	scripts/install-deps test
 	$(MAKE) lint unit lab-test
+
+capture: ## what the kernels of the lab's nodes say of each kind of disk, anonymised, into internal/identity/testdata/captured
+	scripts/install-deps more
+	$(LAB_BINARY)
+	VMLOCKD_CAPTURE_DIR=$(CURDIR)/internal/identity/testdata/captured $(LAB_TEST) -timeout 30m -run '$(LONG_CASES)' ./tests/identity
 
 demo: ## two hosts want one disk: see it refused, moved, and taken over once an operator says that its host is off
 	scripts/install-deps demo

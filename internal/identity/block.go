@@ -1,8 +1,10 @@
 package identity
 
 import (
+	"encoding/hex"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -184,17 +186,34 @@ func (l *lookup) scsi(id *Identity, dir string) {
 // iscsiSession is the part of a device's path up to its iSCSI session.
 var iscsiSession = lazyregexp.New(`^.*/session\d+`)
 
-// md takes the array's UUID from the kernel, or from the link that udev makes.
+// md takes the array's UUID from the kernel, or from the link that udev makes. With
+// metadata of the version 0.90 mdadm, which udev asks, writes the bytes of each of its
+// four words the other way round.
 func (l *lookup) md(id *Identity, dir string) {
 	id.Type = TypeMD
 	uuid := l.read(dir, "md/uuid")
 	if uuid == "" {
-		uuid = strings.TrimPrefix(l.linkTo("/dev/disk/by-id", "md-uuid-", id.Path), "md-uuid-")
+		uuid = hexDigits(strings.TrimPrefix(l.linkTo("/dev/disk/by-id", "md-uuid-", id.Path), "md-uuid-"))
+		if l.read(dir, "md/metadata_version") == "0.90" {
+			uuid = swapWords(uuid)
+		}
 	}
 	if uuid = hexDigits(uuid); len(uuid) == 32 && strings.Trim(uuid, "0") != "" {
 		id.Name = "md:" + uuid
 		id.step("%s is the array %s", id.Path, uuid)
 	}
+}
+
+// swapWords writes the bytes of each word of hexadecimal digits the other way round.
+func swapWords(digits string) string {
+	b, err := hex.DecodeString(digits)
+	if err != nil || len(b)%4 != 0 {
+		return ""
+	}
+	for i := 0; i < len(b); i += 4 {
+		slices.Reverse(b[i : i+4])
+	}
+	return hex.EncodeToString(b)
 }
 
 // hexDigits leaves out what separates groups of them.

@@ -174,8 +174,10 @@ type kernel interface {
 	// xattr is an extended attribute of path (getxattr(2)); "" if its file system or
 	// this kernel has none of that name.
 	xattr(path, name string) (string, error)
-	// tree is where /sys, /proc and /dev are: "" on a real host.
-	tree() string
+	// at is where to find what has this path in /sys, /proc or /dev: the path itself on a
+	// real host. It is asked before each file there is read, each directory listed, each
+	// link followed, and whatever is looked for.
+	at(path string) string
 }
 
 // Options are what a Resolver works with.

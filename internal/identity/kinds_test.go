@@ -39,6 +39,7 @@ func TestEveryKind(t *testing.T) {
 		{TypeRBD, "devices", "/dev/rbd0", "/dev/rbd5", "/dev/rbd6", false}, // its snapshot
 		{TypeNBD, "devices", "/dev/nbd0", "/dev/nbd9", "/dev/nbd0", true},
 		{TypeMD, "devices", "/dev/md127", "/dev/md0", "/dev/md127", false},
+		{TypeMD, "devices", "/dev/md123", "/dev/md9", "/dev/md127", false}, // metadata 0.90, told by udev and by the kernel
 		{TypeMapper, "mapper", "/dev/mapper/own", "/dev/mapper/theirs", "/dev/mapper/own", false},
 		{TypeCrypt, "mapper", "/dev/mapper/luks-here", "/dev/mapper/luks-elsewhere", "/dev/mapper/luks-here", false},
 		{TypeLoop, "devices", "/dev/loop3", "/dev/loop8", "/dev/loop3", false},

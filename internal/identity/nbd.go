@@ -19,7 +19,11 @@ func (l *lookup) nbd(id *Identity, dir string) {
 		id.step("%s is the export that its client calls %s; %s", id.Path, backend, otherwise)
 		return
 	}
-	if name := nbdExport(l.readBytes("/proc", l.read(dir, "pid"), "cmdline"), id.Path); name != "" {
+	pid := l.read(dir, "pid")
+	if pid == "" {
+		return // or it would be /proc/cmdline, which is the kernel's
+	}
+	if name := nbdExport(l.readBytes("/proc", pid, "cmdline"), id.Path); name != "" {
 		id.Name, id.Doubt = "nbd:"+name, true
 		id.step("%s is %s, says the command line of its client; %s", id.Path, name, otherwise)
 	}

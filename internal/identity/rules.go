@@ -302,7 +302,7 @@ func (t RuleText) subject() string {
 
 // scheme is changed when the same disk would get another name by other means than
 // rules.
-const scheme = "identity 4"
+const scheme = "identity 5"
 
 // Digest is equal for hosts on which the same rules, and the same version of what
 // comes before rules, make the names of disks; 16 hexadecimal digits.

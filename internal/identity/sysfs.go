@@ -64,9 +64,9 @@ func ignoringEINTR(f func() (int, error)) (int, error) {
 	}
 }
 
-// at is a place in the tree.
+// at is where the host has a path.
 func (l *lookup) at(parts []string) string {
-	return l.host.tree() + path.Join(parts...)
+	return l.host.at(path.Join(parts...))
 }
 
 func (l *lookup) exists(parts ...string) bool {
@@ -102,7 +102,7 @@ const maxLinks = 8
 func (l *lookup) real(parts ...string) (string, error) {
 	p := path.Join(parts...)
 	for range maxLinks {
-		to, err := os.Readlink(l.host.tree() + p)
+		to, err := os.Readlink(l.host.at(p))
 		if errors.Is(err, unix.EINVAL) {
 			return p, nil
 		}

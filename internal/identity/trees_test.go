@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -22,8 +24,16 @@ import (
 // The file "look" has a line for each path: PATH, or PATH -> RESOLVED, then "block
 // MAJOR:MINOR" or "file DEV INODE MOUNT". "links" are symbolic links in the tree,
 // "fsid" is what statfs(2) says, "xattr" a path and the one attribute of it. All others but "want" and "rules" are the tree.
+//
+// A tree that was captured has "directories" as well, each with all names in it, and what is
+// "absent". What it is asked beyond that, it does not know, and the test fails.
 type world struct {
-	dir   string
+	t      testing.TB
+	dir    string
+	listed map[string][]string // nil for a tree that was written by hand
+	absent map[string]bool
+	known  map[string]bool // files, directories and links that were captured
+
 	nodes map[string]node
 	ids   map[string]uint64
 	attrs map[string]string
@@ -32,7 +42,7 @@ type world struct {
 	rules []Rule
 }
 
-func (w *world) tree() string                     { return w.dir }
+func (w *world) at(path string) string            { w.check(path); return w.dir + path }
 func (w *world) mounts(bool) (*mountTable, error) { return w.table, nil }
 
 func (w *world) look(path string) (node, error) {
@@ -44,10 +54,11 @@ func (w *world) look(path string) (node, error) {
 }
 
 func (w *world) link(path string) string {
-	if n, ok := w.nodes[path]; ok && n.path != path {
+	if n, ok := w.nodes[path]; ok && n.path != path && w.listed == nil {
 		return n.path
 	}
-	return ""
+	to, _ := os.Readlink(w.dir + path)
+	return to
 }
 
 func (w *world) fsid(path string) (uint64, error) {
@@ -66,23 +77,28 @@ func (w *world) xattr(path, name string) (string, error) {
 
 func loadWorld(t testing.TB, file string) *world {
 	t.Helper()
-	text, err := os.ReadFile(file)
+	tree, err := txtar.ParseFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return newWorld(t, file, tree.Files)
+}
+
+func newWorld(t testing.TB, file string, files []txtar.File) *world {
+	t.Helper()
 	// EvalSymlinks is part of what is tested, and the temporary directory may be behind a link.
 	dir, err := filepath.EvalSymlinks(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{dir: dir, nodes: map[string]node{}, ids: map[string]uint64{}, attrs: map[string]string{}, table: &mountTable{byID: map[uint64]*mount{}}}
+	w := &world{t: t, dir: dir, known: map[string]bool{}, absent: map[string]bool{}, nodes: map[string]node{}, ids: map[string]uint64{}, attrs: map[string]string{}, table: &mountTable{byID: map[uint64]*mount{}}}
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
 			t.Fatalf("%s: %v", file, err)
 		}
 	}
-	for _, f := range txtar.Parse(text).Files {
+	for _, f := range files {
 		lines := strings.FieldsFunc(string(f.Data), func(c rune) bool { return c == '\n' })
 		switch f.Name {
 		case "look":
@@ -95,6 +111,7 @@ func loadWorld(t testing.TB, file string) *world {
 				at := filepath.Join(dir, from)
 				must(os.MkdirAll(filepath.Dir(at), 0o700))
 				must(os.Symlink(to, at))
+				w.known["/"+from] = true
 			}
 		case "fsid":
 			for _, l := range lines {
@@ -107,6 +124,18 @@ func loadWorld(t testing.TB, file string) *world {
 			for _, l := range lines {
 				path, value, _ := strings.Cut(l, " ")
 				w.attrs[path] = value
+			}
+		case "directories":
+			w.listed = map[string][]string{}
+			for _, l := range lines {
+				names := strings.Fields(l)
+				at := names[0]
+				w.listed["/"+at], w.known["/"+at] = names[1:], true
+				must(os.MkdirAll(filepath.Join(dir, at), 0o700))
+			}
+		case "absent":
+			for _, l := range lines {
+				w.absent["/"+l] = true
 			}
 		case "mountinfo":
 			w.table, err = parseMounts(f.Data)
@@ -133,12 +162,53 @@ func loadWorld(t testing.TB, file string) *world {
 					data = append(data, byte(b))
 				}
 			}
+			w.known["/"+strings.TrimSuffix(f.Name, ".hex")] = true
 			at := filepath.Join(dir, strings.TrimSuffix(f.Name, ".hex"))
 			must(os.MkdirAll(filepath.Dir(at), 0o700))
 			must(os.WriteFile(at, data, 0o600))
 		}
 	}
+	for at, names := range w.listed {
+		for _, n := range names {
+			if _, err := os.Lstat(filepath.Join(dir, at, n)); err != nil {
+				must(os.WriteFile(filepath.Join(dir, at, n), nil, 0o600)) // that it is listed
+			}
+		}
+	}
 	return w
+}
+
+// check fails if a captured tree does not say what is at a path.
+func (w *world) check(asked string) {
+	if w.listed == nil {
+		return
+	}
+	names := strings.Split(strings.Trim(filepath.Clean(asked), "/"), "/")
+	done := ""
+	for i, name := range names {
+		at := done + "/" + name
+		to, err := os.Readlink(w.dir + at)
+		last := i == len(names)-1
+		switch {
+		case w.absent[at]:
+			return
+		case err == nil && !last:
+			if !filepath.IsAbs(to) {
+				to = filepath.Join(done, to)
+			}
+			w.check(filepath.Join(append([]string{to}, names[i+1:]...)...))
+			return
+		case w.known[at] && last:
+			return
+		case w.listed[done] != nil && !slices.Contains(w.listed[done], name):
+			return // it is not there
+		}
+		if _, err := os.Lstat(w.dir + at); err != nil || last {
+			w.t.Errorf("a look-up asks for %s, and at %s it was not captured what is there: run make capture", asked, at)
+			return
+		}
+		done = at
+	}
 }
 
 func (w *world) addNode(line string) error {
@@ -187,16 +257,25 @@ func line(path string, id Identity, err error) string {
 	return s
 }
 
-// TestTrees runs every file of testdata. Two paths that are one disk have the same
+// TestTrees runs every tree of testdata. Two paths that are one disk have the same
 // name there, also across files: that is in "want", for a reader to see.
 func TestTrees(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(files) < 8 {
 		t.Fatalf("%d files, %v", len(files), err)
 	}
+	load := map[string]func(testing.TB) *world{}
 	for _, file := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
-			w := loadWorld(t, file)
+		load[strings.TrimSuffix(filepath.Base(file), ".txtar")] = func(t testing.TB) *world { return loadWorld(t, file) }
+	}
+	for _, c := range loadCaptures(t) {
+		for node := range c.trees {
+			load["captured/"+c.kind+"/"+node] = func(t testing.TB) *world { return c.world(t, node) }
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(load)) {
+		t.Run(name, func(t *testing.T) {
+			w := load[name](t)
 			r := newResolver(w, Options{Rules: w.rules})
 			var got []string
 			if len(w.want) == 0 {

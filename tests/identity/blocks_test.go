@@ -19,7 +19,11 @@ const (
 func (s *suite) volumeGroup(t *testing.T) {
 	t.Helper()
 	script := "lvm pvcreate -q " + lab.Device + "; lvm vgcreate -q " + vg + " " + lab.Device
-	for name, mb := range map[string]int{"web": smallMB, "db": smallMB, "gfs1": gfsMB, "gfs2": gfsMB, "ocfs1": ocfsMB, "ocfs2": ocfsMB} {
+	sizes := map[string]int{"gfs1": gfsMB, "gfs2": gfsMB, "ocfs1": ocfsMB, "ocfs2": ocfsMB}
+	for _, name := range strings.Fields("web db luks1 luks2 md1 md2 drbd1 drbd2 drbd3 drbd4") {
+		sizes[name] = smallMB
+	}
+	for name, mb := range sizes {
 		script += fmt.Sprintf("; lvm lvcreate -q -an -Wn -Zn -L%dM -n %s %s", mb, name, vg)
 	}
 	s.sh(t, 1, script)
@@ -75,6 +79,8 @@ func realSCSI(t *testing.T, s *suite) {
 		s.hold(t, 1, "/dev/sda1")
 		s.wantHeld(t, 2, "/dev/sdb1")
 		s.wantFree(t, 2, "/dev/sda1")
+		s.capture(t, "partition", "The first partitions of two SCSI units, which two hosts have found in another order.",
+			one(1, "/dev/sda1", 2, "/dev/sdb1"), two(1, "/dev/sda1", 2, "/dev/sda1"))
 	})
 	t.Run("Multipath", func(t *testing.T) {
 		table := func(name, uuid, disk string) string {
@@ -100,6 +106,8 @@ func realSCSI(t *testing.T, s *suite) {
 		s.wantHeld(t, 2, "/dev/sdb")
 		s.wantHeld(t, 1, "/dev/sda")
 		s.wantFree(t, 2, "/dev/sda")
+		s.capture(t, "multipath", "Maps of the device mapper with the target multipath, and SCSI units below them.",
+			one(1, a, 2, b), one(1, a, 2, "/dev/sdb"), one(1, a, 1, "/dev/sda"), two(1, a, 2, "/dev/sda"))
 	})
 	t.Run("OneDisk", func(t *testing.T) {
 		s.prove(t, 1, 2, "/dev/sda", "/dev/sdb", proof{typ: "scsi", cache: "none"})

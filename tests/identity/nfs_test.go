@@ -51,10 +51,14 @@ func realNFS(t *testing.T, s *suite) {
 		s.undo(t, 2, "umount /mnt/bound; rm /tmp/link.img /srv/nfs/hard.img")
 		s.hold(t, 1, "/mnt/nfs/web.img")
 		s.wantHeld(t, 3, "/mnt/own/web.img") // the server itself, through its own mount
-		for _, path := range []string{"/mnt/v3/web.img", "/mnt/bound/web.img", "/tmp/link.img", "/srv/nfs/hard.img", "/srv/../srv/nfs/web.img"} {
+		others := []string{"/mnt/v3/web.img", "/mnt/bound/web.img", "/tmp/link.img", "/srv/nfs/hard.img", "/srv/../srv/nfs/web.img"}
+		facts := []fact{one(1, "/mnt/nfs/web.img", 3, "/mnt/own/web.img"), two(1, "/mnt/nfs/web.img", 2, "/mnt/nfs/web.img")}
+		for _, path := range others {
 			s.wantHeld(t, 2, path)
+			facts = append(facts, one(1, "/mnt/nfs/web.img", 2, path))
 		}
 		s.wantFree(t, 2, "/mnt/nfs/web.img")
+		s.capture(t, "nfs", "A file by NFSv4 and by NFSv3, by several links and mounts, and on the server by its own mount; and one of another export.", facts...)
 	})
 	t.Run("Hangs", func(t *testing.T) { nfsHangs(t, s) })
 }

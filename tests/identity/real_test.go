@@ -3,6 +3,7 @@ package identity_test
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -18,6 +19,13 @@ var tools = map[string]string{
 	"lvm": "lvm2", "dmsetup": "dmsetup", "mkfs.ext4": "e2fsprogs", "mkfs.gfs2": "gfs2-utils", "mkfs.ocfs2": "ocfs2-tools", "o2cb": "ocfs2-tools",
 	"exportfs": "nfs-kernel-server", "rpc.mountd": "nfs-kernel-server", "rpc.nfsd": "nfs-kernel-server", "mount.nfs": "nfs-common", "rpcbind": "rpcbind",
 	"nbd-server": "nbd-server", "nbd-client": "nbd-client", "iscsid": "open-iscsi", "iscsiadm": "open-iscsi",
+	"cryptsetup": "cryptsetup-bin", "mdadm": "mdadm", "drbdadm": "drbd-utils", "smbd": "samba", "mount.cifs": "cifs-utils",
+}
+
+// moreTools are those for TestRealStorage alone.
+var moreTools = map[string]string{
+	"ceph-mon": "ceph-mon", "ceph-osd": "ceph-osd", "ceph-mds": "ceph-mds", "rbd": "ceph-common", "glusterfsd": "glusterfs-server",
+	"mkfs.btrfs": "btrfs-progs", "mkfs.xfs": "xfsprogs",
 }
 
 // TestRealStorage has three nodes share storage as hosts do, by the kernel's own
@@ -31,12 +39,16 @@ func TestRealStorageLibvirt(t *testing.T) { realStorage(t, true) }
 
 func realStorage(t *testing.T, libvirt bool) {
 	cfg := lab.Config{
-		Nodes: 3, DeviceMB: 224, Libvirt: libvirt,
+		Nodes: 3, DeviceMB: 256, Libvirt: libvirt,
 		// There is no udev in the nodes, which LVM would wait for.
 		Files: map[string]string{"/etc/lvm/lvm.conf": "activation { udev_sync = 0\nudev_rules = 0 }\ndevices { obtain_device_list_from_udev = 0 }\n"},
 	}
 	lab.Need(t, cfg)
-	for program, pkg := range tools {
+	need := maps.Clone(tools)
+	if !libvirt {
+		maps.Copy(need, moreTools)
+	}
+	for program, pkg := range need {
 		if _, err := exec.LookPath(program); err != nil {
 			t.Errorf("%s is missing: apt-get install %s", program, pkg)
 		}
@@ -65,17 +77,30 @@ func realStorage(t *testing.T, libvirt bool) {
 		s.create(t, node, lab.Domain{Name: plain, Disks: []lab.Disk{{Path: own}}})
 	}
 	for _, test := range []struct {
-		name string
-		run  func(*testing.T, *suite)
+		name  string
+		run   func(*testing.T, *suite)
+		alone bool // without libvirt only, for which there is no time in 'make test'
 	}{
-		{"NFS", realNFS},
-		{"SCSI", realSCSI},
-		{"ISCSI", realISCSI},
-		{"NBD", realNBD},
-		{"GFS2", realGFS2},
-		{"OCFS2", realOCFS2},
-		{"LVM", realLVM},
+		{"Local", realLocal, true},
+		{"Paths", realPaths, true},
+		{"NFS", realNFS, false},
+		{"CIFS", realCIFS, false},
+		{"Ceph", realCeph, true},
+		{"Gluster", realGluster, true},
+		{"SCSI", realSCSI, false},
+		{"ISCSI", realISCSI, false},
+		{"NBD", realNBD, false},
+		{"DeviceMapper", realMapper, true},
+		{"Crypt", realCrypt, false},
+		{"MD", realMD, false},
+		{"DRBD", realDRBD, false},
+		{"GFS2", realGFS2, false},
+		{"OCFS2", realOCFS2, false},
+		{"LVM", realLVM, false},
 	} {
+		if libvirt && test.alone {
+			continue
+		}
 		t.Run(test.name, func(t *testing.T) { test.run(t, s) })
 	}
 }
@@ -163,6 +188,8 @@ func (s *suite) prove(t *testing.T, a, b int, path, other string, p proof) {
 		t.Errorf("%+v, and the type %s is wanted, and doubt %v", here, p.typ, p.doubt)
 	}
 	s.wantDiffer(t, a, path)
+	s.capture(t, p.typ, fmt.Sprintf("A disk of type %s under two paths on two hosts, and another one that has the first path on the second host.", p.typ),
+		one(a, path, b, other), two(a, path, b, path))
 	if !s.libvirt {
 		defer s.hold(t, a, path)()
 		s.wantHeld(t, b, other)

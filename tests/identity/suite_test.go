@@ -39,6 +39,7 @@ func boot(t *testing.T, cfg lab.Config) *suite {
 	t.Helper()
 	cfg.VMLockd, cfg.VMLockdConfig = binaries.vmlockd, func(int) string { return config }
 	cfg.Binaries = map[string]string{"vmlockctl": binaries.vmlockctl}
+	captureBinary(t, cfg.Binaries)
 	lab.Need(t, cfg)
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
 	t.Cleanup(cancel)
