@@ -80,9 +80,11 @@ chaos: ## a seeded random mix of faults on real nodes, CHAOS_TIME (default 10m) 
 	$(LAB_BINARY)
 	VMLOCKD_CHAOS_TIME=$${CHAOS_TIME:-10m} VMLOCKD_CHAOS_SEED=$${CHAOS_SEED:-} $(LAB_TEST) -v -timeout 3h -run '^TestChaos$$' ./tests/chaos
 
-test: ## installs what is missing, then lint, unit and lab-test
+test: ## installs what is missing, then lint, unit, a short fuzz and lab-test
 	scripts/install-deps test
-	$(MAKE) lint unit lab-test
+	$(MAKE) lint unit
+	FUZZTIME=300x $(MAKE) fuzz
+	$(MAKE) lab-test
 
 capture: ## what the kernels of the lab's nodes say of each kind of disk, anonymised, into internal/identity/testdata/captured
 	scripts/install-deps more
