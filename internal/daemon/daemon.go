@@ -118,12 +118,15 @@ func Run(ctx context.Context, p Program, c config.Config, log *slog.Logger) erro
 			p.Ready()
 		}
 		version, err := i.serveUntil(ctx, p, restart)
-		if i.idle.end() { // then there is nothing to go on with
+		retired := i.idle.end()
+		if retired { // then there is nothing to go on with
 			version = 0
 			log.Info("nobody has used vmlockd for as long as idle_timeout says, and nothing is held: it ends", "idle_timeout", c.IdleTimeout)
 		}
 		if version == 0 {
-			notify(log, sd.SdNotifyStopping)
+			if !retired { // after which systemd waits for the end, and makes it come
+				notify(log, sd.SdNotifyStopping)
+			}
 			log.Info("vmlockd is stopping")
 			stopped := i.endOnSignal(p.StopAgain)
 			i.stop()
@@ -134,6 +137,9 @@ func Run(ctx context.Context, p Program, c config.Config, log *slog.Logger) erro
 				continue
 			}
 			closeAll(g.late)
+			if retired {
+				notify(log, sd.SdNotifyStopping)
+			}
 			log.Info("vmlockd has stopped", "event", "daemon-stopped")
 			return err
 		}

@@ -207,6 +207,12 @@ func TestRunGoesOnForLateComers(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), logstest.Patience)
 	defer cancel()
 	found := c.Socket + ".found"
+	systemd, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "notify"), Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer systemd.Close()
+	t.Setenv("NOTIFY_SOCKET", systemd.LocalAddr().String())
 	var calls sync.WaitGroup
 	starts, ends := 0, 0
 	log := slog.New(onRecord{slog.DiscardHandler, func(message string) {
@@ -240,6 +246,22 @@ func TestRunGoesOnForLateComers(t *testing.T) {
 	calls.Wait()
 	if starts != 2 || ends != 2 || ctx.Err() != nil {
 		t.Errorf("%d starts, %d ends, %v", starts, ends, ctx.Err())
+	}
+	// Told that the daemon stops, systemd would end it.
+	var told []string
+	for len(told) < 3 {
+		b := make([]byte, 100)
+		_ = systemd.SetReadDeadline(time.Now().Add(logstest.Patience))
+		n, err := systemd.Read(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text := string(b[:n]); !strings.HasPrefix(text, "STATUS=") {
+			told = append(told, text)
+		}
+	}
+	if got := strings.Join(told, " "); got != "READY=1 READY=1 STOPPING=1" {
+		t.Errorf("systemd was told %s", got)
 	}
 }
 
