@@ -6,8 +6,9 @@ LDFLAGS = -s -w -X main.version=$(VERSION)
 # Packages with tests that need the lab. They share the machine's cores, so they run one after the other.
 LAB_PACKAGES = ./lab/... ./tests/admin ./tests/cluster ./tests/crash ./tests/deadline ./tests/doctor ./tests/identity ./tests/local ./tests/prerequisites \
 	./tests/session ./tests/stress ./dlm/dlmtest/conformance/... ./internal/difftest/...
-# Of these the storage once more, without libvirt.
-LONG_CASES = ^TestRealStorage$$
+# Of these the storage once more, without libvirt and of all kinds, and with libvirt the kinds that fewer hosts have.
+STORAGE_CASES = ^TestRealStorage$$
+LONG_CASES = $(STORAGE_CASES)|^TestRealStorageLibvirt$$/^(CIFS|Crypt|DRBD|ISCSI|MD|NBD|OCFS2)$$
 # Of tests/guard some cases, of which one must find an overlap where no guard is.
 GUARD_CASES = ^TestGuard$$/^(ConfirmDead|Cut|DaemonKilledWhileStopped|WithoutGuard)$$
 # Of tests/peers the commands as operators use them; the other one is about the package below.
@@ -89,7 +90,7 @@ test: ## installs what is missing, then lint, unit, a short fuzz and lab-test
 capture: ## what the kernels of the lab's nodes say of each kind of disk, anonymised, into internal/identity/testdata/captured
 	scripts/install-deps more
 	$(LAB_BINARY)
-	VMLOCKD_CAPTURE_DIR=$(CURDIR)/internal/identity/testdata/captured $(LAB_TEST) -timeout 30m -run '$(LONG_CASES)' ./tests/identity
+	VMLOCKD_CAPTURE_DIR=$(CURDIR)/internal/identity/testdata/captured $(LAB_TEST) -timeout 30m -run '$(STORAGE_CASES)' ./tests/identity
 
 demo: ## two hosts want one disk: see it refused, moved, and taken over once an operator says that its host is off
 	scripts/install-deps demo
