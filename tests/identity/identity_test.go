@@ -86,9 +86,9 @@ func privatePaths(t *testing.T, s *suite) {
 	s.create(t, 1, d("one"))
 	s.create(t, 2, d("two"))
 	s.createRefused(t, 1, d("three"))
-	all := s.sh(t, 1, "vmlockctl ls --cluster")
-	if !strings.Contains(all, "one") || !strings.Contains(all, "two") {
-		t.Errorf("not both are listed:\n%s", all)
+	all := s.complete(t, 1, "ls", "--cluster")
+	if !all.OK() || !strings.Contains(all.Stdout, "one") || !strings.Contains(all.Stdout, "two") {
+		t.Errorf("not both are listed: %v", all)
 	}
 	if id, status := s.identify(t, 1, "--cluster", own); status != 0 || len(id.Disks) != 2 || id.Disks[0].Scope != "host" || id.Disks[1].Scope != "host" ||
 		id.Disks[0].Resource == id.Disks[1].Resource || id.Disks[0].Type != "tmpfs" || id.Disks[1].Type != "tmpfs" {

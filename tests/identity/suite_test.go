@@ -50,6 +50,7 @@ func boot(t *testing.T, cfg lab.Config) *suite {
 const (
 	runRefused = 124
 	differ     = 8
+	incomplete = 5
 )
 
 // sh runs a script in a node, which must succeed.
@@ -145,13 +146,27 @@ func (s *suite) wantHeld(t *testing.T, node int, path string) {
 	}
 }
 
+// complete runs vmlockctl until all nodes have answered it: a node that is busy may be too late, and then the
+// command says so.
+func (s *suite) complete(t *testing.T, node int, args ...string) (res lab.Result) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(s.ctx, time.Minute)
+	defer cancel()
+	err := lab.WaitFor(ctx, fmt.Sprintf("all nodes to answer %v", args), func(ctx context.Context) (bool, error) {
+		var err error
+		res, err = s.Node(node).Exec(ctx, "vmlockctl", args...)
+		return err == nil && res.Status != incomplete, err
+	})
+	if err != nil {
+		t.Fatalf("%v; the last answer: %v", err, res)
+	}
+	return res
+}
+
 // identify asks a node which disk a path is.
 func (s *suite) identify(t *testing.T, node int, args ...string) (control.Identified, int) {
 	t.Helper()
-	res, err := s.Node(node).Exec(s.ctx, "vmlockctl", append([]string{"identify", "--json"}, args...)...)
-	if err != nil {
-		t.Fatal(err)
-	}
+	res := s.complete(t, node, append([]string{"identify", "--json"}, args...)...)
 	var d control.Identified
 	if err := json.Unmarshal([]byte(res.Stdout), &d); err != nil || len(d.Disks) == 0 {
 		t.Fatalf("identify %v on node %d: %v, %v", args, node, err, res)
