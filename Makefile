@@ -61,7 +61,7 @@ lab-test: ## tests on cluster nodes with stock libvirt (root; boots User-Mode Li
 	VMLOCKD_STRESS_KILLS=$${VMLOCKD_STRESS_KILLS:-60} $(LAB_TEST) -p 1 -timeout 60m -skip '$(LONG_CASES)' $(LAB_PACKAGES)
 	$(LAB_TEST) -timeout 30m -run '$(PEERS_CASES)' ./tests/peers
 	$(LAB_TEST) -timeout 30m -run '$(GUARD_CASES)' ./tests/guard
-	VMLOCKD_CHAOS_TIME=2m $(LAB_TEST) -v -timeout 30m -run '^TestChaos$$' ./tests/chaos
+	VMLOCKD_CHAOS_TIME=2m VMLOCKD_CHAOS_SEED=$${CHAOS_SEED:-496535} $(LAB_TEST) -v -timeout 30m -run '^TestChaos$$' ./tests/chaos
 
 lab-more: ## more of these: guard, peers, corosync and the installation guide on a cluster, libvirt beside a guard, real storage without it, 200 kills under load, and 200 cut-off random workloads
 	scripts/install-deps more
