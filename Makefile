@@ -60,6 +60,7 @@ lab-test: ## tests on cluster nodes with stock libvirt (root; boots User-Mode Li
 	$(LAB_BINARY)
 	VMLOCKD_STRESS_KILLS=$${VMLOCKD_STRESS_KILLS:-60} $(LAB_TEST) -p 1 -timeout 60m -skip '$(LONG_CASES)' $(LAB_PACKAGES)
 	$(LAB_TEST) -timeout 30m -run '$(PEERS_CASES)' ./tests/peers
+	$(LAB_TEST) -run '^TestProcessIsFrozen$$' ./internal/guard
 	$(LAB_TEST) -timeout 30m -run '$(GUARD_CASES)' ./tests/guard
 	VMLOCKD_CHAOS_TIME=2m VMLOCKD_CHAOS_SEED=$${CHAOS_SEED:-496535} $(LAB_TEST) -v -timeout 30m -run '^TestChaos$$' ./tests/chaos
 

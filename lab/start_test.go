@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/vmlockd/vmlockd/lab"
 )
@@ -31,12 +30,11 @@ func TestStartFails(t *testing.T) {
 	defer cancel()
 	logs := t.TempDir()
 	go func() {
-		for ctx.Err() == nil {
-			if st, err := os.Stat(filepath.Join(logs, "node2", "console.log")); err == nil && st.Size() > 0 {
-				cancel()
-			}
-			time.Sleep(time.Millisecond)
-		}
+		defer cancel()
+		_ = lab.WaitFor(ctx, "the console of node 2", func(context.Context) (bool, error) { // it fails only if the start has ended before
+			st, err := os.Stat(filepath.Join(logs, "node2", "console.log"))
+			return err == nil && st.Size() > 0, nil
+		})
 	}()
 	_, err := lab.Start(ctx, lab.Config{Name: name, Nodes: 2, LogDir: logs})
 	if !errors.Is(err, context.Canceled) {

@@ -61,6 +61,7 @@ func suspended(t *testing.T, s *suite) {
 		})
 	}
 	stuck := func() int {
+		// grep exits with 1 when it counts none.
 		n, err := strconv.Atoi(strings.TrimSpace(s.sh(t, 1, "ps -L -o stat= -p $(pidof vmlockd) | grep -c ^D || true")))
 		if err != nil {
 			t.Fatal(err)
