@@ -9,9 +9,7 @@ import (
 // A process is stopped also where nothing can be opened any more when the cluster is lost.
 func TestStoppedWithoutDescriptors(t *testing.T) {
 	onBench(t, none, func(b *bench) {
-		b.mu.Lock()
-		b.nodes[0].noProcs = true
-		b.mu.Unlock()
+		b.nodes[0].opensNothing(true)
 		b.fall()
 		b.stops()
 		b.settle(b.ctx, b.timing.Grace+time.Second)
@@ -24,9 +22,7 @@ func TestStoppedWithoutDescriptors(t *testing.T) {
 		b.change("the network heals", b.lockedHeal)
 		b.settle(b.ctx, b.timing.Grace)
 		b.is("the cluster is back", true, false)
-		b.mu.Lock()
-		b.nodes[0].noProcs = true
-		b.mu.Unlock()
+		b.nodes[0].opensNothing(true)
 		b.fall()
 		b.stops()
 	})
@@ -49,15 +45,10 @@ func TestStoppedAndNotOpened(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			onBench(t, none, func(b *bench) {
 				x := b.nodes[0]
-				without := func(yes bool) {
-					b.mu.Lock()
-					x.noProcs = yes
-					b.mu.Unlock()
-				}
 				b.fall()
 				b.stops()
 				x.kill()
-				without(true)
+				x.opensNothing(true)
 				if tc.heals {
 					b.change("the network heals", b.lockedHeal)
 				}
@@ -73,7 +64,7 @@ func TestStoppedAndNotOpened(t *testing.T) {
 				if s := x.guard.Status(); len(s.Stopped) != 1 || len(s.NotStopped) != 0 {
 					b.t.Errorf("status: %+v", s)
 				}
-				without(false)
+				x.opensNothing(false)
 				b.settle(b.ctx, 10*time.Second)
 				b.is("with the next guard", tc.running, tc.ended)
 			})
@@ -85,18 +76,8 @@ func TestStoppedAndNotOpened(t *testing.T) {
 func TestNoPromiseForWhatCannotBeOpened(t *testing.T) {
 	onBench(t, none, func(b *bench) {
 		x := b.nodes[0]
-		without := func(yes bool) {
-			b.mu.Lock()
-			x.noProcs = yes
-			b.mu.Unlock()
-		}
-		promise := func() bool {
-			g := b.nodes[1].guard
-			g.mu.Lock()
-			defer g.mu.Unlock()
-			return g.ledger.words[1].Promise
-		}
-		without(true)
+		promise := func() bool { return b.nodes[1].hears(1).Promise }
+		x.opensNothing(true)
 		b.settle(b.ctx, 2*time.Second)
 		if !promise() {
 			b.t.Error("what was opened before counts for nothing")
@@ -108,7 +89,7 @@ func TestNoPromiseForWhatCannotBeOpened(t *testing.T) {
 		if promise() {
 			b.t.Error("node 2 counts on a process being stopped that could not be opened")
 		}
-		without(false)
+		x.opensNothing(false)
 		b.settle(b.ctx, 500*time.Millisecond)
 		if !promise() {
 			b.t.Error("it can be opened again, and node 2 does not know")
@@ -124,9 +105,7 @@ func TestNoPromiseForWhatWasStopped(t *testing.T) {
 		b.fall()
 		b.stops()
 		x.kill()
-		b.mu.Lock()
-		x.noProcs = true
-		b.mu.Unlock()
+		x.opensNothing(true)
 		b.change("the network heals", b.lockedHeal)
 		b.settle(b.ctx, 100*time.Millisecond)
 		x.start()
@@ -144,9 +123,7 @@ func TestNoPromiseForWhatWasStopped(t *testing.T) {
 		if promise() || x.guard.Status().Promise {
 			b.t.Error("it is promised that a process is stopped that cannot be opened")
 		}
-		b.mu.Lock()
-		x.noProcs = false
-		b.mu.Unlock()
+		x.opensNothing(false)
 		b.settle(b.ctx, time.Second)
 		if !promise() {
 			b.t.Error("it can be opened, and node 2 does not know")

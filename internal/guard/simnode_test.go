@@ -321,6 +321,20 @@ func (x *node) owners() (list []Owner) {
 	return list
 }
 
+// opensNothing has descriptors run out, or there are some again.
+func (x *node) opensNothing(yes bool) {
+	x.w.mu.Lock()
+	defer x.w.mu.Unlock()
+	x.noProcs = yes
+}
+
+// hears is what the guard of another node was heard to say last.
+func (x *node) hears(other uint32) word {
+	x.guard.mu.Lock()
+	defer x.guard.mu.Unlock()
+	return x.guard.ledger.words[other]
+}
+
 // Open makes it a Processes.
 func (x *node) Open(pid int32, _ uint64) (Process, error) {
 	x.w.mu.Lock()

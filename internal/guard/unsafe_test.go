@@ -154,12 +154,9 @@ func TestWatchdogIsTold(t *testing.T) {
 				b.t.Errorf("armed: %v; noted: %+v, %v", armed, saved, err)
 			}
 			time.Sleep(60 * time.Millisecond) // by the bubble's clock: longer than a message takes
-			g := b.nodes[1].guard
-			g.mu.Lock()
-			if w := g.ledger.words[1]; w.Watchdog != armed {
+			if w := b.nodes[1].hears(1); w.Watchdog != armed {
 				b.t.Errorf("armed: %v; node 2 has heard %+v", armed, w)
 			}
-			g.mu.Unlock()
 		}
 	})
 }
