@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net/url"
 	"os/signal"
+	"slices"
 	"syscall"
 	"time"
 
@@ -112,12 +113,19 @@ func examinationOf(r doctor.Report) examination {
 	return examination{r, r.Count(doctor.Fault), r.Count(doctor.Warning), r.Count(doctor.Unchecked)}
 }
 
+// silenceQuestions is how many questions in a row a host must have left without an
+// answer for doctor to call it silent: a busy host misses one now and then.
+const silenceQuestions = 4
+
+// daemonAnswers is what doctor asks vmlockd.
+type daemonAnswers interface {
+	Status(ctx context.Context) (control.Status, error)
+	Holders(ctx context.Context, q url.Values) (control.Holders, error)
+}
+
 // askDaemon asks vmlockd for what doctor compares with the host.
-func askDaemon(ctx context.Context, c *control.Client) (doctor.Daemon, error) {
-	st, err := askSoon(ctx, c.Status)
-	if code(err) == control.CodeForbidden {
-		err = fmt.Errorf("%w: %w", fs.ErrPermission, err)
-	}
+func askDaemon(ctx context.Context, c daemonAnswers) (doctor.Daemon, error) {
+	st, err := statusOf(ctx, c)
 	if err != nil {
 		return doctor.Daemon{}, err
 	}
@@ -125,11 +133,27 @@ func askDaemon(ctx context.Context, c *control.Client) (doctor.Daemon, error) {
 	if st.Cluster != nil {
 		q.Set("cluster", "true")
 	}
-	held, err := askSoon(ctx, func(ctx context.Context) (control.Holders, error) { return c.Holders(ctx, q) })
-	if err != nil {
-		return doctor.Daemon{}, err
+	for n := 1; ; n++ {
+		// In a cluster all hosts are asked for it, and one that answers is not silent any more.
+		held, err := askSoon(ctx, func(ctx context.Context) (control.Holders, error) { return c.Holders(ctx, q) })
+		if err != nil {
+			return doctor.Daemon{}, err
+		}
+		if n == silenceQuestions || !slices.ContainsFunc(st.Members, func(m control.Member) bool { return m.Silent }) {
+			return daemonOf(st, held), nil
+		}
+		if st, err = statusOf(ctx, c); err != nil {
+			return doctor.Daemon{}, err
+		}
 	}
-	return daemonOf(st, held), nil
+}
+
+func statusOf(ctx context.Context, c daemonAnswers) (control.Status, error) {
+	st, err := askSoon(ctx, c.Status)
+	if code(err) == control.CodeForbidden {
+		err = fmt.Errorf("%w: %w", fs.ErrPermission, err)
+	}
+	return st, err
 }
 
 // askIdentity asks vmlockd which disk a path is.

@@ -2,8 +2,11 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"flag"
+	"net/url"
 	"os"
 	"path/filepath"
 	"testing"
@@ -128,6 +131,41 @@ func TestDoctorAsks(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// slowHost is a vmlockd that calls another host silent in its first answers.
+type slowHost struct{ silent, statuses, asked int }
+
+func (h *slowHost) Status(context.Context) (control.Status, error) {
+	h.statuses++
+	m := control.Member{NodeID: 3, Name: "c", Silent: h.statuses <= h.silent}
+	return control.Status{NodeID: 2, Cluster: &control.Cluster{}, Members: []control.Member{{NodeID: 2, Self: true}, m}}, nil
+}
+
+func (h *slowHost) Holders(_ context.Context, q url.Values) (control.Holders, error) {
+	if h.asked++; q.Get("cluster") != "true" {
+		return control.Holders{}, errors.New("only this host was asked")
+	}
+	return control.Holders{}, nil
+}
+
+// A busy host that misses one question is not reported as silent: on a slow
+// machine doctor did so now and then.
+func TestDoctorAsksASlowHostAgain(t *testing.T) {
+	for silent := range silenceQuestions + 2 {
+		h := &slowHost{silent: silent}
+		d, err := askDaemon(context.Background(), h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := silent >= silenceQuestions
+		if len(d.Peers) != 1 || d.Peers[0].Silent != want {
+			t.Errorf("silent in %d answers: %+v", silent, d.Peers)
+		}
+		if most := min(silent+1, silenceQuestions); h.statuses != most || h.asked != most {
+			t.Errorf("silent in %d answers: %d and %d questions", silent, h.statuses, h.asked)
+		}
 	}
 }
 
