@@ -3,16 +3,17 @@
 GO ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS = -s -w -X main.version=$(VERSION)
-# Packages with tests that need the lab. They share the machine's cores, so they run one after the other.
-LAB_PACKAGES = ./lab/... ./tests/admin ./tests/cluster ./tests/crash ./tests/deadline ./tests/doctor ./tests/identity ./tests/local ./tests/prerequisites \
-	./tests/session ./tests/stress ./dlm/dlmtest/conformance/... ./internal/difftest/...
+# Packages with tests that need the lab, those that take longest first. Two run at a time: for the most part a lab waits, and with more
+# of them its nodes miss what the cluster counts on.
+LAB_PACKAGES = ./tests/cluster ./tests/identity ./tests/deadline ./tests/peers ./tests/doctor ./tests/crash ./tests/stress ./lab/... ./dlm/dlmtest/conformance/... \
+	./internal/difftest/... ./tests/admin ./tests/local ./tests/prerequisites ./tests/session
 # Of these the storage once more, without libvirt and of all kinds, and with libvirt the kinds that fewer hosts have.
 STORAGE_CASES = ^TestRealStorage$$
 LONG_CASES = $(STORAGE_CASES)|^TestRealStorageLibvirt$$/^(CIFS|Crypt|DRBD|ISCSI|MD|NBD|OCFS2)$$
 # Of tests/guard some cases, of which one must find an overlap where no guard is.
 GUARD_CASES = ^TestGuard$$/^(ConfirmDead|Cut|DaemonKilledWhileStopped|WithoutGuard)$$
-# Of tests/peers the commands as operators use them; the other one is about the package below.
-PEERS_CASES = ^TestCommands$$
+# Of tests/peers, whose other one is about the commands as operators use them.
+PEERS_CASES = ^TestGroupOfNodes$$
 # Of tests/cluster, where no guard is, some beside one in its default mode.
 GUARDED_CASES = ^(TestLibvirt|TestReplacesVirtlockd)$$/^(LiveMigration|DaemonKilled|UpgradeDuringMigration)$$
 # Those for which there is no time in 'make test'.
@@ -58,8 +59,7 @@ lint: ## gofmt, go vet and staticcheck
 
 lab-test: ## tests on cluster nodes with stock libvirt (root; boots User-Mode Linux)
 	$(LAB_BINARY)
-	VMLOCKD_STRESS_KILLS=$${VMLOCKD_STRESS_KILLS:-60} $(LAB_TEST) -p 1 -timeout 60m -skip '$(LONG_CASES)' $(LAB_PACKAGES)
-	$(LAB_TEST) -timeout 30m -run '$(PEERS_CASES)' ./tests/peers
+	VMLOCKD_STRESS_KILLS=$${VMLOCKD_STRESS_KILLS:-60} $(LAB_TEST) -p 2 -timeout 60m -skip '$(LONG_CASES)|$(PEERS_CASES)' $(LAB_PACKAGES)
 	$(LAB_TEST) -run '^TestProcessIsFrozen$$' ./internal/guard
 	$(LAB_TEST) -timeout 30m -run '$(GUARD_CASES)' ./tests/guard
 	VMLOCKD_CHAOS_TIME=2m VMLOCKD_CHAOS_SEED=$${CHAOS_SEED:-496535} $(LAB_TEST) -v -timeout 30m -run '^TestChaos$$' ./tests/chaos

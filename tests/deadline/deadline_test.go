@@ -91,11 +91,12 @@ func (s *suite) quorum(t *testing.T) {
 	holder := s.asker(t, 1, "holder", "hold", "mine", "holder")
 	holder.says(t, "held")
 	every := s.asker(t, 1, "every", "every", "500ms", "disk")
-	every.wait(t, 4, time.Time{}, "granted")
+	// It may have been stopped when watching began, for the nodes that joined last.
+	served := every.wait(t, 4, time.Time{}, "granted").begun
 	before := s.logLengths(t)
 	s.do(t, "cut node 2", s.Node(2).Cut)
 	s.do(t, "cut node 3", s.Node(3).Cut)
-	stopped := watch.wait(t, 1, time.Time{}, "stopped").begun
+	stopped := watch.wait(t, 1, served, "stopped").begun
 	s.step(t, "the lockspace is stopped")
 	every.wait(t, 8, stopped, "the cluster has no quorum: 2 of 3 nodes are missing: 2, 3")
 	s.operatorsAreAnswered(t, watch)
@@ -133,9 +134,9 @@ func (s *suite) daemonKilled(t *testing.T) {
 	watch := s.asker(t, 1, "watch-killed", "watch", lockspace)
 	s.asker(t, 1, "keeper", "hold", "kept")
 	every := s.asker(t, 1, "every-killed", "every", "500ms", "disk")
-	every.wait(t, 4, time.Time{}, "granted")
+	served := every.wait(t, 4, time.Time{}, "granted").begun
 	s.do(t, "kill dlm_controld", s.Node(1).Service(lab.ServiceDLM).Kill)
-	stopped := watch.wait(t, 1, time.Time{}, "stopped").begun
+	stopped := watch.wait(t, 1, served, "stopped").begun
 	every.wait(t, 8, stopped, "dlm_controld is not running: this host can neither get nor give back locks until it is rebooted; locks held here: 1: asker has 'kept' (exclusive)")
 	inTime(t, every.answers(t), watch.answers(t), stopped)
 	s.logged(t, before, 1, "this host must be rebooted")
@@ -162,7 +163,7 @@ var number = regexp.MustCompile(`'warm-\d+'`)
 func (s *suite) frozen(t *testing.T) {
 	watch := s.asker(t, 3, "watch-thawed", "watch", lockspace)
 	thawed := s.asker(t, 3, "every-thawed", "every", "500ms", "warm")
-	thawed.wait(t, 4, time.Time{}, "granted")
+	served := thawed.wait(t, 4, time.Time{}, "granted").begun
 	s.do(t, "freeze node 3", s.Node(3).Freeze)
 	s.waitMembers(t, 1, 2)
 	every := s.asker(t, 1, "every-frozen", "every", "500ms", "cold")
@@ -170,7 +171,7 @@ func (s *suite) frozen(t *testing.T) {
 	s.do(t, "thaw node 3", s.Node(3).Thaw)
 	// It does not know yet. It is stopped when it meets the others, who went on
 	// without it.
-	stopped := watch.wait(t, 1, time.Time{}, "stopped").begun
+	stopped := watch.wait(t, 1, served, "stopped").begun
 	thawed.wait(t, 8, stopped, "")
 	list := thawed.answers(t)
 	inTime(t, list, watch.answers(t), stopped)
@@ -203,9 +204,9 @@ func TestFencing(t *testing.T) {
 	before := s.logLengths(t)
 	watch := s.asker(t, 1, "watch", "watch", lockspace)
 	every := s.asker(t, 1, "every", "every", "500ms", "disk")
-	every.wait(t, 4, time.Time{}, "granted")
+	served := every.wait(t, 4, time.Time{}, "granted").begun
 	s.do(t, "switch off node 3", s.Node(3).PowerCut)
-	stopped := watch.wait(t, 1, time.Time{}, "stopped").begun
+	stopped := watch.wait(t, 1, served, "stopped").begun
 	every.wait(t, 8, stopped, "waiting for fencing of node 3, lost at ")
 	inTime(t, every.answers(t), watch.answers(t), stopped)
 	s.logged(t, before, 1, "waiting for fencing of node 3")

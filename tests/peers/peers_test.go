@@ -56,7 +56,7 @@ type suite struct {
 	asked, slow int
 }
 
-func TestLab(t *testing.T) {
+func TestGroupOfNodes(t *testing.T) {
 	l := lab.ForTest(t, lab.Config{Nodes: nodes, Binaries: map[string]string{"peersnode": binaries.peersnode}})
 	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
 	defer cancel()
