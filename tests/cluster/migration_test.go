@@ -2,6 +2,7 @@ package cluster_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -86,6 +87,14 @@ type outcome struct {
 // then QEMU on node 2 runs, and has told its lock daemon who it is.
 func startMigration(t *testing.T, s *suite, name string) <-chan outcome {
 	t.Helper()
+	t.Cleanup(func() {
+		if !t.Failed() {
+			return // each test has seen to it that it is not there
+		}
+		if _, err := s.Node(2).Destroy(s.ctx, name); err != nil {
+			t.Logf("destroy %s on node 2: %v", name, err)
+		}
+	})
 	// With the 300 ms that QEMU has by default it would end as soon as the guest, on a slow
 	// node, has written less than 300 KB while the last 512 KB were copied.
 	s.must(t, "allow hardly any pause", func() (lab.Result, error) {
@@ -113,7 +122,8 @@ func startMigration(t *testing.T, s *suite, name string) <-chan outcome {
 	return done
 }
 
-// stays requires that a migration has failed and changed nothing.
+// stays requires that a migration has failed and changed nothing, or that what libvirt has changed is told and can be healed:
+// see forgotten.
 func (s *suite) stays(t *testing.T, o outcome, name, path string) {
 	t.Helper()
 	if o.err != nil || o.res.OK() {
@@ -122,6 +132,9 @@ func (s *suite) stays(t *testing.T, o outcome, name, path string) {
 	s.step(t, "virsh migrate: %s", strings.TrimSpace(o.res.Stderr))
 	s.state(t, 1, name, "running")
 	s.state(t, 2, name, "")
+	if s.free(t, 3, path) {
+		s.forgotten(t, name, path)
+	}
 	// It goes on. A busyGuest leaves little of the processors to who asks for its disk now, and is not needed for that.
 	signal := func(sig string) {
 		t.Helper()
@@ -131,8 +144,52 @@ func (s *suite) stays(t *testing.T, o outcome, name, path string) {
 	}
 	signal("STOP")
 	s.names(t, s.createRefused(t, 2, vm("other", lab.Disk{Path: path}), path), 1, name)
-	s.wantHeld(t, 3, path)
 	signal("CONT")
+}
+
+// forgotten is about a virtual machine that runs on node 1 without its lock, by a flaw of libvirt 9.0. QEMU stops the guest for
+// the hand-over, and libvirt gives the locks back (qemuProcessHandleStop in src/qemu/qemu_process.c). If the migration is aborted
+// at that moment, QEMU goes on with the guest by itself. libvirt then notes that it runs (qemuProcessHandleResume), and as it
+// runs does not start it (qemuMigrationSrcRestoreDomainState in src/qemu/qemu_migration.c), which is when it asks for locks. So
+// no lock manager knows of it. It is vmlockd's to say so, with a remedy that heals it.
+func (s *suite) forgotten(t *testing.T, name, path string) {
+	t.Helper()
+	s.step(t, "libvirt has gone on with %s without its lock", name)
+	f, ok := s.unlocked(t, name)
+	if !ok {
+		t.Fatalf("%s runs on node 1, and its disk is free, and vmlockctl doctor does not say so", name)
+	}
+	commands, _, _ := strings.Cut(f.Remedy, ":")
+	s.must(t, "follow the doctor's advice, "+commands, func() (lab.Result, error) { return s.Node(1).Shell(s.ctx, commands) })
+	s.state(t, 1, name, "running")
+	s.wantHeld(t, 3, path)
+	if f, ok := s.unlocked(t, name); ok {
+		t.Errorf("it is healed, and the doctor says %v", f)
+	}
+}
+
+// finding is as much as is needed here of one in 'vmlockctl doctor --json' (docs/control-api.md).
+type finding struct{ ID, Where, What, Remedy string }
+
+// unlocked is what the doctor says on node 1 of a virtual machine that runs and has a disk that is not locked.
+func (s *suite) unlocked(t *testing.T, name string) (_ finding, ok bool) {
+	t.Helper()
+	// Its exit status tells of whatever there is on a node that has been through other tests.
+	res, err := s.Node(1).Exec(s.ctx, "vmlockctl", "doctor", "--json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said struct{ Findings []finding }
+	if err := json.Unmarshal([]byte(res.Stdout), &said); err != nil || said.Findings == nil {
+		t.Fatalf("vmlockctl doctor on node 1: %v: %v", err, res)
+	}
+	for _, f := range said.Findings {
+		if f.ID == "vm-unlocked" && strings.HasPrefix(f.Where, "virtual machine "+name+",") {
+			s.step(t, "vmlockctl doctor: %s: %s | %s", f.Where, f.What, f.Remedy)
+			return f, true
+		}
+	}
+	return finding{}, false
 }
 
 // failedMigration is about a migration that is aborted. If it was just about to end, libvirt 9.0 now and then waits for its
