@@ -158,3 +158,25 @@ func TestModes(t *testing.T) {
 		t.Error("a number that is no mode passes for one")
 	}
 }
+
+func TestHostRecoverNode(t *testing.T) {
+	h, root := fakeHost(t)
+	if _, err := RecoverNode(h, "ls"); !errors.Is(err, ErrNoLockspace) {
+		t.Errorf("without the lockspace: %v", err)
+	}
+	if err := os.MkdirAll(root+"/sys/kernel/dlm/ls", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		text string
+		want uint32
+		ok   bool
+	}{{"0\n", 0, true}, {"3\n", 3, true}, {"3", 3, true}, {"", 0, false}, {"-1\n", 0, false}, {"4294967296\n", 0, false}} {
+		if err := os.WriteFile(root+"/sys/kernel/dlm/ls/recover_nodeid", []byte(tc.text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if id, err := RecoverNode(h, "ls"); id != tc.want || (err == nil) != tc.ok {
+			t.Errorf("%q: %d, %v", tc.text, id, err)
+		}
+	}
+}

@@ -62,6 +62,34 @@ func (s RecoverStatus) Running() bool {
 // again, or is gone.
 func (s RecoverStatus) Stopped() bool { return s == 0 }
 
+// RecoverKernel is what a Kernel may be besides. Host and the simulation in package dlmtest are.
+type RecoverKernel interface {
+	Kernel
+	// RecoverNode is the number of the node that the recovery of a lockspace has asked last. The error is ErrNoLockspace if
+	// there is no such lockspace on this node.
+	RecoverNode(lockspace string) (uint32, error)
+}
+
+// RecoverNode is the number of the node whose answer the recovery of a lockspace waits for, while its RecoverStatus is that
+// of one that has begun and is not over: it asks one node after the other, and each again until it has come as far
+// (recover_nodeid in sysfs, ls_recover_nodeid in fs/dlm). At other times the number says nothing. It is 0 if none was
+// asked yet. The error is ErrNoLockspace if this node has no such lockspace, ErrNoState if k is no RecoverKernel.
+func RecoverNode(k Kernel, lockspace string) (uint32, error) {
+	const op = "recover node"
+	if err := checkLockspace(lockspace); err != nil {
+		return 0, fault(op, lockspace, "", err)
+	}
+	rk, ok := k.(RecoverKernel)
+	if !ok {
+		return 0, fault(op, lockspace, "", ErrNoState)
+	}
+	id, err := rk.RecoverNode(lockspace)
+	if err != nil {
+		return 0, fault(op, lockspace, "", oneOf(err, ErrNoLockspace))
+	}
+	return id, nil
+}
+
 // State tells whether a lockspace of this node runs, by a file that stays open: a look costs one short read that waits
 // for nothing (30 us in a User-Mode Linux, about one on hardware). A request that is made while a lockspace is stopped
 // keeps a thread in the kernel that cannot even be killed, so look before. Its methods may be called from any goroutine.
@@ -142,4 +170,20 @@ func (h host) RecoverStatus(lockspace string) (StateFile, error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+// RecoverNode reads /sys/kernel/dlm/<lockspace>/recover_nodeid.
+func (h host) RecoverNode(lockspace string) (uint32, error) {
+	text, err := os.ReadFile(filepath.Join(h.sys, "kernel/dlm", lockspace, "recover_nodeid"))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENODEV) {
+		return 0, ErrNoLockspace
+	}
+	if err != nil {
+		return 0, err
+	}
+	id, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 32)
+	if err != nil {
+		return 0, fmt.Errorf("recover_nodeid says %q", text)
+	}
+	return uint32(id), nil
 }

@@ -60,6 +60,22 @@ func TestState(t *testing.T) {
 	expect("node 1 stopped", false, true)
 	c.Suspend(name)
 	expect("stopped", false, false)
+	c.Node(2).Recovering(name, 1)
+	expect("node 2 waits for node 1", false, false)
+	for i, want := range []dlm.RecoverStatus{0, dlm.RecoverNodes} {
+		if st, err := states[i].Status(); err != nil || st != want {
+			t.Errorf("node %d: status %#x, %v", i+1, uint32(st), err)
+		}
+	}
+	if id, err := dlm.RecoverNode(c.Node(2).NewProcess(), name); err != nil || id != 1 {
+		t.Errorf("node 2 waits for node %d, %v", id, err)
+	}
+	if _, err := dlm.RecoverNode(c.Node(2).NewProcess(), "other"); !errors.Is(err, dlm.ErrNoLockspace) {
+		t.Errorf("of no lockspace: %v", err)
+	}
+	if _, err := dlm.RecoverNode(onlyKernel{}, name); !errors.Is(err, dlm.ErrNoState) {
+		t.Errorf("of a kernel that cannot say it: %v", err)
+	}
 	c.Resume(name)
 	expect("goes on", true, true)
 	if st, err := states[1].Status(); err != nil || st != 0x55 {

@@ -131,6 +131,16 @@ func (n *Node) Suspend(lockspace string) {
 	}
 }
 
+// Recovering lets the recovery of a lockspace that Suspend has stopped begin on this node, as dlm_controld does. It waits for
+// the answer of node id until Resume. The lockspace stays stopped.
+func (n *Node) Recovering(lockspace string, id int) {
+	n.c.mu.Lock()
+	defer n.c.mu.Unlock()
+	if m := n.members[lockspace]; m != nil && m.stopped() {
+		m.asks = uint32(id)
+	}
+}
+
 // Resume lets a lockspace go on that Suspend has stopped on this node.
 func (n *Node) Resume(lockspace string) {
 	n.c.mu.Lock()
@@ -197,6 +207,7 @@ type member struct {
 	freeIDs idHeap
 	orphans list.List // of *lock, the oldest first
 
+	asks    uint32        // the node that its recovery waits for; 0 if it has not begun
 	running chan struct{} // nil unless the lockspace is stopped; closed when it goes on
 	held    []func()      // results and closes that wait for that
 }
@@ -208,7 +219,7 @@ func (m *member) resume() {
 		return
 	}
 	close(m.running)
-	m.running = nil
+	m.running, m.asks = nil, 0
 	held := m.held
 	m.held = nil
 	for _, f := range held {

@@ -11,10 +11,12 @@ import (
 var (
 	_ dlm.StateKernel = (*Process)(nil)
 	_ dlm.NodeKernel  = (*Process)(nil)
+
+	_ dlm.RecoverKernel = (*Process)(nil)
 )
 
-// RecoverStatus opens what the node's kernel says about the recovery of a lockspace: "0" while it is stopped, and
-// otherwise what Linux shows once a recovery is over, "ff" on the member with the lowest number and "55" on others.
+// RecoverStatus opens what the node's kernel says about the recovery of a lockspace: "0" while it is stopped, "1" while
+// it is Recovering, and otherwise what Linux shows once a recovery is over, "ff" on the member with the lowest number and "55" on others.
 func (p *Process) RecoverStatus(lockspace string) (dlm.StateFile, error) {
 	c := p.node.c
 	c.mu.Lock()
@@ -24,6 +26,18 @@ func (p *Process) RecoverStatus(lockspace string) (dlm.StateFile, error) {
 		return nil, dlm.ErrNoLockspace
 	}
 	return &stateFile{m: m}, nil
+}
+
+// RecoverNode is the node that Recovering has named.
+func (p *Process) RecoverNode(lockspace string) (uint32, error) {
+	c := p.node.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	m := p.node.members[lockspace]
+	if m == nil || m.dead {
+		return 0, dlm.ErrNoLockspace
+	}
+	return m.asks, nil
 }
 
 // NodeID is the node's number.
@@ -44,6 +58,8 @@ func (f *stateFile) ReadAt(b []byte, off int64) (int, error) {
 		return 0, os.ErrClosed
 	case f.m.dead || f.m.node.members[f.m.s.name] != f.m:
 		return 0, syscall.ENODEV
+	case f.m.stopped() && f.m.asks != 0:
+		text = "1\n" // DLM_RS_NODES: it knows the members, and waits for one of them
 	case f.m.stopped():
 		text = "0\n"
 	case f.m.lowest():
