@@ -134,7 +134,7 @@ func New(o Options) (*Backend, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	b.ctx, b.cancel = ctx, cancel
 	b.asker = &asker{client: b.controld, ctx: ctx, work: &b.work}
-	b.watch = newWatch(b.name, b.look, b.asker, o.Holders, b.log)
+	b.watch = newWatch(b.name, b.look, b.whom, b.asker, o.Holders, b.log)
 	b.publisher = newPublisher(b)
 	b.admit = o.Admit
 	if b.admit == nil {
@@ -194,15 +194,24 @@ func (b *Backend) enter(space *dlm.Lockspace) {
 	b.work.start(func() { b.publisher.run(b.ctx) })
 }
 
-// look asks the kernel whether it takes requests.
-func (b *Backend) look() (bool, error) {
+// look asks the kernel how far the recovery is, if there is one.
+func (b *Backend) look() (dlm.RecoverStatus, error) {
 	b.mu.Lock()
 	state := b.state
 	b.mu.Unlock()
 	if state == nil {
-		return true, nil
+		return dlm.RecoverDone, nil
 	}
-	return state.Running()
+	return state.Status()
+}
+
+// whom asks the kernel for which node the recovery waits. It is 0 where that is not known.
+func (b *Backend) whom() uint32 {
+	id, err := dlm.RecoverNode(b.kernel, b.name)
+	if err != nil {
+		return 0
+	}
+	return id
 }
 
 func (b *Backend) lockspace() (*dlm.Lockspace, error) {

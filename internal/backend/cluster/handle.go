@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/vmlockd/vmlockd/dlm"
@@ -138,6 +139,26 @@ func (h *handle) unavailable(why error) error {
 	return &locking.Error{Kind: locking.KindUnavailable, Op: "acquire", Ref: h.ref, Err: why}
 }
 
+// joining says for whom this host waits while it joins and dlm_controld waits for nothing that has a name. It is why if there is
+// no lockspace yet in which it could wait.
+func (b *Backend) joining(why error) error {
+	state, err := dlm.OpenState(b.kernel, b.name)
+	if err != nil {
+		return why
+	}
+	defer state.Close()
+	st, err := state.Status()
+	switch asks := b.whom(); {
+	case err != nil || st.Running():
+		return why
+	case st.Stopped():
+		return &stopped{reason{causeJoining, "this host is still joining the DLM lockspace: dlm_controld here waits for messages of other hosts (see dlm_tool ls -n)"}}
+	case asks != 0:
+		return &stopped{reason{causeJoining, fmt.Sprintf("this host is still joining the DLM lockspace, and waits for the kernel of node %d: see vmlockctl status there", asks)}}
+	}
+	return why
+}
+
 // notJoined is why this host is not in the lockspace, or if that is under way,
 // what dlm_controld waits for.
 func (b *Backend) notJoined(ctx context.Context, why error) error {
@@ -158,7 +179,7 @@ func (b *Backend) notJoined(ctx context.Context, why error) error {
 		return &stopped{r}
 	}
 	if r.cause == causeRecovering {
-		return why
+		return b.joining(why)
 	}
 	return &stopped{reason{r.cause, "this host is still joining the DLM lockspace: " + r.text}}
 }

@@ -170,3 +170,31 @@ func TestDaemonCouldNotJoin(t *testing.T) {
 		})
 	}
 }
+
+// TestJoinSaysForWhom: dlm_controld has quorum and waits for nothing that has a name, and this host does not come to join. It says
+// whether dlm_controld here or the kernel of another host is waited for.
+func TestJoinSaysForWhom(t *testing.T) {
+	entering(t, func(w *world, join func(bool) error) {
+		entered := dlmtest.NewGate()
+		w.nodes.Node(1).SetFault(func(op dlmtest.Op) dlmtest.Fault {
+			if op.Op != "create" {
+				return dlmtest.Fault{}
+			}
+			return dlmtest.Fault{After: entered}
+		})
+		if err := join(true); err != nil {
+			t.Fatal(err)
+		}
+		w.nodes.Suspend(space)
+		w.refused("a", "still joining the DLM lockspace: dlm_controld here waits for messages of other hosts")
+		w.nodes.Node(1).Recovering(space, 2)
+		w.refused("a", "still joining the DLM lockspace, and waits for the kernel of node 2")
+		if st := w.status(); st.State != cluster.Joining || !strings.Contains(st.Reason, "the kernel of node 2") {
+			t.Errorf("status %+v", st)
+		}
+		w.nodes.Resume(space)
+		w.nodes.Node(1).SetFault(nil)
+		entered.Open()
+		w.granted("a")
+	})
+}

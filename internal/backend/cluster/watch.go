@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/vmlockd/vmlockd/dlm"
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
@@ -53,7 +54,8 @@ var recovering = reason{causeRecovering, "the DLM is recovering from a change of
 // requests register while they are under way, and are given up when the
 // lockspace has been stopped for too long.
 type watch struct {
-	look    func() (bool, error) // whether the kernel takes requests; returns at once
+	look    func() (dlm.RecoverStatus, error) // how far the kernel is; returns at once
+	whom    func() uint32                     // the node that the kernel's recovery waits for, 0 if it does not say; returns at once
 	asker   *asker
 	holders func() []locking.Holder
 	log     *slog.Logger
@@ -68,7 +70,8 @@ type watch struct {
 	heard    time.Time  // of the last answer of dlm_controld since the stop
 	asking   bool
 	asked    time.Time     // when the last question began
-	recovers time.Time     // since when dlm_controld waits for nothing but the kernel's recovery; zero if it does not
+	recovers time.Time     // since when nothing is waited for that has a name, as long as nobody came or went; zero if something is
+	ring     uint64        // the membership of the cluster at that time
 	changed  chan struct{} // closed, and made anew, when it runs again
 	requests map[*request]struct{}
 
@@ -80,12 +83,12 @@ type watch struct {
 	lookErr   string // what the log was told last of looking
 }
 
-func newWatch(name string, look func() (bool, error), a *asker, holders func() []locking.Holder, log *slog.Logger) *watch {
+func newWatch(name string, look func() (dlm.RecoverStatus, error), whom func() uint32, a *asker, holders func() []locking.Holder, log *slog.Logger) *watch {
 	if holders == nil {
 		holders = func() []locking.Holder { return nil }
 	}
 	return &watch{
-		look: look, asker: a, holders: holders, log: log, name: name, kick: make(chan struct{}, 1),
+		look: look, whom: whom, asker: a, holders: holders, log: log, name: name, kick: make(chan struct{}, 1),
 		reason: recovering, asked: time.Now(), changed: make(chan struct{}), requests: map[*request]struct{}{},
 	}
 }
@@ -164,9 +167,9 @@ func (w *watch) lockedStop(now time.Time) {
 
 // takes asks the kernel. If it cannot tell, the request finds out.
 func (w *watch) takes() bool {
-	running, err := w.look()
+	st, err := w.look()
 	if err == nil {
-		return running
+		return st.Running()
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -206,6 +209,7 @@ func (w *watch) ask(ctx context.Context) {
 		held = w.holders()
 		r = explain(a, time.Now(), held)
 	}
+	at := w.where()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.asking = false
@@ -216,7 +220,7 @@ func (w *watch) ask(ctx context.Context) {
 		w.heard = a.at
 	}
 	if w.stopped || r.cause == causeGone {
-		w.reason = w.lockedLong(r, a.at)
+		w.reason = w.lockedLong(r, a, at)
 		if len(held) > 0 && w.isTold && w.told == causeGone && !w.toldHeld {
 			w.isTold = false // this process has taken them back only now
 		}
@@ -224,16 +228,45 @@ func (w *watch) ask(ctx context.Context) {
 	}
 }
 
-// lockedLong is r with what is to be said of a recovery that does not end: the DLM of one host waits for
-// that of another, and no software of theirs does anything about it.
-func (w *watch) lockedLong(r reason, now time.Time) reason {
+// place is where a recovery stands on this host.
+type place struct {
+	begun bool   // dlm_controld has told the kernel to go on, and it has not come to the end
+	asks  uint32 // whom the kernel waits for then; 0 if that is not known
+}
+
+// where asks the kernel. What cannot be known is a recovery that has begun.
+func (w *watch) where() place {
+	if st, err := w.look(); err == nil && st.Stopped() {
+		return place{}
+	}
+	return place{begun: true, asks: w.whom()}
+}
+
+// goesOn says what must be the matter if a recovery does not end.
+func (p place) goesOn() string {
+	switch {
+	case !p.begun:
+		// dlm_controld 4.2.0 may refuse its own message for a change of the lockspace, or another host's, and waits for it then for
+		// ever (docs/operations.md). It answers all questions meanwhile. What it has not finished makes it refuse further messages, and
+		// those of it be refused: so all that have something unfinished must be away at the same time.
+		return ": dlm_controld here waits for messages (see dlm_tool ls -n). If that goes on although dlm_controld answers on every host, this host must be rebooted, at the same time as all others that wait for messages"
+	case p.asks == 0:
+		return ": if that goes on, the kernel of a host hangs in it (see dmesg and dlm_tool ls on each), and that host must be rebooted"
+	}
+	return fmt.Sprintf(", and the kernel here waits for node %d: if that goes on, and vmlockctl status there knows no reason, the kernel of a host hangs in it (see dmesg and dlm_tool ls on each), and that host must be rebooted", p.asks)
+}
+
+// lockedLong is r with what is to be said of a recovery that does not end. One host waits for another one, and no software of
+// theirs does anything about it.
+func (w *watch) lockedLong(r reason, a answer, at place) reason {
+	now := a.at
 	switch {
 	case r != recovering:
 		w.recovers, w.toldLong = time.Time{}, false
-	case w.recovers.IsZero():
-		w.recovers = now
+	case w.recovers.IsZero() || w.ring != a.status.ClusterRing:
+		w.recovers, w.ring, w.toldLong = now, a.status.ClusterRing, false
 	case now.Sub(w.recovers) >= longRecovery:
-		r.text += fmt.Sprintf(", for %v now: if that goes on, the kernel of a host hangs in it (see dmesg and dlm_tool ls on each), and that host must be rebooted", now.Sub(w.recovers).Round(time.Second))
+		r.text += fmt.Sprintf(", for %v now%s", now.Sub(w.recovers).Round(time.Second), at.goesOn())
 		if !w.toldLong {
 			w.toldLong, w.isTold = true, false
 		}
