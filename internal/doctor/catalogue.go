@@ -45,6 +45,7 @@ const (
 	idNodeAbsent  = "node-absent"
 	idFencingWait = "fencing-pending"
 	idStopped     = "lockspace-stopped"
+	idStuck       = "lockspace-stuck"
 	idReboot      = "reboot-needed"
 
 	idCoroConf    = "corosync-conf"
@@ -102,6 +103,7 @@ var catalogue = []Kind{
 	{idNoQuorum, Fault, "the cluster has no quorum, and locks are refused"},
 	{idFencingWait, Fault, "a lost node waits to be fenced, and locks are refused"},
 	{idStopped, Fault, "the lockspace does not run, and locks are refused"},
+	{idStuck, Fault, "the lockspace waits for messages that dlm_controld has refused, until this host is rebooted"},
 	{idNodeID, Fault, "this node's number is not in corosync.conf"},
 	{idNodeName, Warning, "this node's name in corosync.conf is not the host's"},
 	{idNodeAbsent, Warning, "a node of corosync.conf is not in the cluster"},

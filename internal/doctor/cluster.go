@@ -35,7 +35,7 @@ func (x *exam) cluster() {
 		x.membership(st, conf)
 		x.node(st.NodeID, conf)
 	}
-	x.lockspace(answered, answered && st.Quorate)
+	x.lockspace(answered, answered && st.Quorate, st.NodeID)
 	x.fencing(answered, conf)
 	x.peers()
 }
@@ -199,8 +199,8 @@ func short(name string) string {
 	return name
 }
 
-// lockspace looks at the lockspace, unless what was found explains it already.
-func (x *exam) lockspace(controldAnswers, quorate bool) {
+// lockspace looks at the lockspace, unless what was found explains it already. This host is node self.
+func (x *exam) lockspace(controldAnswers, quorate bool, self int) {
 	name := x.cfg.Cluster.Lockspace
 	kernel := exists(x.System, "/sys/kernel/dlm/"+name)
 	dead := x.daemon.Lockspace == lockspaceDead
@@ -226,8 +226,7 @@ func (x *exam) lockspace(controldAnswers, quorate bool) {
 	case x.silent != nil || x.daemon.Lockspace == lockspaceRunning || x.daemon.Lockspace == "":
 	case !controldAnswers || !quorate || x.counts[idFencingWait] > 0:
 	default:
-		x.find(idStopped, "lockspace "+name, "dlm_tool ls and dlm_tool status show what it waits for; in most cases it goes on by itself",
-			"the lockspace is %s and locks are refused: %s", x.daemon.Lockspace, x.daemon.WaitsFor)
+		x.stopped(name, self)
 	}
 }
 

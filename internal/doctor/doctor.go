@@ -46,12 +46,16 @@ func (r Report) Count(s Severity) (n int) {
 	return n
 }
 
-// Controld is what is asked of dlm_controld; a controld.Client has it. All three
-// questions are safe in a program that may be killed.
+// Controld is what is asked of dlm_controld; a controld.Client has it. The first three
+// questions are safe in a program that may be killed, the others only with a dlm_controld that
+// ignores SIGPIPE.
 type Controld interface {
 	Status(context.Context) (controld.Status, error)
 	Config(context.Context) (controld.Config, error)
 	Known(ctx context.Context, lockspace string) error
+
+	Lockspace(ctx context.Context, name string) (controld.Lockspace, error)
+	Nodes(ctx context.Context, lockspace string, of controld.NodesOf) ([]controld.Node, error)
 }
 
 // Options is what Examine looks at and asks.

@@ -29,6 +29,9 @@ type world struct {
 	statusErr error
 	conf      controld.Config
 	known     error
+	change    controld.Change // of the lockspace
+	members   []controld.Node // of that change
+	inquired  int             // questions that need a dlm_controld which ignores SIGPIPE
 	named     bool
 	disks     map[string]Identity // what the daemon takes paths for; others are of NFS
 }
@@ -46,6 +49,19 @@ func (w *world) identify(_ context.Context, path string) (Identity, error) {
 func (w *world) Status(context.Context) (controld.Status, error) { return w.status, w.statusErr }
 func (w *world) Config(context.Context) (controld.Config, error) { return w.conf, w.statusErr }
 func (w *world) Known(context.Context, string) error             { return w.known }
+
+func (w *world) Lockspace(_ context.Context, name string) (controld.Lockspace, error) {
+	w.inquired++
+	return controld.Lockspace{Name: name, Next: w.change}, nil
+}
+
+func (w *world) Nodes(_ context.Context, _ string, of controld.NodesOf) ([]controld.Node, error) {
+	w.inquired++
+	if of != controld.NextNodes {
+		return nil, errTest
+	}
+	return w.members, nil
+}
 
 func (w *world) ask(context.Context) (Daemon, error) {
 	w.asked++
@@ -353,6 +369,16 @@ func (hanging) Config(ctx context.Context) (controld.Config, error) {
 func (hanging) Known(ctx context.Context, _ string) error {
 	<-ctx.Done()
 	return ctx.Err()
+}
+
+func (hanging) Lockspace(ctx context.Context, _ string) (controld.Lockspace, error) {
+	<-ctx.Done()
+	return controld.Lockspace{}, ctx.Err()
+}
+
+func (hanging) Nodes(ctx context.Context, _ string, _ controld.NodesOf) ([]controld.Node, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
 }
 
 var errTest = errors.New("it is broken")

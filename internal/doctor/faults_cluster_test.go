@@ -28,6 +28,16 @@ func lose(w *world, fence bool, ids ...int) {
 	}
 }
 
+// waits has dlm_controld, which ignores signals as in a mask of /proc, wait for messages of the nodes 1, 2 and 3, with these flags.
+func waits(w *world, ignored string, flags ...controld.NodeFlags) {
+	w.write("/proc/735/status", "Name:\tdlm_controld\nSigBlk:\tffffffffffffffff\nSigIgn:\t"+ignored+"\nSigCgt:\tffffffffffffffff\n")
+	w.daemon.Lockspace, w.daemon.WaitsFor = "stopped", "somebody"
+	w.change = controld.Change{Members: len(flags), Seq: 7, CombinedSeq: 3, WaitMessages: true}
+	for i, f := range flags {
+		w.members = append(w.members, controld.Node{NodeID: i + 1, Flags: f | controld.Member})
+	}
+}
+
 func noFencing(w *world) {
 	w.write("/etc/dlm/dlm.conf", "enable_fencing=0\n")
 	w.conf.EnableFencing = false
@@ -72,6 +82,21 @@ var clusterFaults = []fault{
 	}, []string{idFencingWait}, "node 3", "must be fenced", "fence_ack 3"},
 	{"a node is absent", false, func(w *world) { lose(w, false, 3) }, []string{idNodeAbsent}, "node 3", "", ""},
 	{"the lockspace is stopped", false, func(w *world) { w.daemon.Lockspace, w.daemon.WaitsFor = "stopped", "the others" }, []string{idStopped}, "lockspace vmlockd", "the others", ""},
+	{"dlm_controld has refused its own message", false, func(w *world) {
+		waits(w, "0000000000001000", 0, controld.Started, controld.Started)
+	}, []string{idStuck}, "lockspace vmlockd", "its own message", "reboot"},
+	{"dlm_controld has refused the message of another one", false, func(w *world) {
+		waits(w, "0000000000001000", controld.Started, controld.Disallowed, 0)
+	}, []string{idStuck}, "lockspace vmlockd", "refused the message of node 2", "then reboot it, at the same time"},
+	{"dlm_controld waits for others", false, func(w *world) {
+		waits(w, "fffffffffffff000", controld.Started, 0, 0)
+	}, []string{idStopped}, "lockspace vmlockd", "messages of: node 2, node 3", "on node 2"},
+	{"dlm_controld waits for a moment", false, func(w *world) {
+		waits(w, "0000000000001000", controld.Started, controld.Started, controld.Started)
+	}, []string{idStopped}, "lockspace vmlockd", "somebody", "goes on by itself"},
+	{"dlm_controld must not be asked for whom it waits", false, func(w *world) {
+		waits(w, "0000000000002fff", 0, controld.Disallowed, 0)
+	}, []string{idStopped}, "lockspace vmlockd", "somebody", "dlm_tool ls -n"},
 
 	{"no corosync.conf", false, func(w *world) { w.remove(coro) }, []string{idCoroConf}, coro, "no such file", ""},
 	{"corosync.conf cannot be read", false, func(w *world) { w.at(coro).err = fs.ErrPermission }, []string{idUnchecked}, coro, "", "as root"},
