@@ -71,6 +71,7 @@ lab-more: ## more of these: guard, peers, corosync and the installation guide on
 	VMLOCKD_LAB_GUARD=auto $(LAB_TEST) -timeout 30m -run '$(GUARDED_CASES)' ./tests/cluster
 	$(LAB_TEST) -timeout 60m -run TestStressKills ./tests/stress
 	$(LAB_TEST) -timeout 30m -run '$(LONG_CASES)' ./tests/identity
+	$(LAB_TEST) -timeout 20m -run '^TestRefusedMessage$$' ./tests/chaos
 	VMLOCKD_CRASH_ROUNDS=200 $(LAB_TEST) -timeout 60m -run 'TestKilledAtRandom|TestInTheLab' ./tests/crash
 
 faults: ## the guard on real nodes, in every case, and docs/faults.md made anew of what happened

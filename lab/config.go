@@ -78,6 +78,9 @@ type Config struct {
 	// NoCluster leaves corosync and dlm_controld out: nodes that only run commands.
 	NoCluster bool
 
+	// IgnoreSIGPIPE has dlm_controld ignore that signal, as systemd has its services do. Otherwise it may end when who has asked it
+	// something is gone before the answer.
+	IgnoreSIGPIPE bool
 	// NoControld leaves only dlm_controld out, for whom else starts it, such as Pacemaker. Start does not wait for the cluster then.
 	NoControld bool
 

@@ -114,10 +114,14 @@ func (c Config) cluster(n *wire.NodeConfig, add func(string, uint32, string)) {
 	if c.NoControld {
 		return
 	}
+	controld := []string{"dlm_controld", "--daemon_debug"}
+	if c.IgnoreSIGPIPE {
+		controld = []string{"sh", "-c", "trap '' PIPE && exec dlm_controld --daemon_debug"}
+	}
 	n.Services = append(n.Services,
 		// Its socket is there before corosync serves. dlm_controld waits for that for 10 s only, which can be too short when
 		// some nodes are booted while others are being lost.
-		wire.Service{Name: ServiceDLM, Args: []string{"dlm_controld", "--daemon_debug"}, After: []string{corosyncSocket},
+		wire.Service{Name: ServiceDLM, Args: controld, After: []string{corosyncSocket},
 			RetryOn: "corosync cfg init error"},
 	)
 }

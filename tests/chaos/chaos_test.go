@@ -197,6 +197,12 @@ func (w *world) judge(end time.Time) {
 	if w.hangs > 0 {
 		w.t.Logf("KERNEL HANG, %d times: the DLM of the nodes' kernel did not get to the end of a recovery, and what should have been granted meanwhile is not judged (docs/chaos.md)", w.hangs)
 	}
+	if w.refused > 0 {
+		w.t.Logf("REFUSED MESSAGE, %d times: dlm_controld of a host waited for a message that it had refused, vmlockd there said so, and the operator rebooted it (docs/chaos.md)", w.refused)
+	}
+	if w.changes > 0 {
+		w.t.Logf("STUCK IN A CHANGE, %d times: a host was not well for %v, and dlm_controld of some host waited for others to change the lockspace", w.changes, stuckAfter)
+	}
 	if len(w.schedule) == w.missed {
 		w.t.Error("nothing was done")
 	}

@@ -16,32 +16,56 @@ import (
 const stuckAfter = 100 * time.Second
 
 // operate looks after a host, as an operator would, or the service manager: where corosync or
-// dlm_controld have ended, or the kernel's lockspace is dead, only a reboot of it helps.
+// dlm_controld have ended, or the kernel's lockspace is dead, only a reboot of it helps. So it is where vmlockd says
+// that its host must be rebooted, as dlm_controld waits for messages, and dlm_controld says of which nodes.
 func (w *world) operate(ctx context.Context, h *host) {
 	ill := time.Now() // since when
 	for round := 0; w.wait(ctx, 1500*time.Millisecond); round++ {
-		if h.is(func() bool { return h.faults > 0 }) {
+		if h.is(func() bool { return h.faults > 0 || h.rebooting }) {
 			ill = time.Now()
 			continue
 		}
-		why := w.broken(h)
+		why, with := w.broken(h), []*host{h}
 		if why == "" && round%4 == 0 {
 			st := w.status(h)
+			var waiting, refusing []*host
+			if !well(st) {
+				waiting, refusing = w.awaiting()
+			}
 			switch {
 			case st != nil && st.Cluster.Lockspace.State == control.LockspaceDead:
 				why = "its lockspace is dead"
+			case slices.Contains(refusing, h):
+				switch {
+				case st != nil && strings.Contains(st.Cluster.Lockspace.WaitsFor, "this host must be rebooted, at the same time as all others"):
+					with = waiting
+					why = fmt.Sprintf("REFUSED MESSAGE: %s\n%s", brief(st), w.controld(h))
+					w.mu.Lock()
+					w.refused++
+					w.mu.Unlock()
+				case time.Since(ill) > stuckAfter:
+					why = fmt.Sprintf("STUCK for %v, as its dlm_controld has refused a message: %s", stuckAfter, brief(st))
+					w.t.Errorf("dlm_controld of node %d has refused a message, and vmlockd there does not say that it must be rebooted: %s", h.ID(), brief(st))
+				}
+			case len(refusing) > 0: // it waits for that one
+				ill = time.Now()
 			case well(st), w.somebody(func(o *host) bool { return o.faults > 0 || o.rebooting }):
 				ill = time.Now()
 			case time.Since(ill) > stuckAfter:
 				known := w.controld(h)
 				why = fmt.Sprintf("STUCK for %v: %s\n%s", stuckAfter, brief(st), known)
-				if hang := w.kernelHangs(); hang != "" {
+				if w.changing() {
+					// None of this is vmlockd's: the daemons of dlm exchange these messages among themselves.
+					w.mu.Lock()
+					w.changes++
+					w.mu.Unlock()
+				} else if hang := w.kernelHangs(); hang != "" {
 					// Seen twice in thirty losses of a node (docs/faults.md); there is nothing that vmlockd could do about it.
 					why += "\nKERNEL HANG: " + hang
 					w.mu.Lock()
 					w.hangs++
 					w.mu.Unlock()
-				} else if w.complete(h) && !w.changing() {
+				} else if w.complete(h) {
 					w.t.Errorf("node %d is not well, although its dlm_controld has all nodes: %s", h.ID(), brief(st))
 				}
 			}
@@ -49,17 +73,7 @@ func (w *world) operate(ctx context.Context, h *host) {
 		if why == "" {
 			continue
 		}
-		if h.is(func() bool {
-			if h.faults > 0 {
-				return true
-			}
-			h.rebooting = true
-			return false
-		}) {
-			continue
-		}
-		w.reboot(h, why)
-		h.set(func() { h.rebooting = false })
+		w.reboot(with, why)
 		ill = time.Now()
 	}
 }
@@ -109,10 +123,34 @@ func (w *world) complete(h *host) bool {
 	return err == nil && m.Quorate && len(m.Members) == nodes
 }
 
-// changing reports whether dlm_controld of any host is in the middle of a change of the lockspace. Sometimes 4.2.0 waits
-// for ever for the messages of the others: docs/chaos.md.
+// changing reports whether dlm_controld of any host is in the middle of a change of the lockspace.
 func (w *world) changing() bool {
 	return slices.ContainsFunc(w.hosts, func(h *host) bool { return strings.Contains(w.controld(h), "new change") })
+}
+
+// awaiting is awaiting for the hosts to which nothing is done now.
+func (w *world) awaiting() (all, refusing []*host) {
+	said := map[int]string{}
+	for _, h := range w.hosts {
+		if h.is(func() bool { return h.faults > 0 || h.rebooting }) {
+			continue
+		}
+		// In the lab a dlm_controld that stands still ends when it goes on and who has asked it is gone: longer than any fault lasts.
+		ctx, cancel := context.WithTimeout(w.ctx, time.Minute)
+		res, err := h.Exec(ctx, "dlm_tool", "ls", "-n")
+		cancel()
+		if err == nil && res.OK() {
+			said[h.ID()] = res.Stdout
+		}
+	}
+	waits, refuses := awaiting(said)
+	for _, id := range waits {
+		all = append(all, w.hosts[id-1])
+		if slices.Contains(refuses, id) {
+			refusing = append(refusing, w.hosts[id-1])
+		}
+	}
+	return all, refusing
 }
 
 // kernelHangs says, of the first node of which it is so, that its kernel has begun a recovery of the DLM and does not get to the end of
@@ -142,15 +180,34 @@ func (w *world) controld(h *host) string {
 	return res.Stdout
 }
 
-func (w *world) reboot(h *host, why string) {
-	w.note("node %d is rebooted: %s", h.ID(), why)
-	w.mu.Lock()
-	w.reboots = append(w.reboots, fmt.Sprintf("node %d: %s", h.ID(), why))
-	w.mu.Unlock()
+// reboot reboots those of some hosts to which nothing is done, so that all of them are off at the same time.
+func (w *world) reboot(list []*host, why string) {
+	list = slices.DeleteFunc(slices.Clone(list), func(h *host) bool {
+		busy := false
+		h.set(func() {
+			busy = h.faults > 0 || h.rebooting
+			h.rebooting = !busy || h.rebooting
+		})
+		return busy
+	})
 	ctx, cancel := context.WithTimeout(w.ctx, 5*time.Minute)
 	defer cancel()
-	if err := w.boot(ctx, h); err != nil {
-		w.t.Errorf("node %d cannot be rebooted: %v", h.ID(), err)
+	for _, h := range list {
+		w.note("node %d is rebooted: %s", h.ID(), why)
+		w.mu.Lock()
+		w.reboots = append(w.reboots, fmt.Sprintf("node %d: %s", h.ID(), why))
+		w.mu.Unlock()
+		if err := h.PowerCut(ctx); err != nil {
+			w.t.Errorf("node %d cannot be switched off: %v", h.ID(), err)
+		}
 	}
-	w.note("node %d has booted", h.ID())
+	for _, h := range list {
+		if err := w.boot(ctx, h); err != nil {
+			w.t.Errorf("node %d cannot be rebooted: %v", h.ID(), err)
+		}
+		w.note("node %d has booted", h.ID())
+	}
+	for _, h := range list {
+		h.set(func() { h.rebooting = false })
+	}
 }

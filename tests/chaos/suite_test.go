@@ -84,6 +84,8 @@ type world struct {
 	missed  int                 // of the schedule, as there was nothing to do it to
 	reboots []string            // why, of all that an operator did
 	hangs   int                 // of the kernel's DLM, of all those
+	refused int                 // of all those, as dlm_controld had refused a message
+	changes int                 // of all those, in a change of the lockspace that had not ended for another reason
 	writers map[string][]writer // by disk
 }
 
