@@ -182,6 +182,9 @@ func daemonOf(st control.Status, held control.Holders) doctor.Daemon {
 	}
 	if cl := st.Cluster; cl != nil {
 		d.Lockspace, d.WaitsFor, d.Guarded = cl.Lockspace.State, cl.Lockspace.WaitsFor, cl.Guarded
+		if cl.Guard != nil {
+			d.Lost = cl.Guard.Lost
+		}
 	}
 	for _, m := range st.Members {
 		if !m.Self {

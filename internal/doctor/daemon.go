@@ -15,6 +15,7 @@ type Daemon struct {
 	NodeID    uint32
 	Lockspace string // "running", "stopped", "joining" or "dead"
 	WaitsFor  string // what it waits for, unless it is running
+	Lost      string // why this host has lost the cluster, as the guard says; "" if it has not
 	Guarded   bool   // something keeps a host that is cut off from writing
 	Peers     []Peer // the other hosts that run vmlockd
 

@@ -85,6 +85,10 @@ var clusterFaults = []fault{
 	{"dlm_controld has refused its own message", false, func(w *world) {
 		waits(w, "0000000000001000", 0, controld.Started, controld.Started)
 	}, []string{idStuck}, "lockspace vmlockd", "its own message", "reboot"},
+	{"corosync delivers nothing", false, func(w *world) {
+		waits(w, "0000000000001000", 0, controld.Started, controld.Started)
+		w.daemon.Lost = "corosync has delivered nothing for 9s"
+	}, []string{idStopped}, "lockspace vmlockd", "delivered nothing for 9s", "journalctl -u corosync"},
 	{"dlm_controld has refused the message of another one", false, func(w *world) {
 		waits(w, "0000000000001000", controld.Started, controld.Disallowed, 0)
 	}, []string{idStuck}, "lockspace vmlockd", "refused the message of node 2", "then reboot it, at the same time"},

@@ -38,6 +38,8 @@ func (x *exam) stopped(name string, self int) {
 		}
 	}
 	switch {
+	case own && x.daemon.Lost != "":
+		x.find(idStopped, where, "see to the network and to corosync: corosync-quorumtool -s, journalctl -u corosync", "the lockspace is %s and locks are refused: this host has lost the cluster, and corosync does not deliver even its own messages: %s", x.daemon.Lockspace, x.daemon.Lost)
 	case own:
 		x.find(idStuck, where, "look again in half a minute; if it is the same, "+together,
 			"dlm_controld of this host has not had its own message for a change of the lockspace; if it has refused it, it waits for ever, and locks are refused")

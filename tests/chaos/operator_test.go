@@ -15,11 +15,14 @@ import (
 // of them: longer than a hold-off, and the boot of another one.
 const stuckAfter = 100 * time.Second
 
+// refusesFor is how long a dlm_controld must look as if it had refused a message: messages may be under way.
+const refusesFor = 20 * time.Second
+
 // operate looks after a host, as an operator would, or the service manager: where corosync or
 // dlm_controld have ended, or the kernel's lockspace is dead, only a reboot of it helps. So it is where vmlockd says
 // that its host must be rebooted, as dlm_controld waits for messages, and dlm_controld says of which nodes.
 func (w *world) operate(ctx context.Context, h *host) {
-	ill := time.Now() // since when
+	ill, refuses := time.Now(), time.Time{} // since when; the latter is zero if its dlm_controld refuses nothing
 	for round := 0; w.wait(ctx, 1500*time.Millisecond); round++ {
 		if h.is(func() bool { return h.faults > 0 || h.rebooting }) {
 			ill = time.Now()
@@ -32,17 +35,26 @@ func (w *world) operate(ctx context.Context, h *host) {
 			if !well(st) {
 				waiting, refusing = w.awaiting()
 			}
+			// Where corosync delivers nothing, it is not refused.
+			if !slices.Contains(refusing, h) || st != nil && st.Cluster.Guard.Lost != "" {
+				refuses = time.Time{}
+			} else if refuses.IsZero() {
+				refuses = time.Now()
+			}
 			switch {
 			case st != nil && st.Cluster.Lockspace.State == control.LockspaceDead:
 				why = "its lockspace is dead"
-			case slices.Contains(refusing, h):
+			case !refuses.IsZero():
 				switch {
+				case time.Since(refuses) < refusesFor:
 				case st != nil && strings.Contains(st.Cluster.Lockspace.WaitsFor, "this host must be rebooted, at the same time as all others"):
 					with = waiting
 					why = fmt.Sprintf("REFUSED MESSAGE: %s\n%s", brief(st), w.controld(h))
 					w.mu.Lock()
 					w.refused++
 					w.mu.Unlock()
+				case w.somebody(func(o *host) bool { return o.faults > 0 || o.rebooting }):
+					ill = time.Now()
 				case time.Since(ill) > stuckAfter:
 					why = fmt.Sprintf("STUCK for %v, as its dlm_controld has refused a message: %s", stuckAfter, brief(st))
 					w.t.Errorf("dlm_controld of node %d has refused a message, and vmlockd there does not say that it must be rebooted: %s", h.ID(), brief(st))

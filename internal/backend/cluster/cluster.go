@@ -134,7 +134,7 @@ func New(o Options) (*Backend, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	b.ctx, b.cancel = ctx, cancel
 	b.asker = &asker{client: b.controld, ctx: ctx, work: &b.work}
-	b.watch = newWatch(b.name, b.look, b.whom, b.asker, o.Holders, b.log)
+	b.watch = newWatch(b.name, b.look, b.whom, b.cutOff, b.asker, o.Holders, b.log)
 	b.publisher = newPublisher(b)
 	b.admit = o.Admit
 	if b.admit == nil {
@@ -212,6 +212,13 @@ func (b *Backend) whom() uint32 {
 		return 0
 	}
 	return id
+}
+
+// cutOff asks the guard, if there is one that cares, whether this host has lost the cluster.
+func (b *Backend) cutOff() bool {
+	ctx, cancel := context.WithCancel(b.ctx)
+	cancel() // it is to wait for nothing
+	return locking.Cause(b.admit(ctx)) == "guard_lost"
 }
 
 func (b *Backend) lockspace() (*dlm.Lockspace, error) {

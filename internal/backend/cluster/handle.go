@@ -151,8 +151,10 @@ func (b *Backend) joining(why error) error {
 	switch asks := b.whom(); {
 	case err != nil || st.Running():
 		return why
+	case st.Stopped() && b.cutOff():
+		return &stopped{reason{causeJoining, "this host is still joining the DLM lockspace" + place{lost: true}.goesOn()}}
 	case st.Stopped():
-		return &stopped{reason{causeJoining, "this host is still joining the DLM lockspace: dlm_controld here waits for messages of other hosts (see dlm_tool ls -n)"}}
+		return &stopped{reason{causeJoining, "this host is still joining the DLM lockspace: dlm_controld here waits for messages (see dlm_tool ls -n). If that goes on for a minute" + mustReboot}}
 	case asks != 0:
 		return &stopped{reason{causeJoining, fmt.Sprintf("this host is still joining the DLM lockspace, and waits for the kernel of node %d: see vmlockctl status there", asks)}}
 	}

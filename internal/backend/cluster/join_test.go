@@ -186,7 +186,7 @@ func TestJoinSaysForWhom(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.nodes.Suspend(space)
-		w.refused("a", "still joining the DLM lockspace: dlm_controld here waits for messages of other hosts")
+		w.refused("a", "still joining the DLM lockspace: dlm_controld here waits for messages (see dlm_tool ls -n). If that goes on for a minute although corosync forms no new membership")
 		w.nodes.Node(1).Recovering(space, 2)
 		w.refused("a", "still joining the DLM lockspace, and waits for the kernel of node 2")
 		if st := w.status(); st.State != cluster.Joining || !strings.Contains(st.Reason, "the kernel of node 2") {

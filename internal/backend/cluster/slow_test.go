@@ -90,8 +90,17 @@ func TestLongMessages(t *testing.T) {
 		if err == nil || strings.Contains(err.Error(), " now") {
 			t.Errorf("15 s after the last change: %v", err)
 		}
+		// While corosync delivers nothing, dlm_controld cannot have even its own message.
+		w.lost.Store(true)
+		pass(30 * time.Second)
+		w.refused("a", "corosync delivers no messages to this host")
+		w.lost.Store(false)
 		pass(15 * time.Second)
-		w.refused("a", "s now: dlm_controld here waits for messages (see dlm_tool ls -n). If that goes on although dlm_controld answers on every host, this host must be rebooted, at the same time")
+		if err := w.open("a").Lock(w.t.Context(), locking.Exclusive); err == nil || strings.Contains(err.Error(), " now") {
+			t.Errorf("15 s after corosync has gone on: %v", err)
+		}
+		pass(15 * time.Second)
+		w.refused("a", "s now: dlm_controld here waits for messages (see dlm_tool ls -n). If that goes on although corosync forms no new membership and dlm_controld answers on every host, this host must be rebooted, at the same time")
 		if text := w.logged(); strings.Contains(text, "hangs") || strings.Count(text, "must be rebooted") != 1 {
 			t.Errorf("logged:\n%s", text)
 		}

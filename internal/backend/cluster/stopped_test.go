@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -31,8 +32,9 @@ type world struct {
 	holders  []locking.Holder
 	identify func(context.Context, string) (cluster.Disk, error)
 
-	mu  sync.Mutex // guards log
-	log bytes.Buffer
+	mu   sync.Mutex // guards log
+	log  bytes.Buffer
+	lost atomic.Bool // the guard says that this host has lost the cluster
 }
 
 func (w *world) Write(p []byte) (int, error) {
@@ -47,6 +49,12 @@ func (w *world) logged() string {
 	return w.log.String()
 }
 
+// lostCluster is what a guard says that has lost the cluster.
+type lostCluster struct{}
+
+func (lostCluster) Error() string { return "this host has lost the cluster" }
+func (lostCluster) Cause() string { return "guard_lost" }
+
 // bubble runs f with a world in a bubble, where time passes only when all wait.
 func bubble(t *testing.T, f func(*world)) {
 	fakeclock.Test(t, func(t *testing.T) {
@@ -54,6 +62,12 @@ func bubble(t *testing.T, f func(*world)) {
 		b, err := cluster.New(cluster.Options{
 			Lockspace: space, Kernel: w.nodes.Node(1), Controld: w.controld.Client(), Log: slog.New(slog.NewTextHandler(w, nil)),
 			Holders: func() []locking.Holder { return w.holders },
+			Admit: func(context.Context) error {
+				if w.lost.Load() {
+					return lostCluster{}
+				}
+				return nil
+			},
 			Identify: func(ctx context.Context, path string) (cluster.Disk, error) {
 				if w.identify == nil {
 					return cluster.Disk{Name: path}, nil

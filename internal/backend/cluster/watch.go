@@ -56,6 +56,7 @@ var recovering = reason{causeRecovering, "the DLM is recovering from a change of
 type watch struct {
 	look    func() (dlm.RecoverStatus, error) // how far the kernel is; returns at once
 	whom    func() uint32                     // the node that the kernel's recovery waits for, 0 if it does not say; returns at once
+	lost    func() bool                       // whether the guard says that this host has lost the cluster; returns at once
 	asker   *asker
 	holders func() []locking.Holder
 	log     *slog.Logger
@@ -83,12 +84,12 @@ type watch struct {
 	lookErr   string // what the log was told last of looking
 }
 
-func newWatch(name string, look func() (dlm.RecoverStatus, error), whom func() uint32, a *asker, holders func() []locking.Holder, log *slog.Logger) *watch {
+func newWatch(name string, look func() (dlm.RecoverStatus, error), whom func() uint32, lost func() bool, a *asker, holders func() []locking.Holder, log *slog.Logger) *watch {
 	if holders == nil {
 		holders = func() []locking.Holder { return nil }
 	}
 	return &watch{
-		look: look, whom: whom, asker: a, holders: holders, log: log, name: name, kick: make(chan struct{}, 1),
+		look: look, whom: whom, lost: lost, asker: a, holders: holders, log: log, name: name, kick: make(chan struct{}, 1),
 		reason: recovering, asked: time.Now(), changed: make(chan struct{}), requests: map[*request]struct{}{},
 	}
 }
@@ -230,6 +231,7 @@ func (w *watch) ask(ctx context.Context) {
 
 // place is where a recovery stands on this host.
 type place struct {
+	lost  bool   // this host has lost the cluster: nobody's messages come
 	begun bool   // dlm_controld has told the kernel to go on, and it has not come to the end
 	asks  uint32 // whom the kernel waits for then; 0 if that is not known
 }
@@ -237,19 +239,24 @@ type place struct {
 // where asks the kernel. What cannot be known is a recovery that has begun.
 func (w *watch) where() place {
 	if st, err := w.look(); err == nil && st.Stopped() {
-		return place{}
+		return place{lost: w.lost()}
 	}
 	return place{begun: true, asks: w.whom()}
 }
 
+// mustReboot is what is to be done where dlm_controld waits for messages.
+const mustReboot = " although corosync forms no new membership and dlm_controld answers on every host, this host must be rebooted, at the same time as all others that wait for messages"
+
 // goesOn says what must be the matter if a recovery does not end.
 func (p place) goesOn() string {
 	switch {
+	case p.lost:
+		return ": corosync delivers no messages to this host (see its log)"
 	case !p.begun:
 		// dlm_controld 4.2.0 may refuse its own message for a change of the lockspace, or another host's, and waits for it then for
 		// ever (docs/operations.md). It answers all questions meanwhile. What it has not finished makes it refuse further messages, and
 		// those of it be refused: so all that have something unfinished must be away at the same time.
-		return ": dlm_controld here waits for messages (see dlm_tool ls -n). If that goes on although dlm_controld answers on every host, this host must be rebooted, at the same time as all others that wait for messages"
+		return ": dlm_controld here waits for messages (see dlm_tool ls -n). If that goes on" + mustReboot
 	case p.asks == 0:
 		return ": if that goes on, the kernel of a host hangs in it (see dmesg and dlm_tool ls on each), and that host must be rebooted"
 	}
@@ -263,6 +270,10 @@ func (w *watch) lockedLong(r reason, a answer, at place) reason {
 	switch {
 	case r != recovering:
 		w.recovers, w.toldLong = time.Time{}, false
+	case at.lost:
+		// Its own message has not come back either, and may when corosync goes on.
+		w.recovers, w.toldLong = time.Time{}, false
+		r.text += at.goesOn()
 	case w.recovers.IsZero() || w.ring != a.status.ClusterRing:
 		w.recovers, w.ring, w.toldLong = now, a.status.ClusterRing, false
 	case now.Sub(w.recovers) >= longRecovery:
