@@ -73,8 +73,10 @@ func must(b []byte, err error) string {
 }
 
 // writerAgent runs a writer, as VirtualDomain does a virtual machine: started is what has its lock.
+// A zombie has ended.
 const writerAgent = `#!/bin/sh
 pid=/run/writer.pid dir=` + lab.SharedDir + `/run1 who=n$(hostname | tr -dc 0-9)
+runs() { kill -0 "$(cat $pid 2>/dev/null)" 2>/dev/null && ! grep -q '^State:[[:space:]]*Z' "/proc/$(cat $pid)/status"; }
 case $1 in
 meta-data) cat <<'END'
 <?xml version="1.0"?>
@@ -85,11 +87,11 @@ meta-data) cat <<'END'
 END
 ;;
 start)
-	kill -0 "$(cat $pid 2>/dev/null)" 2>/dev/null && exit 0
+	runs && exit 0
 	setsid writer $dir $who /disk/web >>/run/writer.log 2>&1 </dev/null & echo $! >$pid
-	until ls $dir | grep -q "^$who-"; do kill -0 "$(cat $pid)" || exit 1; sleep 1; done ;;
-stop) kill "$(cat $pid 2>/dev/null)" 2>/dev/null; while kill -0 "$(cat $pid 2>/dev/null)" 2>/dev/null; do sleep 1; done; rm -f $pid ;;
-monitor) kill -0 "$(cat $pid 2>/dev/null)" 2>/dev/null || exit 7 ;;
+	until ls $dir | grep -q "^$who-"; do runs || exit 1; sleep 1; done ;;
+stop) kill "$(cat $pid 2>/dev/null)" 2>/dev/null; while runs; do sleep 1; done; rm -f $pid ;;
+monitor) runs || exit 7 ;;
 *) exit 3 ;;
 esac
 exit 0
