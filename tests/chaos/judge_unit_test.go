@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vmlockd/vmlockd/internal/control"
 	"github.com/vmlockd/vmlockd/tests/stress"
 )
 
@@ -128,6 +129,30 @@ func TestForeignFilesAreNoRecords(t *testing.T) {
 		s.file(name, sec)
 		if list, err := readHolds(s.dir); err == nil {
 			t.Errorf("%s: %+v", name, list)
+		}
+	}
+}
+
+// That a kernel hangs both it and vmlockd of the same host must say, and nobody is excused by half of it.
+func TestKernelHang(t *testing.T) {
+	begun := []string{"dlm: vmlockd: dlm_recover 5"}
+	st := func(waits string) *control.Status {
+		return &control.Status{Cluster: &control.Cluster{Lockspace: control.DLMLockspace{WaitsFor: waits}}}
+	}
+	const hangs = "the cluster's membership, for 25 s now: the kernel of a host hangs in it"
+	for name, tc := range map[string]struct {
+		said []string
+		st   *control.Status
+		hung bool
+	}{
+		"both say so":                     {begun, st(hangs), true},
+		"its kernel is at the end":        {nil, st(hangs), false},
+		"vmlockd waits for a moment only": {begun, st("the cluster's membership"), false},
+		"vmlockd is well":                 {begun, st(""), false},
+		"vmlockd does not answer":         {begun, nil, false},
+	} {
+		if got := hung(2, tc.said, tc.st); (got != "") != tc.hung || tc.hung && !strings.Contains(got, "node 2") {
+			t.Errorf("%s: %q", name, got)
 		}
 	}
 }

@@ -71,7 +71,7 @@ func (w *world) operate(ctx context.Context, h *host) {
 					w.mu.Lock()
 					w.changes++
 					w.mu.Unlock()
-				} else if hang := w.kernelHangs(); hang != "" {
+				} else if hang := w.kernelHang(h); hang != "" {
 					// Seen twice in thirty losses of a node (docs/faults.md); there is nothing that vmlockd could do about it.
 					why += "\nKERNEL HANG: " + hang
 					w.mu.Lock()
@@ -165,20 +165,25 @@ func (w *world) awaiting() (all, refusing []*host) {
 	return all, refusing
 }
 
-// kernelHangs says, of the first node of which it is so, that its kernel has begun a recovery of the DLM and does not get to the end of
-// it. Both the kernel and vmlockd there must say so, the latter after 20 s (longRecovery in internal/backend/cluster). It is
-// empty if none does.
-func (w *world) kernelHangs() string {
-	for _, h := range w.hosts {
-		ctx, cancel := context.WithTimeout(w.ctx, 30*time.Second)
-		said, err := h.Recovery(ctx, "vmlockd")
-		cancel()
-		st := w.status(h)
-		if err == nil && len(said) > 0 && st != nil && strings.Contains(st.Cluster.Lockspace.WaitsFor, "the kernel of a host hangs in it") {
-			return fmt.Sprintf("node %d waits for %s; its kernel:\n%s", h.ID(), st.Cluster.Lockspace.WaitsFor, strings.Join(said, "\n"))
-		}
+// kernelHang says that the kernel of a host has begun a recovery of the DLM and does not get to the end of it, if it is so. It excuses this
+// host alone: what keeps others from being well has to be found out there.
+func (w *world) kernelHang(h *host) string {
+	ctx, cancel := context.WithTimeout(w.ctx, 30*time.Second)
+	defer cancel()
+	said, err := h.Recovery(ctx, "vmlockd")
+	if err != nil {
+		return ""
 	}
-	return ""
+	return hung(h.ID(), said, w.status(h))
+}
+
+// hung judges what the kernel of a host has said of the recovery that it is in, and vmlockd there. Both must say so, the latter after
+// 20 s (longRecovery in internal/backend/cluster). It is empty otherwise.
+func hung(node int, said []string, st *control.Status) string {
+	if len(said) == 0 || st == nil || !strings.Contains(st.Cluster.Lockspace.WaitsFor, "the kernel of a host hangs in it") {
+		return ""
+	}
+	return fmt.Sprintf("node %d waits for %s; its kernel:\n%s", node, st.Cluster.Lockspace.WaitsFor, strings.Join(said, "\n"))
 }
 
 // controld is what dlm_controld knows.
