@@ -62,6 +62,7 @@ const (
 	idFenceAgent  = "fence-agent-missing"
 	idFenceStale  = "fence-conf-stale"
 	idWatchdog    = "watchdog"
+	idDogStays    = "watchdog-stays"
 
 	idPeerSilent  = "peer-silent"
 	idPeerVersion = "peer-version"
@@ -113,7 +114,8 @@ var catalogue = []Kind{
 	{idFenceConfig, Fault, "fencing is on and no agent is configured"},
 	{idFenceAgent, Fault, "a fence agent is not installed"},
 	{idFenceStale, Warning, "dlm_controld does not fence as dlm.conf says"},
-	{idWatchdog, Warning, "the watchdog of vmlockd does not exist, or is another program's"},
+	{idWatchdog, Warning, "the watchdog of vmlockd does not exist, is another program's, or cannot be stopped once it was opened"},
+	{idDogStays, Warning, "a watchdog is armed and cannot be stopped any more: this host is reset if vmlockd is stopped"},
 	{idUnprotected, Warning, "fencing is off and nothing guards a host that is cut off, or not all that runs there"},
 
 	{idConfig, Fault, "vmlockd.toml has a mistake"},

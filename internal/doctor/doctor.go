@@ -105,6 +105,7 @@ func Examine(ctx context.Context, o Options) Report {
 	x.configuration()
 	x.lockDaemon()
 	x.runDir()
+	x.watchdogStays()
 	x.units()
 	if x.backend == config.BackendCluster {
 		x.cluster()

@@ -153,6 +153,11 @@ func TestStillHealthy(t *testing.T) {
 				w.link("/proc/900/fd/5", "/dev/watchdog0")
 			}
 		},
+		"a watchdog is armed and can be stopped": func(w *world) { armed(w, "0\n", `"armed":true,"device":"/dev/watchdog"`) },
+		"a watchdog was armed before the boot": func(w *world) {
+			armed(w, "1\n", `"armed":true,"device":"/dev/watchdog"`)
+			w.write("/proc/sys/kernel/random/boot_id", "c\n")
+		},
 		"no systemd": func(w *world) { w.remove("/run/systemd"); w.remove("/etc/systemd") },
 		"virtlockd.socket enabled, but masked": func(w *world) {
 			w.link("/etc/systemd/system/virtlockd.socket", "/dev/null")

@@ -18,6 +18,13 @@ func dog(w *world, device string) {
 	w.write(device, "")
 }
 
+// armed is what a guard has noted of this boot, and what sysfs says of the first watchdog.
+func armed(w *world, nowayout, notes string) {
+	w.write("/sys/class/watchdog/watchdog0/nowayout", nowayout)
+	w.write("/proc/sys/kernel/random/boot_id", "b\n")
+	w.write("/run/vmlockd/guard.json", `{"boot":"b",`+notes+`}`)
+}
+
 // lose takes nodes out of the cluster.
 func lose(w *world, fence bool, ids ...int) {
 	w.status.Nodes = slices.Clone(w.status.Nodes)
@@ -157,6 +164,25 @@ var clusterFaults = []fault{
 		dog(w, "/dev/watchdog")
 		w.remove("/dev/watchdog")
 	}, []string{idWatchdog}, "/dev/watchdog", "does not exist", "softdog"},
+	{"the watchdog cannot be stopped once it was opened", false, func(w *world) {
+		dog(w, "/dev/watchdog")
+		w.write("/sys/class/watchdog/watchdog0/nowayout", "1\n")
+	}, []string{idWatchdog}, "/dev/watchdog", "leaves it alone", "nowayout=0"},
+	{"the watchdog is armed and cannot be stopped", false, func(w *world) {
+		dog(w, "/dev/watchdog")
+		armed(w, "1\n", `"armed":true,"device":"/dev/watchdog"`)
+	}, []string{idDogStays}, "/dev/watchdog", "if it is stopped, or crashes", "before you stop vmlockd"},
+	{"a watchdog that is not configured any more is armed and cannot be stopped", true, func(w *world) {
+		armed(w, "1\n", `"left":["/dev/watchdog"]`)
+	}, []string{idDogStays}, "/dev/watchdog", "vmlockd feeds it", "nowayout=0"},
+	{"and vmlockd does not run", true, func(w *world) {
+		armed(w, "1\n", `"left":["/dev/watchdog"]`)
+		gone(w)
+		noVMs(w)
+	}, []string{idNotRunning, idDogStays}, "/dev/watchdog", "unless vmlockd runs, this host is reset", "nowayout=0"},
+	{"the notes of the guard are damaged", true, func(w *world) {
+		armed(w, "1\n", `"left":7`)
+	}, []string{idUnchecked}, "guard.json", "whether a watchdog is armed", ""},
 	{"a peer is silent", false, func(w *world) { w.daemon.Peers[1].Silent = true }, []string{idPeerSilent}, "host3 (node 3)", "does not answer", ""},
 	{"a host runs no vmlockd", false, func(w *world) {
 		w.daemon.Warnings = []DaemonWarning{{"no_daemon", "no vmlockd runs on: host2 (2)"}}

@@ -1,9 +1,12 @@
 package doctor
 
 import (
+	"encoding/json"
 	"fmt"
 	"path"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/vmlockd/vmlockd/internal/config"
 )
@@ -32,6 +35,10 @@ func (x *exam) watchdog() {
 		x.find(idWatchdog, g.Watchdog, "load the driver of the board's watchdog, or modprobe softdog; ls /dev/watchdog* shows what there is",
 			"guard.watchdog names a device that does not exist: this host is not reset if vmlockd hangs")
 		return
+	}
+	if x.endless(g.Watchdog) && !slices.Contains(x.armed(), g.Watchdog) {
+		x.find(idWatchdog, g.Watchdog, "options softdog nowayout=0 in /etc/modprobe.d, or the same for the driver that it has, and load that anew (docs/guard.md)",
+			"its driver never stops it again once it was opened (nowayout): vmlockd leaves it alone, as stopping vmlockd would reset this host, and this host is not reset if vmlockd hangs")
 	}
 	for _, program := range dogPrograms {
 		for _, p := range x.called(program.name) {
@@ -68,20 +75,74 @@ func (x *exam) hasOpen(p process, file string) (bool, error) {
 	return false, nil
 }
 
-// sameDevice reports whether two paths name one watchdog. /dev/watchdog is the first of them, /dev/watchdog0
-// (Documentation/watchdog/watchdog-api.rst).
-func sameDevice(s System, a, b string) bool {
-	first := func(p string) string {
-		if to, err := s.Readlink(p); err == nil {
-			if !path.IsAbs(to) {
-				to = sysPath(path.Dir(p), to)
-			}
-			p = to
+// watchdogStays looks for watchdogs that vmlockd has armed, whether or not the configuration names them now, and that nobody can stop any more.
+func (x *exam) watchdogStays() {
+	for _, device := range x.armed() {
+		if !x.endless(device) {
+			continue
 		}
-		if p == "/dev/watchdog" {
-			return "/dev/watchdog0"
+		text := "vmlockd has armed it, and its driver never stops it again (nowayout): vmlockd feeds it, and if it is stopped, or crashes and is not started again in time, this host is reset with all that runs on it"
+		if x.silent != nil {
+			text = "vmlockd has armed it, and its driver never stops it again (nowayout): unless vmlockd runs, this host is reset with all that runs on it"
 		}
-		return p
+		x.find(idDogStays, device, "before you stop vmlockd, move the virtual machines away; then reboot this host, with options softdog nowayout=0 in /etc/modprobe.d, "+
+			"or the same for the driver that it has, or with guard.watchdog left empty (docs/guard.md)", "%s", text)
 	}
-	return first(a) == first(b)
+}
+
+// armed are the watchdogs that the guard has noted to be armed (internal/guard, Saved), in this boot.
+func (x *exam) armed() []string {
+	boot, err := x.System.ReadFile("/proc/sys/kernel/random/boot_id", 64)
+	if err != nil {
+		return nil // then vmlockd does not start either
+	}
+	file := sysPath(x.cfg.RunDir, "guard.json")
+	text, err := x.System.ReadFile(file, 16<<20)
+	if err != nil {
+		if !absent(err) {
+			x.unchecked(file, err, "whether a watchdog is armed")
+		}
+		return nil
+	}
+	var saved struct {
+		Boot   string   `json:"boot"`
+		Armed  bool     `json:"armed"`
+		Device string   `json:"device"`
+		Left   []string `json:"left"`
+	}
+	if err := json.Unmarshal(text, &saved); err != nil {
+		x.unchecked(file, err, "whether a watchdog is armed")
+		return nil
+	}
+	if saved.Boot != strings.TrimSpace(string(boot)) {
+		return nil
+	}
+	if saved.Armed && saved.Device != "" {
+		saved.Left = append(saved.Left, saved.Device)
+	}
+	return saved.Left
+}
+
+// endless reports whether a watchdog is known never to be stopped again once it was opened (Documentation/ABI/testing/sysfs-class-watchdog).
+func (x *exam) endless(device string) bool {
+	b, err := x.System.ReadFile(sysPath("/sys/class/watchdog", path.Base(deviceName(x.System, device)), "nowayout"), 16)
+	return err == nil && strings.TrimSpace(string(b)) == "1"
+}
+
+// sameDevice reports whether two paths name one watchdog.
+func sameDevice(s System, a, b string) bool { return deviceName(s, a) == deviceName(s, b) }
+
+// deviceName is the one name of a watchdog. /dev/watchdog is the first of them, /dev/watchdog0
+// (Documentation/watchdog/watchdog-api.rst).
+func deviceName(s System, p string) string {
+	if to, err := s.Readlink(p); err == nil {
+		if !path.IsAbs(to) {
+			to = sysPath(path.Dir(p), to)
+		}
+		p = to
+	}
+	if p == "/dev/watchdog" {
+		return "/dev/watchdog0"
+	}
+	return p
 }
