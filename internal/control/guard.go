@@ -19,16 +19,18 @@ type Guard interface {
 
 // GuardState is how the guard of this host is.
 type GuardState struct {
-	Mode     string      `json:"mode"`           // "fencing", "freeze", "auto" while it is not known which, "off"
-	Promise  bool        `json:"promise"`        // what owns locks here is stopped when this host loses the cluster
-	Lost     string      `json:"lost,omitempty"` // why it has lost it
-	Unsafe   string      `json:"unsafe,omitempty"`
-	Refuses  string      `json:"refuses,omitempty"` // why nothing new is granted now
-	Grace    float64     `json:"grace_seconds"`
-	HoldOff  float64     `json:"hold_off_seconds"`
-	Least    float64     `json:"least_hold_off_seconds"` // 0 while corosync's timeouts are not known
-	Watchdog string      `json:"watchdog,omitempty"`     // "open", "closed", or what is wrong
-	Stopped  []StoppedVM `json:"stopped"`
+	Mode     string  `json:"mode"`           // "fencing", "freeze", "auto" while it is not known which, "off"
+	Promise  bool    `json:"promise"`        // what owns locks here is stopped when this host loses the cluster
+	Lost     string  `json:"lost,omitempty"` // why it has lost it
+	Unsafe   string  `json:"unsafe,omitempty"`
+	Refuses  string  `json:"refuses,omitempty"` // why nothing new is granted now
+	Grace    float64 `json:"grace_seconds"`
+	HoldOff  float64 `json:"hold_off_seconds"`
+	Least    float64 `json:"least_hold_off_seconds"` // 0 while corosync's timeouts are not known
+	Watchdog string  `json:"watchdog,omitempty"`     // "open", "closed", or what is wrong
+	// WatchdogStays are watchdogs that cannot be stopped any more (nowayout), so that this host is reset if vmlockd ends: why, and what to do.
+	WatchdogStays []string    `json:"watchdog_stays,omitempty"`
+	Stopped       []StoppedVM `json:"stopped"`
 	// NotStopped go on although Lost, and other hosts may get their disks.
 	NotStopped []LooseVM      `json:"not_stopped"`
 	Vanished   []VanishedNode `json:"vanished"`

@@ -44,6 +44,9 @@ func (st *Status) warnGuard(g GuardState) {
 	for _, v := range g.Vanished {
 		st.warnVanished(v)
 	}
+	for _, why := range g.WatchdogStays {
+		add(WarnGuard, "%s", why)
+	}
 	if w := g.Watchdog; w != "" && w != "open" && w != "closed" {
 		add(WarnGuard, "the watchdog cannot be used: %s", w)
 	}

@@ -31,7 +31,7 @@ func (i *instance) startControl() {
 	}
 	o.Settler, o.Warnings = i.doubt, i.warnings
 	if b, ok := i.backend.(dlmLocks); ok {
-		o.Cluster = clusterState{b.Backend, i.guard}
+		o.Cluster = clusterState{b.Backend, i.guard, i.leftover}
 	}
 	if i.guard != nil {
 		o.Guard = i.guard
@@ -70,7 +70,8 @@ func (i *instance) observe() func(locking.Event) {
 // clusterState is a cluster backend as the control socket shows it.
 type clusterState struct {
 	*cluster.Backend
-	guard *guarding
+	guard    *guarding
+	leftover *leftover
 }
 
 func (c clusterState) Cluster(ctx context.Context) control.Cluster {
@@ -98,7 +99,7 @@ func (c clusterState) Cluster(ctx context.Context) control.Cluster {
 	if st.Fencing != nil {
 		out.Fencing = yesNo(*st.Fencing)
 	}
-	out.Guard, out.Guarded = c.guard.state()
+	out.Guard, out.Guarded = c.guard.state(c.leftover.stays())
 	switch {
 	case st.Err != nil:
 		out.Error = st.Err.Error()

@@ -32,7 +32,8 @@ type guarding struct {
 	*guard.Guard
 	quorum *corosync.Quorum
 	group  *corosync.Group
-	dog    *guard.Device // nil if none is configured
+	dog    *guard.Device   // nil if none is configured
+	left   []*guard.Device // that earlier daemons have left armed, and this one does not use
 	cancel context.CancelFunc
 	done   chan struct{} // closed when Run has ended; nil before it was started
 	log    *slog.Logger
@@ -66,11 +67,20 @@ func guarded(c config.Config) bool {
 // with these settings. It begins to work with run.
 func (i *instance) startGuard(boot string) error {
 	c := i.cfg
+	store := guardStore(c, boot)
+	left, stopped, err := guard.LeftArmed(store, watchdogOf(c))
 	if !guarded(c) {
-		if c.Backend == config.BackendCluster {
-			i.log.Warn("guard.mode is \"off\": if this host loses the cluster its virtual machines go on writing, and without fencing other hosts get their locks")
+		if err != nil {
+			i.log.Error("what an earlier vmlockd has noted of its guard cannot be read: a watchdog that it has left armed resets this host, and processes that it has stopped stay so", "event", "guard-failed", "reason", err)
 		}
-		return nil
+		if c.Backend != config.BackendCluster {
+			return nil // nothing is held of what others could count on (noOtherLocks)
+		}
+		i.log.Warn("guard.mode is \"off\": if this host loses the cluster its virtual machines go on writing, and without fencing other hosts get their locks")
+		if len(left) == 0 && stopped == 0 {
+			return nil
+		}
+		i.parting = true
 	}
 	o := guard.Options{
 		Mode: guardMode(c.Guard.Mode), Lockspace: c.Cluster.Lockspace,
@@ -80,17 +90,22 @@ func (i *instance) startGuard(boot string) error {
 		Members: func() ([]uint32, error) { return guard.Members(c.Cluster.Lockspace) },
 		// A client of its own: one asks one question at a time.
 		Controld: controld.Host(), Owners: i.owners, Processes: guard.System{}, Prove: i.prove, Wish: wishes(c.Guard),
-		Store: guardStore(c, boot), Name: i.others.name, Log: i.log,
+		Store: store, Left: map[string]guard.Dog{}, Name: i.others.name, Log: i.log,
 	}
-	err := checkTotem(o)
-	if err != nil {
-		return err
-	}
-	warnIgnored(c.Guard, i.log)
 	g := &guarding{log: i.log, grace: o.Timing.Grace}
-	if c.Guard.Watchdog != "" {
-		g.dog = &guard.Device{Path: c.Guard.Watchdog, Timeout: o.Timing.Watchdog}
-		o.Dog = g.dog
+	for _, path := range left {
+		d := guard.LeftDevice(path)
+		g.left, o.Left[path] = append(g.left, d), d
+	}
+	if !i.parting {
+		if err := checkTotem(o); err != nil {
+			return err
+		}
+		warnIgnored(c.Guard, i.log)
+		if c.Guard.Watchdog != "" {
+			g.dog = &guard.Device{Path: c.Guard.Watchdog, Timeout: o.Timing.Watchdog}
+			o.Dog = g.dog
+		}
 	}
 	ctx := context.Background()
 	if g.quorum, err = corosync.Track(ctx, corosync.Host(), corosync.Options{Background: true}); err == nil {
@@ -98,7 +113,11 @@ func (i *instance) startGuard(boot string) error {
 			_ = g.quorum.Close(ctx)
 		}
 	}
-	if err != nil {
+	switch {
+	case err != nil && i.parting:
+		return fmt.Errorf("an earlier vmlockd with a guard has left a watchdog armed, or processes stopped, and what it had promised to the other hosts has to be taken back. "+
+			"That needs corosync: install its client libraries (libcpg4, libquorum5, libcmap4): %w", err)
+	case err != nil:
 		return fmt.Errorf("guard.mode %q needs corosync: install its client libraries (libcpg4, libquorum5, libcmap4), or set guard.mode to \"off\": %w", c.Guard.Mode, err)
 	}
 	o.Ring, o.Group = g.quorum.Ring, g.group
@@ -106,24 +125,14 @@ func (i *instance) startGuard(boot string) error {
 	if g.Guard, err = guard.New(o); err != nil {
 		return err
 	}
-	i.admission.guard.Store(g.Guard)
+	if !i.parting {
+		i.admission.guard.Store(g.Guard)
+	}
 	return nil
 }
 
 func guardStore(c config.Config, boot string) guard.File {
 	return guard.File{Path: filepath.Join(c.RunDir, guardFile), Boot: boot}
-}
-
-// disarmLeft is about a watchdog that an earlier vmlockd has left armed, and that the configuration does not name any more. It
-// is for the moment before the guard begins, when hardly anything can fail any more: the other hosts count on that watchdog, and after
-// a start that fails nothing else would keep what runs here from writing. The guard notes nothing earlier.
-func (i *instance) disarmLeft(boot string) {
-	path, err := guard.DisarmLeft(guardStore(i.cfg, boot), watchdogOf(i.cfg), guard.LeftDevice)
-	if err != nil {
-		i.log.Error("the watchdog "+path+", which an earlier vmlockd has left armed, cannot be disarmed: it may reset this host", "event", "guard-failed", "reason", err)
-	} else if path != "" {
-		i.log.Info("the watchdog "+path+", which an earlier vmlockd has left armed, and which the configuration does not name any more, is disarmed", "event", "guard-watchdog")
-	}
 }
 
 func timing(c config.Guard) guard.Timing {
@@ -179,14 +188,14 @@ func (g *guarding) run() {
 	}()
 }
 
-// state is for people. guarded: something keeps a host that is cut off from writing.
-func (g *guarding) state() (out *control.GuardState, guarded bool) {
+// state is for people. guarded: something keeps a host that is cut off from writing. stays: what else cannot be disarmed.
+func (g *guarding) state(stays []string) (out *control.GuardState, guarded bool) {
 	if g == nil {
-		return &control.GuardState{Mode: config.GuardOff, Stopped: []control.StoppedVM{}, NotStopped: []control.LooseVM{}, Vanished: []control.VanishedNode{}}, false
+		return &control.GuardState{WatchdogStays: stays, Mode: config.GuardOff, Stopped: []control.StoppedVM{}, NotStopped: []control.LooseVM{}, Vanished: []control.VanishedNode{}}, false
 	}
 	s := g.Status()
 	out = &control.GuardState{
-		Mode: s.Mode.String(), Promise: s.Promise, Lost: s.Lost, Unsafe: s.Unsafe, Refuses: s.Refuses, Watchdog: s.Watchdog,
+		Mode: s.Mode.String(), Promise: s.Promise, Lost: s.Lost, Unsafe: s.Unsafe, Refuses: s.Refuses, Watchdog: s.Watchdog, WatchdogStays: s.WatchdogStays,
 		Grace: s.Timing.Grace.Seconds(), HoldOff: s.Timing.HoldOff.Seconds(), Stopped: []control.StoppedVM{}, NotStopped: []control.LooseVM{}, Vanished: []control.VanishedNode{},
 	}
 	if s.Timing.Known() {
@@ -234,10 +243,10 @@ func (g *guarding) leave() {
 	}
 }
 
-// withdraw is for the end of the daemon while processes own locks: the others are told that
+// withdraw is for the end of the daemon, or of the guard (doing), while processes own locks: the others are told that
 // nothing guards these any more, and until they have heard it the guard goes on. It is
 // false if that is not certain.
-func (g *guarding) withdraw() (heard bool) {
+func (g *guarding) withdraw(doing string) (heard bool) {
 	if g == nil || g.done == nil { // nothing was promised
 		return true
 	}
@@ -246,8 +255,8 @@ func (g *guarding) withdraw() (heard bool) {
 	defer cancel()
 	err := g.Withdraw(ctx)
 	if err != nil {
-		text := "stopping, and other hosts may take the disks of virtual machines that run here: start vmlockd again at once, or end these virtual machines (virsh destroy)"
-		if g.dog != nil {
+		text := doing + ", and other hosts may take the disks of virtual machines that run here: start vmlockd again at once with a guard, or end these virtual machines (virsh destroy)"
+		if g.dog != nil || len(g.left) > 0 {
 			text += "; the watchdog is left armed, and resets this host otherwise"
 		}
 		g.log.Error(text, "event", "guard-failed", "reason", err)
@@ -272,11 +281,15 @@ func (g *guarding) close(ctx context.Context, disarm bool) error {
 	} else {
 		err = g.group.Close(ctx)
 	}
-	switch {
-	case disarm && g.Guard != nil:
+	if disarm && g.Guard != nil {
 		g.Disarm()
-	case g.dog != nil:
+	}
+	// What is not disarmed now runs down. The next guard has to open it, which it cannot while it is open here.
+	if g.dog != nil {
 		err = errors.Join(err, g.dog.Leave())
+	}
+	for _, d := range g.left {
+		err = errors.Join(err, d.Leave())
 	}
 	return errors.Join(err, g.quorum.Close(ctx))
 }

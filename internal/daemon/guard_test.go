@@ -74,7 +74,7 @@ func TestAdmission(t *testing.T) {
 		t.Error("off is not off")
 	}
 	var none *guarding
-	if out, guarded := none.state(); out.Mode != config.GuardOff || guarded {
+	if out, guarded := none.state([]string{"it stays"}); out.Mode != config.GuardOff || guarded || len(out.WatchdogStays) != 1 {
 		t.Errorf("without a guard people are told %+v, guarded: %v", out, guarded)
 	}
 }
@@ -132,32 +132,36 @@ func TestWatchdogLeftOut(t *testing.T) {
 }
 
 // TestWatchdogAndAStartThatFails: until the guard begins the watchdog that an earlier vmlockd was killed with stays as it is, as the other
-// hosts count on it.
+// hosts count on it. So it does where there is to be no guard any more: what that one had promised is taken back first.
 func TestWatchdogAndAStartThatFails(t *testing.T) {
-	c := inProcess(t)
-	c.Backend = config.BackendCluster
-	if err := os.MkdirAll(c.RunDir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	device := filepath.Join(t.TempDir(), "watchdog")
-	if err := os.WriteFile(device, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	const boot = "this one"
-	if err := guardStore(c, boot).Save(guard.Saved{Armed: true, Device: device}); err != nil {
-		t.Fatal(err)
-	}
-	i := &instance{log: quiet(), cfg: c}
-	if err := i.startGuard(boot); err != nil {
-		t.Logf("there is no corosync here: %v", err) // that is how a start fails
-	}
-	i.within("the guard", func(ctx context.Context) error { return i.guard.close(ctx, false) })
-	if b, err := os.ReadFile(device); err != nil || len(b) != 0 {
-		t.Errorf("before the guard has begun: %q, %v", b, err)
-	}
-	i.disarmLeft(boot)
-	if b, err := os.ReadFile(device); err != nil || string(b) != "\x00V" {
-		t.Errorf("it was closed with %q, %v", b, err)
+	for _, mode := range []string{config.GuardAuto, config.GuardOff} {
+		c := inProcess(t)
+		c.Backend, c.Guard.Mode = config.BackendCluster, mode
+		if err := os.MkdirAll(c.RunDir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		device := filepath.Join(t.TempDir(), "watchdog")
+		if err := os.WriteFile(device, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		const boot = "this one"
+		if err := guardStore(c, boot).Save(guard.Saved{Armed: true, Device: device}); err != nil {
+			t.Fatal(err)
+		}
+		i := &instance{log: quiet(), cfg: c}
+		if err := i.startGuard(boot); err != nil {
+			t.Logf("there is no corosync here: %v", err) // that is how a start fails
+			if off := mode == config.GuardOff; strings.Contains(err.Error(), "has to be taken back") != off {
+				t.Errorf("mode %s: %v", mode, err)
+			}
+		}
+		if off := mode == config.GuardOff; i.parting != off {
+			t.Errorf("mode %s: there is something to be taken back: %v", mode, i.parting)
+		}
+		i.within("the guard", func(ctx context.Context) error { return i.guard.close(ctx, false) })
+		if b, err := os.ReadFile(device); err != nil || len(b) != 0 {
+			t.Errorf("mode %s: before the guard has begun: %q, %v", mode, b, err)
+		}
 	}
 }
 

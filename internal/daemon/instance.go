@@ -71,6 +71,8 @@ type instance struct {
 	disks     *disks
 	others    *others   // nil in local mode, and without corosync's libraries
 	guard     *guarding // nil where nothing is guarded
+	parting   bool      // guard is there only to take back what an earlier vmlockd has promised, or could not
+	leftover  *leftover // nil if there is none
 	admission admission
 	control   *control.Server                 // nil if it is not served
 	admin     atomic.Pointer[admin]           // nil if it is not served
@@ -174,8 +176,10 @@ func start(c config.Config, version string, log *slog.Logger, from *state, g *gi
 		i.takeBack(found, i.backend)
 	}
 	i.tellEndings()
-	i.disarmLeft(boot)
 	i.guard.run()
+	if i.part(); !i.parting {
+		i.disarmLeft(boot)
+	}
 	taken := taker == nil || taker.takeNow(i.locks, log)
 	if v := from.virtlockd(); v != nil {
 		if !taken {
@@ -231,6 +235,7 @@ func (i *instance) abandon(from *state) {
 	}
 	i.within("the group of lock daemons", i.others.close)
 	i.within("the guard", func(ctx context.Context) error { return i.guard.close(ctx, false) })
+	i.leftover.close(from == nil)
 	if from == nil {
 		i.close(false)
 		return
@@ -262,7 +267,7 @@ func (i *instance) stop() {
 	heard := true
 	if len(i.owners()) > 0 || i.doubt.inDoubt() {
 		i.waiting.Store("the other hosts, which are told that nothing guards this one any more")
-		heard = i.guard.withdraw()
+		heard = i.guard.withdraw("stopping")
 	}
 	held, guarded := i.locks.Holders(), i.owners() // the guard may have ended some
 	leaving := len(guarded) == 0 && !i.doubt.inDoubt()
@@ -270,6 +275,7 @@ func (i *instance) stop() {
 		i.guard.leave()
 	}
 	i.within("the guard", func(ctx context.Context) error { return i.guard.close(ctx, heard || leaving) })
+	i.leftover.close(true)
 	if len(guarded) > 0 && i.guard != nil && heard {
 		i.log.Warn("nothing guards the virtual machines of this host until vmlockd is started again, and other hosts are told so", "owners", len(guarded))
 	}
@@ -336,6 +342,7 @@ func (i *instance) handOver(version int) *state {
 	i.serving.Wait()
 	// Not earlier: without it nothing is granted. The next one grants to who waits.
 	i.within("the guard", func(ctx context.Context) error { return i.guard.close(ctx, false) })
+	i.leftover.close(false)
 	s := &state{
 		Version: version, Socket: i.cfg.Socket, RunDir: i.cfg.RunDir, Backend: i.cfg.Backend, Lockspace: lockspaceOf(i.cfg),
 		LastID: i.server.LastID(), VirtAdmin: admin,

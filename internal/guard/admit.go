@@ -187,6 +187,8 @@ type Status struct {
 	Vanished   []Vanished
 	Timing     Timing
 	Watchdog   string // "" if none is configured; else "open", "closed", or what is wrong
+	// WatchdogStays are watchdogs that cannot be disarmed any more: what that means, and what to do.
+	WatchdogStays []string
 }
 
 // Status says how the guard is, and returns at once.
@@ -197,6 +199,14 @@ func (g *Guard) Status() Status {
 	s := Status{Mode: g.lockedMode(), Lost: g.lost, Promise: g.lockedPromise(), Timing: g.timing, Watchdog: g.dog.text(g.o.Dog != nil)}
 	if r := g.lockedRefusal(); r != nil {
 		s.Refuses = r.text
+	}
+	if g.dog.stays {
+		s.Watchdog, s.WatchdogStays = "open", append(s.WatchdogStays, g.dog.err)
+	}
+	for _, l := range g.left {
+		if l.stays {
+			s.WatchdogStays = append(s.WatchdogStays, l.err)
+		}
 	}
 	if s.Mode != Fencing {
 		for _, err := range []error{g.tooFast, errorOf(g.failed)} {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -74,6 +75,9 @@ type Guard struct {
 	failed      string            // what the log was told last of saving
 	suspect     bool              // what was noted cannot be read
 	dog         dogState
+	left        []*leftDog
+	// introduced: all others in the ring have heard this guard, and count no more on what an earlier one of this host had said.
+	introduced bool
 }
 
 type ownerKey struct {
@@ -98,6 +102,9 @@ func New(o Options) (*Guard, error) {
 			return nil, err
 		}
 	}
+	for path, d := range o.Left {
+		g.left = append(g.left, &leftDog{path: path, dog: d})
+	}
 	saved, err := o.Store.Load()
 	switch {
 	case err != nil:
@@ -112,10 +119,14 @@ func New(o Options) (*Guard, error) {
 		g.fencing = saved.Fencing
 		g.proven = saved.Proven
 		d, ok := g.o.Dog.(*Device)
-		// Another device is DisarmLeft's, and this one is not running.
-		g.dog.left = saved.Armed && g.o.Dog != nil && (saved.Device == "" || ok && d.Path == saved.Device)
+		// Another device is in Left, and this one is not running.
+		g.dog.left = g.o.Dog != nil && (saved.Armed && saved.Device == "" || ok && slices.Contains(saved.armed(), d.Path))
 		if ok && g.dog.left {
 			d.Left()
+			if err := d.Stays(); err != nil {
+				g.dog.stays = true
+				g.lockedNotDisarmed(&g.dog.err, d.Path, err)
+			}
 		}
 		for _, f := range saved.Frozen {
 			g.lockedRestore(f)
@@ -319,6 +330,9 @@ func (g *Guard) lockedSave() {
 	s := Saved{At: g.o.Clock(), Proven: g.proven, Armed: g.dog.open || g.dog.left, Fencing: g.fencing}
 	if d, ok := g.o.Dog.(*Device); ok && s.Armed {
 		s.Device = d.Path
+	}
+	for _, l := range g.left {
+		s.Left = append(s.Left, l.path)
 	}
 	if g.timing.Known() {
 		totem := g.totem

@@ -72,8 +72,8 @@ func (g *Guard) Withdraw(ctx context.Context) error {
 
 // lockedParted reports whether nobody is in danger when this guard ends.
 func (g *Guard) lockedParted(owners []Owner) bool {
-	if g.lockedMode() == Fencing {
-		return true // nothing was ever promised
+	if g.lockedMode() == Fencing && (g.lockedFenced() || g.introduced || !g.dog.open && !g.dog.left && len(g.left) == 0) {
+		return true // nothing was ever promised, and a watchdog that an earlier guard has left armed is not counted on any more
 	}
 	if len(g.unopened) > 0 {
 		return false
@@ -104,17 +104,21 @@ func (g *Guard) Leave() {
 	}
 }
 
-// lockedHeard takes a proof of what was sent at first by what was sent at second: was it of a
+// lockedHeard takes a proof of what was sent at first by what was sent at second: the others have heard it, and so this guard. Was it of a
 // withdrawal? The group tells who is lost before it delivers anything without them, and
 // corosync's quorum a moment later: what is delivered in between proves nothing to them.
 func (g *Guard) lockedHeard(v view, first, second time.Duration) {
-	if !g.withdrawn || g.heard || second < g.withdrawnAt {
+	if g.introduced && (!g.withdrawn || g.heard || second < g.withdrawnAt) {
 		return
 	}
 	for node, ring := range g.downs {
 		if ring == v.ring.ID.Seq && v.inRing(node) {
 			return
 		}
+	}
+	g.introduced = true
+	if !g.withdrawn || g.heard || second < g.withdrawnAt {
+		return
 	}
 	if first < g.withdrawnAt {
 		g.news() // the second one, soon

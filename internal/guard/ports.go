@@ -127,7 +127,10 @@ type Options struct {
 	Prove func(ctx context.Context, o Owner) error
 	Wish  func(Owner) Wish // nil: all WishKill
 	Store Store
-	Dog   Dog                      // nil: none
-	Name  func(node uint32) string // of a node, "" if it is not known; may be nil
-	Log   *slog.Logger             // may be nil
+	Dog   Dog // nil: none
+	// Left are watchdogs that earlier daemons have left armed (LeftArmed), by their paths, without Dog. They are disarmed when nobody counts
+	// on them any more.
+	Left map[string]Dog
+	Name func(node uint32) string // of a node, "" if it is not known; may be nil
+	Log  *slog.Logger             // may be nil
 }

@@ -56,6 +56,8 @@ type node struct {
 	pause time.Duration // until when the guard stands still
 	// restarting: the guard is away for a restart in place, and comes back by itself.
 	restarting bool
+	// options changes what the next guard has; nil: nothing.
+	options func(*Options)
 }
 
 func newNode(w *world, id uint32) *node {
@@ -186,7 +188,7 @@ func (x *node) start() {
 	heard := false
 	connected := w.now() + w.lockedUpTo(500*time.Millisecond) // to corosync's quorum
 	w.mu.Unlock()
-	g, err := New(Options{
+	o := Options{
 		Mode: Auto, Timing: timing, Lockspace: "test", Group: gr, Store: store{x},
 		Clock: func() time.Duration { return time.Hour + time.Duration(float64(w.now())*x.speed) },
 		Node:  func() (uint32, error) { return x.id, nil },
@@ -228,7 +230,11 @@ func (x *node) start() {
 			return slices.Clone(x.space), nil
 		},
 		Controld: x, Owners: x.owners, Processes: x, Prove: x.prove,
-	})
+	}
+	if x.options != nil {
+		x.options(&o)
+	}
+	g, err := New(o)
 	if err != nil {
 		panic(err)
 	}

@@ -27,6 +27,7 @@ type Saved struct {
 	Proven    time.Duration        `json:"proven"`
 	Armed     bool                 `json:"armed,omitempty"`   // the watchdog
 	Device    string               `json:"device,omitempty"`  // which one that is; "" if a version has noted it that did not say
+	Left      []string             `json:"left,omitempty"`    // devices besides that one that may be armed: earlier daemons have left them so
 	Totem     *Totem               `json:"totem,omitempty"`   // nil if it was not known
 	Fencing   *bool                `json:"fencing,omitempty"` // whether dlm_controld fences; nil if that was not known
 	Frozen    []Frozen             `json:"frozen,omitempty"`

@@ -2,6 +2,7 @@ package guard
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -163,28 +164,67 @@ func TestWatchdogIsTold(t *testing.T) {
 
 type endlessDog struct{ dog }
 
-func (*endlessDog) Disarm() error { return errors.New("nowayout") }
+func (*endlessDog) Disarm() error { return fmt.Errorf("/dev/watchdog %w", ErrStays) }
 
-// A watchdog that cannot be stopped is fed for as long as there is somebody to feed it.
+// A watchdog that cannot be stopped is fed for as long as there is somebody to feed it, and people are told so from then on.
 func TestWatchdogThatCannotBeStopped(t *testing.T) {
 	onBench(t, none, func(b *bench) {
 		g, d := b.nodes[0].guard, &endlessDog{}
 		b.withDog(g, d)
+		if st := g.Status(); st.Watchdog != "open" || len(st.WatchdogStays) != 0 {
+			b.t.Errorf("before it is known the status is %q, %q", st.Watchdog, st.WatchdogStays)
+		}
 		b.mu.Lock()
 		b.p.lockedEnd()
+		delete(b.locks, "disk0")
 		b.mu.Unlock()
-		b.settle(b.ctx, time.Second)
-		g.mu.Lock()
-		before := d.fed
-		g.mu.Unlock()
-		b.settle(b.ctx, 5*time.Second)
-		if st := g.Status(); st.Watchdog != "nowayout" {
-			b.t.Errorf("the status is %q", st.Watchdog)
+		is := func(what string) {
+			b.t.Helper()
+			b.settle(b.ctx, time.Second)
+			g.mu.Lock()
+			before := d.fed
+			g.mu.Unlock()
+			b.settle(b.ctx, 5*time.Second)
+			if st := g.Status(); st.Watchdog != "open" || len(st.WatchdogStays) != 1 {
+				b.t.Errorf("%s: the status is %q, %q", what, st.Watchdog, st.WatchdogStays)
+			}
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			if d.fed-before < 5 {
+				b.t.Errorf("%s: it was fed %d times in 5 s, and would reset the host", what, d.fed-before)
+			}
 		}
-		g.mu.Lock()
-		defer g.mu.Unlock()
+		is("nothing has locks any more")
+		if b.nodes[0].acquire(b.ctx, "disk0") == nil {
+			b.t.Error("nothing is granted")
+		}
+		is("something has again, and the host is reset if vmlockd is stopped now")
+	})
+}
+
+// One that an earlier guard has left armed, and that the configuration does not name any more, is fed and noted just the same.
+func TestLeftWatchdogThatCannotBeStopped(t *testing.T) {
+	onBench(t, none, func(b *bench) {
+		x, d := b.nodes[0], &endlessDog{}
+		x.kill()
+		x.options = func(o *Options) { o.Left = map[string]Dog{"/dev/watchdog": d} }
+		x.start()
+		b.settle(b.ctx, 5*time.Second)
+		x.guard.mu.Lock()
+		before := d.fed
+		x.guard.mu.Unlock()
+		b.settle(b.ctx, 5*time.Second)
+		if st := x.guard.Status(); st.Watchdog != "" || len(st.WatchdogStays) != 1 {
+			b.t.Errorf("the status is %q, %q", st.Watchdog, st.WatchdogStays)
+		}
+		x.guard.mu.Lock()
+		defer x.guard.mu.Unlock()
 		if d.fed-before < 5 {
 			b.t.Errorf("it was fed %d times in 5 s, and would reset the host", d.fed-before)
 		}
+		if paths, _, err := LeftArmed(store{x}, ""); err != nil || len(paths) != 1 {
+			b.t.Errorf("the next one knows of %v, %v", paths, err)
+		}
+		b.is("what has locks", true, false)
 	})
 }

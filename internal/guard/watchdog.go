@@ -1,22 +1,14 @@
 package guard
 
-import (
-	"cmp"
-	"errors"
-	"fmt"
-	"os"
-	"strings"
-	"sync"
-	"time"
-
-	"golang.org/x/sys/unix"
-)
+import "errors"
 
 // dogState is what the guard knows of its watchdog.
 type dogState struct {
 	open bool
 	left bool   // an earlier daemon has left it open, so it runs down
 	err  string // what the log was told last
+	// stays: err is that it cannot be disarmed any more.
+	stays bool
 }
 
 func (d dogState) text(configured bool) string {
@@ -34,14 +26,18 @@ func (d dogState) text(configured bool) string {
 // lockedDog feeds the watchdog while there is something to protect and the promise
 // is kept, and disarms it when there is nothing any more.
 func (g *Guard) lockedDog(v view, mode Mode) {
+	idle := len(g.owners) == 0 && len(g.frozen) == 0
+	// Who counts on a watchdog that an earlier daemon has left armed has heard of this one before it is disarmed.
+	free := idle || g.introduced || g.lockedFenced()
+	g.lockedLeft(v, free)
 	if g.o.Dog == nil {
 		return
 	}
 	// While the mode is not known the worst is to be expected.
-	if mode == Fencing || len(g.owners) == 0 && len(g.frozen) == 0 {
+	if idle || mode == Fencing && (free || !g.dog.left && !g.dog.open) {
 		if g.dog.left {
 			// The earlier daemon did not live to disarm it.
-			g.dog = dogState{open: g.o.Dog.Feed() == nil}
+			g.dog.open, g.dog.left = g.o.Dog.Feed() == nil, false
 		}
 		g.lockedDisarm()
 		return
@@ -52,7 +48,9 @@ func (g *Guard) lockedDog(v view, mode Mode) {
 	err := g.o.Dog.Feed()
 	if err == nil {
 		was := g.dog.open
-		g.dog = dogState{open: true}
+		if g.dog.open, g.dog.left = true, false; !g.dog.stays {
+			g.dog.err = ""
+		}
 		if !was {
 			g.lockedDogNews("watchdog is armed: it resets this host if vmlockd does not keep its promise")
 		}
@@ -64,21 +62,39 @@ func (g *Guard) lockedDog(v view, mode Mode) {
 	}
 }
 
+// lockedFenced reports whether dlm_controld is known to fence: then nobody counts on a watchdog.
+func (g *Guard) lockedFenced() bool { return g.fencing != nil && *g.fencing }
+
 func (g *Guard) lockedDisarm() {
 	if !g.dog.open {
-		g.dog.err = ""
+		g.dog = dogState{}
 		return
 	}
 	if err := g.o.Dog.Disarm(); err != nil {
 		_ = g.o.Dog.Feed() // nothing is to be reset for that while vmlockd runs
-		if g.dog.err != err.Error() {
-			g.dog.err = err.Error()
-			g.log.Error("the watchdog cannot be disarmed: this host may be reset", "event", "guard-failed", "reason", err)
+		g.dog.stays = errors.Is(err, ErrStays)
+		path := ""
+		if d, ok := g.o.Dog.(*Device); ok {
+			path = d.Path
 		}
+		g.lockedNotDisarmed(&g.dog.err, path, err)
 		return
 	}
 	g.dog = dogState{}
 	g.lockedDogNews("watchdog is disarmed")
+}
+
+// lockedNotDisarmed says once why a watchdog is not disarmed.
+func (g *Guard) lockedNotDisarmed(said *string, path string, err error) {
+	if *said == err.Error() {
+		return
+	}
+	*said = err.Error()
+	if errors.Is(err, ErrStays) {
+		g.log.Error("a watchdog cannot be disarmed", "event", "guard-watchdog-stays", "device", path, "reason", err)
+		return
+	}
+	g.log.Error("the watchdog "+path+" cannot be disarmed: this host may be reset", "event", "guard-failed", "reason", err)
 }
 
 // lockedDogNews notes at once whether the watchdog is armed, as the next daemon has to feed or disarm it
@@ -89,9 +105,14 @@ func (g *Guard) lockedDogNews(text string) {
 	g.log.Info(text, "event", "guard-watchdog")
 }
 
-// lockedKept reports whether the promise is kept at this moment.
+// lockedKept reports whether the promise is kept at this moment. Where nothing is stopped it was an earlier guard's, which has left
+// its watchdog armed: this host has to have the cluster then.
 func (g *Guard) lockedKept(v view) bool {
-	if g.lost == "" || g.timing.Known() && v.at <= v.proven+g.timing.Lease()+stopTime {
+	lost := g.lost != ""
+	if g.lockedMode() == Fencing {
+		_, lost = judge(v, g.timing)
+	}
+	if !lost || g.timing.Known() && v.at <= v.proven+g.timing.Lease()+stopTime {
 		return true
 	}
 	for _, o := range g.owners {
@@ -107,161 +128,16 @@ func (g *Guard) lockedKept(v view) bool {
 	return true
 }
 
-// Disarm closes the watchdog before the daemon stops. It is after Run.
+// Disarm closes the watchdogs before the daemon stops, and says it once more if one cannot be. It is after Run.
 func (g *Guard) Disarm() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.o.Dog != nil {
+		g.dog.err = ""
 		g.lockedDisarm()
 	}
-}
-
-// Device is a watchdog of the kernel (Documentation/watchdog/watchdog-api.rst).
-type Device struct {
-	Path    string
-	Timeout time.Duration // whole seconds; 0 for what it has
-
-	mu  sync.Mutex
-	f   *os.File
-	sys string // where sysfs is; "" for /sys
-	// left: it runs already, and resets the host if nobody feeds it.
-	left bool
-}
-
-// Left says that an earlier daemon has left the device running. Then it is opened also if its driver
-// never stops it (nowayout), as versions did that did not look: it has to be fed.
-func (d *Device) Left() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.left = true
-}
-
-// DisarmLeft disarms a watchdog that an earlier daemon of this boot was killed with, if it is not the device that this one has
-// (keep, "" for none): nobody would feed it any more, and it would reset this host. open is for that device. It returns the
-// path of it, "" if there was nothing to do. After an error it is tried again by the next call, unless a guard has begun meanwhile.
-func DisarmLeft(s Store, keep string, open func(path string) Dog) (string, error) {
-	saved, err := s.Load()
-	if err != nil || saved == nil || !saved.Armed || saved.Device == "" || saved.Device == keep {
-		return "", nil // what cannot be read is New's to say
+	for _, l := range g.left {
+		l.err = ""
 	}
-	path, d := saved.Device, open(saved.Device)
-	if err := d.Feed(); err != nil {
-		return path, err
-	}
-	if err := d.Disarm(); err != nil {
-		return path, err
-	}
-	saved.Armed, saved.Device = false, ""
-	return path, s.Save(*saved)
-}
-
-// LeftDevice is the watchdog at path, which an earlier daemon has left running, to be disarmed at once. It keeps its timeout:
-// there is none that every device can do.
-func LeftDevice(path string) Dog {
-	return &Device{Path: path, left: true}
-}
-
-// magicClose is what says that a close is meant (watchdog-api.rst).
-const (
-	magicClose = "V"
-)
-
-// Feed opens the device if it is not open. A device that others have open cannot
-// be: the error says so, and it is tried again the next time.
-func (d *Device) Feed() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.f == nil {
-		if err := d.lockedOpen(); err != nil {
-			return err
-		}
-	}
-	if _, err := d.f.Write([]byte{0}); err != nil {
-		return fmt.Errorf("%s: %w", d.Path, err)
-	}
-	return nil
-}
-
-// endless reports whether the driver never stops the device again that was opened once (nowayout): then whoever stops
-// vmlockd would have this host reset. Without sysfs that is not known.
-func (d *Device) endless() bool {
-	var st unix.Stat_t
-	if unix.Stat(d.Path, &st) != nil {
-		return false // so is opening it
-	}
-	sys := cmp.Or(d.sys, "/sys")
-	dir := fmt.Sprintf("%s/dev/char/%d:%d", sys, unix.Major(st.Rdev), unix.Minor(st.Rdev))
-	if unix.Major(st.Rdev) == 10 && unix.Minor(st.Rdev) == 130 { // /dev/watchdog: WATCHDOG_MINOR of linux/miscdevice.h, the first one
-		dir = sys + "/class/watchdog/watchdog0"
-	}
-	b, err := os.ReadFile(dir + "/nowayout")
-	return err == nil && strings.TrimSpace(string(b)) == "1"
-}
-
-func (d *Device) lockedOpen() error {
-	if !d.left && d.endless() {
-		return fmt.Errorf("%s cannot be stopped any more once it was opened (nowayout), so that stopping vmlockd would reset this host: load its driver with nowayout=0 "+
-			"(options softdog nowayout=0 in /etc/modprobe.d), or leave guard.watchdog empty", d.Path)
-	}
-	f, err := os.OpenFile(d.Path, os.O_WRONLY, 0)
-	if errors.Is(err, unix.EBUSY) {
-		return fmt.Errorf("%s belongs to another program already (sbd, wdmd, watchdog-mux?): leave guard.watchdog empty, or give vmlockd a device of its own: %w", d.Path, err)
-	}
-	if err != nil {
-		return err
-	}
-	want := int(d.Timeout / time.Second)
-	if want == 0 {
-		if has, err := unix.IoctlGetInt(int(f.Fd()), unix.WDIOC_GETTIMEOUT); err == nil {
-			d.Timeout = time.Duration(has) * time.Second
-		}
-		d.f = f
-		return nil
-	}
-	if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.WDIOC_SETTIMEOUT, want); err != nil {
-		return errors.Join(fmt.Errorf("%s does not take a timeout of %v: %w", d.Path, d.Timeout, err), closeMagic(f))
-	}
-	// Drivers round as they can.
-	if got, err := unix.IoctlGetInt(int(f.Fd()), unix.WDIOC_GETTIMEOUT); err != nil || got > want {
-		return errors.Join(fmt.Errorf("%s has made a timeout of %d s of %v (%v): set guard.watchdog_timeout to what it can do", d.Path, got, d.Timeout, err), closeMagic(f))
-	}
-	d.f = f
-	return nil
-}
-
-// Disarm closes the device with the letter that says that it is meant so. One whose driver does not stop it (nowayout) stays
-// open, to be fed: the error says so.
-func (d *Device) Disarm() error {
-	return d.end(func(f *os.File) error {
-		// The letter alone is taken without a word also where it changes nothing (watchdog_release in drivers/watchdog/watchdog_dev.c).
-		if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.WDIOC_SETOPTIONS, unix.WDIOS_DISABLECARD); errors.Is(err, unix.EBUSY) {
-			d.f = f
-			return fmt.Errorf("%s cannot be stopped any more (nowayout): without vmlockd this host is reset after %v; load its driver with nowayout=0, or leave guard.watchdog empty", d.Path, d.Timeout)
-		}
-		return closeMagic(f)
-	})
-}
-
-// Leave closes the device without that letter: it runs down, and whoever opens it next
-// has to feed it before it resets the host. That is for another guard of this
-// process, which cannot open it while it is open here.
-func (d *Device) Leave() error {
-	return d.end((*os.File).Close)
-}
-
-// end closes the device, in one way or the other, if it is open.
-func (d *Device) end(how func(*os.File) error) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.f == nil {
-		return nil
-	}
-	f := d.f
-	d.f = nil
-	return how(f)
-}
-
-func closeMagic(f *os.File) error {
-	_, err := f.WriteString(magicClose)
-	return errors.Join(err, f.Close())
+	g.lockedDisarmLeft()
 }

@@ -4,9 +4,12 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A device that does not take the timeout is not left running.
@@ -58,53 +61,58 @@ func TestDeviceThatIsLeft(t *testing.T) {
 	}
 }
 
-// A watchdog that a daemon was killed with, and that the next one does not have, is disarmed by it, once: else it would reset
-// the host for nothing.
-func TestLeftByAnother(t *testing.T) {
-	armed := Saved{Armed: true, Device: "/dev/watchdog", Ring: 7}
+// What is left armed is known from the notes, also of more than one device, until it is noted that it is not any more.
+func TestLeftArmed(t *testing.T) {
+	armed := Saved{Armed: true, Device: "/dev/watchdog", Ring: 7, Frozen: []Frozen{{}}}
+	two := armed
+	two.Left = []string{"/dev/watchdog1"}
 	for name, tc := range map[string]struct {
-		saved    *Saved
-		keep     string
-		err      error
-		disarmed int
+		saved *Saved
+		keep  string
+		want  []string
 	}{
-		"there was none":                    {nil, "", nil, 0},
-		"it was not armed":                  {&Saved{Device: "/dev/watchdog"}, "", nil, 0},
-		"nobody knows which":                {&Saved{Armed: true}, "", nil, 0},
-		"it is still used":                  {&armed, "/dev/watchdog", nil, 0},
-		"it is not any more":                {&armed, "", nil, 1},
-		"another one is":                    {&armed, "/dev/watchdog1", nil, 1},
-		"and it is another program's (sbd)": {&armed, "", errors.New("busy"), 0},
+		"there was none":                     {nil, "", nil},
+		"it was not armed":                   {&Saved{Device: "/dev/watchdog"}, "", nil},
+		"nobody knows which":                 {&Saved{Armed: true}, "", nil},
+		"it is still used":                   {&armed, "/dev/watchdog", nil},
+		"it is not any more":                 {&armed, "", []string{"/dev/watchdog"}},
+		"another one is":                     {&armed, "/dev/watchdog1", []string{"/dev/watchdog"}},
+		"two were":                           {&two, "", []string{"/dev/watchdog1", "/dev/watchdog"}},
+		"two were, and one of them is again": {&two, "/dev/watchdog1", []string{"/dev/watchdog"}},
 	} {
-		d, s := &dog{err: tc.err}, File{Path: filepath.Join(t.TempDir(), "guard.json")}
+		s := File{Path: filepath.Join(t.TempDir(), "guard.json")}
+		stopped := 0
 		if tc.saved != nil {
+			stopped = len(tc.saved.Frozen)
 			if err := s.Save(*tc.saved); err != nil {
 				t.Fatal(err)
 			}
 		}
-		opened := ""
-		open := func(path string) Dog { opened = path; return d }
-		path, err := DisarmLeft(s, tc.keep, open)
-		tried := tc.disarmed > 0 || tc.err != nil
-		if !errors.Is(err, tc.err) || d.disarmed != tc.disarmed || path != opened || (path != "") != tried {
-			t.Errorf("%s: %q, %v; opened %q, fed %d times and disarmed %d times", name, path, err, opened, d.fed, d.disarmed)
+		got, n, err := LeftArmed(s, tc.keep)
+		if err != nil || !slices.Equal(got, tc.want) || n != stopped {
+			t.Errorf("%s: %v, %d, %v", name, got, n, err)
 		}
-		if now, err := s.Load(); tc.saved != nil && (err != nil || now.Ring != tc.saved.Ring || now.Armed != (tc.saved.Armed && tc.disarmed == 0)) {
+		for i, path := range tc.want {
+			if err := Disarmed(s, path); err != nil {
+				t.Error(err)
+			}
+			if got, _, err := LeftArmed(s, tc.keep); err != nil || len(got) != len(tc.want)-i-1 || slices.Contains(got, path) {
+				t.Errorf("%s: without %s: %v, %v", name, path, got, err)
+			}
+		}
+		if now, err := s.Load(); tc.saved != nil && (err != nil || now.Ring != tc.saved.Ring || len(now.Frozen) != stopped) {
 			t.Errorf("%s: noted after that: %+v, %v", name, now, err)
 		}
-		if _, err := DisarmLeft(s, tc.keep, open); tc.err == nil && (err != nil || d.disarmed != tc.disarmed) {
-			t.Errorf("%s: once more: %v, disarmed %d times", name, err, d.disarmed)
-		}
 	}
-	// The notes say which one.
-	g, err := New(Options{Clock: func() time.Duration { return time.Hour }, Store: &steps{}, Dog: &Device{Path: "/dev/watchdog1"}})
+	// The notes of a guard say which one it has, and which are left.
+	g, err := New(Options{Clock: func() time.Duration { return time.Hour }, Store: &steps{}, Dog: &Device{Path: "/dev/watchdog1"}, Left: map[string]Dog{"/dev/watchdog": &dog{}}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := &kept{}
 	g.o.Store, g.dog.open = s, true
 	g.lockedSave()
-	if s.Device != "/dev/watchdog1" || !s.Armed {
+	if s.Device != "/dev/watchdog1" || !s.Armed || !slices.Equal(s.Left, []string{"/dev/watchdog"}) {
 		t.Errorf("noted: %+v", s.Saved)
 	}
 }
@@ -119,6 +127,7 @@ func TestLeftIsTheSameDevice(t *testing.T) {
 	}{
 		"the same":                               {Saved{Armed: true, Device: "/dev/watchdog"}, &Device{Path: "/dev/watchdog"}, true},
 		"nobody knows which":                     {Saved{Armed: true}, &Device{Path: "/dev/watchdog"}, true},
+		"it was left before":                     {Saved{Left: []string{"/dev/watchdog"}}, &Device{Path: "/dev/watchdog"}, true},
 		"another one":                            {Saved{Armed: true, Device: "/dev/watchdog"}, &Device{Path: "/dev/watchdog1"}, false},
 		"there is none":                          {Saved{Armed: true, Device: "/dev/watchdog"}, nil, false},
 		"none, and nobody knows which there was": {Saved{Armed: true}, nil, false},
@@ -176,5 +185,64 @@ func TestDeviceWithoutAWayOut(t *testing.T) {
 	d.Left()
 	if err := d.Feed(); err == nil || strings.Contains(err.Error(), "nowayout=0") {
 		t.Errorf("an earlier daemon has left it running: %v", err)
+	}
+	// It is fed, and not closed with the letter that would say that all is well.
+	if err := os.Truncate(d.Path, 0); err != nil {
+		t.Fatal(err)
+	}
+	left := LeftDevice(d.Path)
+	left.sys = dir
+	for range 2 {
+		if err := left.Feed(); err != nil {
+			t.Fatal(err)
+		}
+		if err := left.Disarm(); !errors.Is(err, ErrStays) || !strings.Contains(err.Error(), "Before you stop vmlockd, move the virtual machines away") {
+			t.Errorf("it cannot be stopped: %v", err)
+		}
+	}
+	if err := left.Leave(); err != nil {
+		t.Error(err)
+	}
+	if b, err := os.ReadFile(d.Path); err != nil || string(b) != "\x00\x00" {
+		t.Errorf("it was fed with %q, %v", b, err)
+	}
+}
+
+// A device that its driver stops when vmlockd is killed is none that others could count on.
+func TestDeviceStoppedByAnyClose(t *testing.T) {
+	for name, tc := range map[string]struct {
+		options  uint32
+		err      error
+		nowayout string
+		refused  bool
+	}{
+		"magic close":                      {unix.WDIOF_MAGICCLOSE | unix.WDIOF_SETTIMEOUT, nil, "0\n", false},
+		"none":                             {unix.WDIOF_SETTIMEOUT, nil, "0\n", true},
+		"none, and no sysfs":               {unix.WDIOF_SETTIMEOUT, nil, "", true},
+		"none, and nothing stops it":       {unix.WDIOF_SETTIMEOUT, nil, "1\n", false},
+		"a driver that says nothing of it": {0, unix.ENOTTY, "0\n", false},
+	} {
+		dir := t.TempDir()
+		// It runs already, as one that is never stopped is not opened else.
+		d := &Device{Path: filepath.Join(dir, "watchdog"), Timeout: 10 * time.Second, sys: dir, left: true, options: func(*os.File) (uint32, error) { return tc.options, tc.err }}
+		if err := os.WriteFile(d.Path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		attributes := filepath.Join(dir, "dev", "char", "0:0") // of a file that is no device
+		if err := os.MkdirAll(attributes, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if tc.nowayout != "" {
+			if err := os.WriteFile(filepath.Join(attributes, "nowayout"), []byte(tc.nowayout), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		// Else it is refused as a file takes no timeout.
+		if err := d.Feed(); err == nil || strings.Contains(err.Error(), "no magic close") != tc.refused {
+			t.Errorf("%s: %v", name, err)
+		}
+		if b, err := os.ReadFile(d.Path); err != nil || string(b) != magicClose {
+			t.Errorf("%s: it was closed with %q, %v", name, b, err)
+		}
 	}
 }

@@ -64,6 +64,7 @@ var Events = []Event{
 	{"guard-unprotected", "686f6bbb7c0ba45d3beffbda89fe6da1"},
 	{"guard-unsafe", "da2fe1c6000f9977ac593beab3e5ccd6"},
 	{"guard-watchdog", "af8329a874b96aaf69d763743c3e1989"},
+	{"guard-watchdog-stays", "5d0c3f9e7a1b4c68b2e4970d6f8a31c5"},
 	{"guard-silent", "e64765af10f76563befd469435c93440"},
 	{"hold-off-begun", "ece5ae3a40ef0b5a0e05d0bc388f7633"},
 	{"hold-off-ended", "4ef04dabbbf299d208f8f931c438ad74"},
