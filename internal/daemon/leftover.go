@@ -96,7 +96,6 @@ func (l *leftover) disarm() {
 			}
 			return true
 		}
-		_ = d.Feed() // nothing is to be reset for that while vmlockd runs
 		if d.stays = errors.Is(err, guard.ErrStays); d.said != err.Error() {
 			d.said = err.Error()
 			if d.stays {

@@ -22,6 +22,8 @@ type Device struct {
 	sys string // where sysfs is; "" for /sys
 	// options are the WDIOF_ ones that the driver has (WDIOC_GETSUPPORT); nil to ask the device.
 	options func(*os.File) (uint32, error)
+	// disable stops it (WDIOS_DISABLECARD); nil to have the device do so.
+	disable func(*os.File) error
 	// left: it runs already, and resets the host if nobody feeds it.
 	left  bool
 	stays error // why it cannot be disarmed; nil if it can, or if that was not tried yet
@@ -135,8 +137,13 @@ func (d *Device) Disarm() error {
 	return d.end(func(f *os.File) error {
 		if d.stays == nil {
 			// The letter alone is taken without a word also where it changes nothing (watchdog_release in drivers/watchdog/watchdog_dev.c).
-			err := unix.IoctlSetPointerInt(int(f.Fd()), unix.WDIOC_SETOPTIONS, unix.WDIOS_DISABLECARD)
-			if !errors.Is(err, unix.EBUSY) && !d.endless() {
+			disable := d.disable
+			if disable == nil {
+				disable = func(f *os.File) error {
+					return unix.IoctlSetPointerInt(int(f.Fd()), unix.WDIOC_SETOPTIONS, unix.WDIOS_DISABLECARD)
+				}
+			}
+			if !errors.Is(disable(f), unix.EBUSY) && !d.endless() {
 				return closeMagic(f)
 			}
 			d.lockedStays() // it is not asked again: that never changes, and the kernel logs each attempt

@@ -77,7 +77,6 @@ func (g *Guard) lockedDisarmLeft() {
 			continue
 		}
 		rest, l.stays = append(rest, l), errors.Is(err, ErrStays)
-		_ = l.dog.Feed() // nothing is to be reset for that while vmlockd runs
 		g.lockedNotDisarmed(&l.err, l.path, err)
 	}
 	if len(rest) < len(g.left) {

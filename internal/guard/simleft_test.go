@@ -63,9 +63,10 @@ func TestWatchdogLeftByAnother(t *testing.T) {
 		options func(*Options)
 		off     bool
 	}{
-		"without a watchdog":                   {func(*Options) {}, false},
-		"and the process is ignored":           {func(o *Options) { o.Wish = func(Owner) Wish { return WishIgnore } }, false},
-		"mode fencing, where nobody fences":    {func(o *Options) { o.Mode = Fencing }, false},
+		"without a watchdog":                                     {func(*Options) {}, false},
+		"and the process is ignored":                             {func(o *Options) { o.Wish = func(Owner) Wish { return WishIgnore } }, false},
+		"mode fencing, where nobody fences":                      {func(o *Options) { o.Mode = Fencing }, false},
+		"mode fencing, where nobody fences, and stopped at once": {func(o *Options) { o.Mode = Fencing }, true},
 		"mode off":                             {func(*Options) {}, true},
 		"mode off, and the process is ignored": {func(o *Options) { o.Wish = func(Owner) Wish { return WishIgnore } }, true},
 	} {

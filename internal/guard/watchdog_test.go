@@ -208,6 +208,30 @@ func TestDeviceWithoutAWayOut(t *testing.T) {
 	}
 }
 
+// Where sysfs does not tell the driver does, once: it logs each attempt to stop it.
+func TestDeviceThatCannotBeStopped(t *testing.T) {
+	dir := t.TempDir()
+	asked := 0
+	d := &Device{Path: filepath.Join(dir, "watchdog"), sys: dir, disable: func(*os.File) error { asked++; return unix.EBUSY }}
+	if err := os.WriteFile(d.Path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if err := d.Feed(); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Disarm(); !errors.Is(err, ErrStays) || d.Stays() == nil {
+			t.Errorf("it cannot be stopped: %v", err)
+		}
+	}
+	if b, err := os.ReadFile(d.Path); err != nil || string(b) != "\x00\x00\x00" || asked != 1 {
+		t.Errorf("it was fed with %q, %v, and asked to stop %d times", b, err, asked)
+	}
+	if err := d.Leave(); err != nil {
+		t.Error(err)
+	}
+}
+
 // A device that its driver stops when vmlockd is killed is none that others could count on.
 func TestDeviceStoppedByAnyClose(t *testing.T) {
 	for name, tc := range map[string]struct {
