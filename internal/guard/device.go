@@ -22,8 +22,8 @@ type Device struct {
 	sys string // where sysfs is; "" for /sys
 	// options are the WDIOF_ ones that the driver has (WDIOC_GETSUPPORT); nil to ask the device.
 	options func(*os.File) (uint32, error)
-	// disable stops it (WDIOS_DISABLECARD); nil to have the device do so.
-	disable func(*os.File) error
+	// setOption is WDIOC_SETOPTIONS; nil to have the device do it.
+	setOption func(f *os.File, option int) error
 	// left: it runs already, and resets the host if nobody feeds it.
 	left  bool
 	stays error // why it cannot be disarmed; nil if it can, or if that was not tried yet
@@ -66,11 +66,17 @@ func (d *Device) Feed() error {
 }
 
 // endless reports whether the driver never stops the device again that was opened once (nowayout): then whoever stops
-// vmlockd would have this host reset. Without sysfs that is not known.
+// vmlockd would have this host reset.
 func (d *Device) endless() bool {
+	yes, _ := d.nowayout()
+	return yes
+}
+
+// nowayout is what sysfs says of that. Not all kernels do (CONFIG_WATCHDOG_SYSFS).
+func (d *Device) nowayout() (yes, known bool) {
 	var st unix.Stat_t
 	if unix.Stat(d.Path, &st) != nil {
-		return false // so is opening it
+		return false, false // so is opening it
 	}
 	sys := cmp.Or(d.sys, "/sys")
 	dir := fmt.Sprintf("%s/dev/char/%d:%d", sys, unix.Major(st.Rdev), unix.Minor(st.Rdev))
@@ -78,7 +84,33 @@ func (d *Device) endless() bool {
 		dir = sys + "/class/watchdog/watchdog0"
 	}
 	b, err := os.ReadFile(dir + "/nowayout")
-	return err == nil && strings.TrimSpace(string(b)) == "1"
+	return err == nil && strings.TrimSpace(string(b)) == "1", err == nil
+}
+
+// lockedTry finds out whether a device that was just opened can be stopped again, where sysfs does not tell: people are to know before they
+// stop vmlockd. It stands still for a moment in which nothing else can happen to this process.
+func (d *Device) lockedTry(f *os.File) error {
+	if _, known := d.nowayout(); known {
+		return nil
+	}
+	err := d.set(f, unix.WDIOS_DISABLECARD)
+	if errors.Is(err, unix.EBUSY) {
+		d.lockedStays()
+	}
+	if err != nil {
+		return nil // it goes on
+	}
+	if err := d.set(f, unix.WDIOS_ENABLECARD); err != nil {
+		return fmt.Errorf("%s was stopped, and does not start again: %w", d.Path, err)
+	}
+	return nil
+}
+
+func (d *Device) set(f *os.File, option int) error {
+	if d.setOption != nil {
+		return d.setOption(f, option)
+	}
+	return unix.IoctlSetPointerInt(int(f.Fd()), unix.WDIOC_SETOPTIONS, option)
 }
 
 // stoppedByAnyClose reports whether the driver takes the end of the process that has the device for a wish to stop it
@@ -127,6 +159,9 @@ func (d *Device) lockedOpen() error {
 	if got, err := unix.IoctlGetInt(int(f.Fd()), unix.WDIOC_GETTIMEOUT); err != nil || got > want {
 		return errors.Join(fmt.Errorf("%s has made a timeout of %d s of %v (%v): set guard.watchdog_timeout to what it can do", d.Path, got, d.Timeout, err), closeMagic(f))
 	}
+	if err := d.lockedTry(f); err != nil {
+		return errors.Join(err, closeMagic(f))
+	}
 	d.f = f
 	return nil
 }
@@ -137,13 +172,7 @@ func (d *Device) Disarm() error {
 	return d.end(func(f *os.File) error {
 		if d.stays == nil {
 			// The letter alone is taken without a word also where it changes nothing (watchdog_release in drivers/watchdog/watchdog_dev.c).
-			disable := d.disable
-			if disable == nil {
-				disable = func(f *os.File) error {
-					return unix.IoctlSetPointerInt(int(f.Fd()), unix.WDIOC_SETOPTIONS, unix.WDIOS_DISABLECARD)
-				}
-			}
-			if !errors.Is(disable(f), unix.EBUSY) && !d.endless() {
+			if !errors.Is(d.set(f, unix.WDIOS_DISABLECARD), unix.EBUSY) && !d.endless() {
 				return closeMagic(f)
 			}
 			d.lockedStays() // it is not asked again: that never changes, and the kernel logs each attempt

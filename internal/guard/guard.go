@@ -123,10 +123,7 @@ func New(o Options) (*Guard, error) {
 		g.dog.left = g.o.Dog != nil && (saved.Armed && saved.Device == "" || ok && slices.Contains(saved.armed(), d.Path))
 		if ok && g.dog.left {
 			d.Left()
-			if err := d.Stays(); err != nil {
-				g.dog.stays = true
-				g.lockedNotDisarmed(&g.dog.err, d.Path, err)
-			}
+			g.lockedDogStays()
 		}
 		for _, f := range saved.Frozen {
 			g.lockedRestore(f)

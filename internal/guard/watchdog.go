@@ -52,6 +52,7 @@ func (g *Guard) lockedDog(v view, mode Mode) {
 			g.dog.err = ""
 		}
 		if !was {
+			g.lockedDogStays()
 			g.lockedDogNews("watchdog is armed: it resets this host if vmlockd does not keep its promise")
 		}
 		return
@@ -82,6 +83,16 @@ func (g *Guard) lockedDisarm() {
 	}
 	g.dog = dogState{}
 	g.lockedDogNews("watchdog is disarmed")
+}
+
+// lockedDogStays has people told of a watchdog that runs and can never be stopped again.
+func (g *Guard) lockedDogStays() {
+	if d, ok := g.o.Dog.(*Device); ok {
+		if err := d.Stays(); err != nil {
+			g.dog.stays = true
+			g.lockedNotDisarmed(&g.dog.err, d.Path, err)
+		}
+	}
 }
 
 // lockedNotDisarmed says once why a watchdog is not disarmed.

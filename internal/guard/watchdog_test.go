@@ -212,7 +212,7 @@ func TestDeviceWithoutAWayOut(t *testing.T) {
 func TestDeviceThatCannotBeStopped(t *testing.T) {
 	dir := t.TempDir()
 	asked := 0
-	d := &Device{Path: filepath.Join(dir, "watchdog"), sys: dir, disable: func(*os.File) error { asked++; return unix.EBUSY }}
+	d := &Device{Path: filepath.Join(dir, "watchdog"), sys: dir, setOption: func(*os.File, int) error { asked++; return unix.EBUSY }}
 	if err := os.WriteFile(d.Path, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -229,6 +229,55 @@ func TestDeviceThatCannotBeStopped(t *testing.T) {
 	}
 	if err := d.Leave(); err != nil {
 		t.Error(err)
+	}
+}
+
+// Where sysfs does not tell whether a device can be stopped again that is found out when it is opened, and else it is not touched.
+func TestDeviceIsTried(t *testing.T) {
+	for name, tc := range map[string]struct {
+		disable, enable error
+		nowayout        string
+		stays, fails    bool
+		asked           int
+	}{
+		"it cannot be stopped":         {unix.EBUSY, nil, "", true, false, 1},
+		"it can":                       {nil, nil, "", false, false, 2},
+		"and does not start again":     {nil, unix.EIO, "", false, true, 2},
+		"a driver that knows no stop":  {unix.ENOTTY, nil, "", false, false, 1},
+		"sysfs tells":                  {unix.EBUSY, nil, "0\n", false, false, 0},
+		"sysfs tells that it does not": {nil, nil, "1\n", true, false, 0},
+	} {
+		dir := t.TempDir()
+		asked := 0
+		d := &Device{Path: filepath.Join(dir, "watchdog"), sys: dir, left: true, setOption: func(_ *os.File, option int) error {
+			if asked++; option == unix.WDIOS_DISABLECARD {
+				return tc.disable
+			}
+			return tc.enable
+		}}
+		if err := os.WriteFile(d.Path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if tc.nowayout != "" {
+			attributes := filepath.Join(dir, "dev", "char", "0:0") // of a file that is no device
+			if err := os.MkdirAll(attributes, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(attributes, "nowayout"), []byte(tc.nowayout), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		f, err := os.OpenFile(d.Path, os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if err := d.lockedTry(f); (err != nil) != tc.fails || asked != tc.asked {
+			t.Errorf("%s: %v, asked %d times", name, err, asked)
+		}
+		if got := d.Stays(); (got != nil) != tc.stays {
+			t.Errorf("%s: people are told %v", name, got)
+		}
 	}
 }
 

@@ -43,6 +43,12 @@ func (r *run) confirm() {
 	r.idle()
 	r.must(r.loser().PowerCut(r.ctx))
 	r.step("the power of node %d is cut", r.last)
+	r.confirmOff()
+}
+
+// confirmOff says on node 1 that the last node is off, when node 1 has lost it.
+func (r *run) confirmOff() {
+	r.t.Helper()
 	r.await("node 1 to see that", detection, func() bool {
 		ring, err := r.Node(1).Ring(r.ctx)
 		r.must(err)

@@ -28,6 +28,8 @@ func TestWatchdog(t *testing.T) {
 		{"Stopped", dogStopped, nobody},
 		{"StartedAgain", dogStartedAgain, nobody},
 		{"LeftOut", dogLeftOut, nobody},
+		{"SwitchedOff", dogSwitchedOff, theLoser},
+		{"Stays", dogStays, theLoser},
 		{"Taken", dogTaken, nobody},
 		{"Hangs", dogHangs, theLoser},
 		{"Killed", dogKilled, theLoser},
@@ -131,6 +133,62 @@ func dogLeftOut(r *run) {
 	r.must(p.Start(r.ctx))
 	r.await("the watchdog to be armed again", time.Minute, func() bool { return r.dog() == "open" })
 	r.handOver()
+}
+
+// dogSwitchedOff: a configuration without a guard, when vmlockd crashes, resets no host, and the others do not count on that guard any more.
+func dogSwitchedOff(r *run) {
+	r.armed()
+	p := r.loser().Service(lab.ServiceLock)
+	r.sh(r.last, `sed -i -e /^watchdog/d -e 's/^\[guard\]$/&\nmode = "off"/' /etc/vmlockd/vmlockd.toml && grep -q '^mode = "off"' /etc/vmlockd/vmlockd.toml`)
+	r.must(p.Kill(r.ctx))
+	r.must(p.Start(r.ctx))
+	r.lives()
+	if log := r.log(lab.ServiceLock); !strings.Contains(log, "its promise is kept until the other hosts have heard") || !strings.Contains(log, "and that the configuration does not name any more, is disarmed") {
+		r.t.Errorf("it does not say what becomes of the watchdog:\n%s", log)
+	}
+	if st := r.status(r.last); st == nil || st.Cluster.Guard.Mode != "off" {
+		r.t.Errorf("the guard of node 3 is %s", text(st))
+	}
+	r.must(r.loser().Cut(r.ctx))
+	r.fault("vmlockd of node 3 is killed, and started again with a configuration without a guard, and node 3 is cut off then; its power is cut, and an operator confirms that")
+	r.await("node 1 to wait for node 3 for ever", 2*detection, func() bool {
+		st := r.status(1)
+		return st != nil && len(st.Cluster.Guard.Vanished) == 1 && st.Cluster.Guard.Vanished[0].Forever
+	})
+	r.idle()
+	r.goesOn(r.last, 10*time.Second)
+	r.confirm()
+}
+
+// dogStays: a watchdog that is armed and cannot be stopped any more resets no host while vmlockd runs, with whatever configuration. An operator is
+// told that it does when vmlockd is stopped, and then it does.
+func dogStays(r *run) {
+	// vmlockd opens it as this kernel has nothing of that in sysfs.
+	r.sh(r.last, "modprobe -r softdog && modprobe softdog nowayout=1")
+	r.armed()
+	r.await("vmlockd to say so", 30*time.Second, func() bool {
+		st := r.status(r.last)
+		return st != nil && len(st.Cluster.Guard.WatchdogStays) == 1
+	})
+	p := r.loser().Service(lab.ServiceLock)
+	r.sh(r.last, "sed -i /^watchdog/d /etc/vmlockd/vmlockd.toml")
+	r.must(p.Kill(r.ctx))
+	r.must(p.Start(r.ctx))
+	r.lives()
+	r.await("vmlockd to say so", 30*time.Second, func() bool { return r.logs("guard-watchdog-stays") })
+	if st := r.status(r.last); st == nil || len(st.Cluster.Guard.WatchdogStays) != 1 {
+		r.t.Errorf("the status does not say so: %s", text(st))
+	}
+	res, err := r.loser().Exec(r.ctx, "vmlockctl", "doctor")
+	r.must(err)
+	if !strings.Contains(res.Stdout, "Before you stop vmlockd, move the virtual machines away") {
+		r.t.Errorf("doctor does not say so: %v", res)
+	}
+	r.must(p.Stop(r.ctx))
+	r.fault("vmlockd of node 3 is stopped, with a watchdog that cannot be stopped (nowayout), and an operator confirms that node 3 was reset")
+	r.reset(r.faultAt)
+	r.idle()
+	r.confirmOff()
 }
 
 // otherDog is another program that has the watchdog, until SIGTERM.
