@@ -28,6 +28,7 @@ func TestLibvirt(t *testing.T) {
 		{"LiveMigration", liveMigration},
 		{"FailedMigration", failedMigration},
 		{"MigrationFailsAtHandOver", failedHandOver},
+		{"MigrationAbortedAtHandOver", abortedAtHandOver},
 		{"HotPlug", hotPlug},
 		{"Lease", lease},
 		{"SuspendAndResume", suspendAndResume},
