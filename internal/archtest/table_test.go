@@ -68,12 +68,12 @@ var rooms = []room{
 	// The one place that knows all parts.
 	{place: "internal/daemon", ours: []string{
 		"internal/adminprogram", "internal/audit", "internal/backend/cluster", "internal/backend/local", "internal/closer", "internal/config",
-		"internal/control", "internal/failpoint", "internal/guard", "internal/holder", "internal/identity", "internal/journal", "internal/locking",
+		"internal/control", "internal/domstatus", "internal/failpoint", "internal/guard", "internal/holder", "internal/identity", "internal/journal", "internal/locking",
 		"internal/lockprogram", "internal/logs", "internal/metrics", "internal/owner", "internal/peers",
 		"internal/rpc", "internal/virtlockd", "corosync", "dlm", "dlm/controld",
 	}, theirs: []string{systemd, xsync, xsys}},
 	{place: "internal/cli", ours: []string{"internal/config", "internal/control", "internal/doctor", "internal/locking", "internal/lockprogram", "internal/rpc", "dlm/controld"}, theirs: []string{cobra, xsys}},
-	{place: "internal/doctor", ours: []string{"internal/config", "dlm/controld"}, theirs: []string{xsys}},
+	{place: "internal/doctor", ours: []string{"internal/config", "internal/domstatus", "dlm/controld"}, theirs: []string{xsys}},
 
 	// From the socket to the rules.
 	{place: "internal/lockprogram", ours: []string{"internal/rpc", "internal/locking"}},
@@ -105,6 +105,7 @@ var rooms = []room{
 	// Libraries for everybody.
 	{place: "internal/lazyregexp"},
 	{place: "internal/libvirtconf", pure: true},
+	{place: "internal/domstatus", pure: true},
 	{place: "internal/inherited", theirs: []string{xsys}},
 	{place: "internal/failpoint", theirs: []string{xsys}},
 	{place: fakeclock, ours: []string{"internal/testenv"}, forTests: true},

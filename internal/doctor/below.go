@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"slices"
+
+	"github.com/vmlockd/vmlockd/internal/domstatus"
 )
 
 // belowWritten looks for running virtual machines whose disk lies on an image that
@@ -23,7 +25,7 @@ func (x *exam) belowWritten(running []domain) {
 		for _, k := range d.disks {
 			for _, p := range k.below {
 				// One that commits its own disk into the image has that too.
-				for _, h := range slices.Concat(writers[p], writers[hashOf(p)]) {
+				for _, h := range slices.Concat(writers[p], writers[domstatus.Hashed(p)]) {
 					if h.Here && h.PID == d.pid {
 						continue
 					}

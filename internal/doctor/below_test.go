@@ -4,6 +4,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/vmlockd/vmlockd/internal/domstatus"
 )
 
 // below puts two images below the disk of web, as libvirt 9.0 tells it.
@@ -35,7 +37,7 @@ func TestBelowWritten(t *testing.T) {
 		{name: "the same number on another host", holder: Holder{Node: "host2", VM: "mail", PID: 812, Resource: bottom}, words: "lies on " + bottom + ", and virtual machine mail on host host2"},
 		{name: "this host", holder: Holder{Here: true, Node: "host1", VM: "mail", PID: 5, Resource: bottom}, words: "virtual machine mail on this host"},
 		{name: "this host, where it is private", private: true, holder: Holder{Here: true, Node: "host1", VM: "mail", PID: 5, Resource: bottom}, words: "virtual machine mail on this host"},
-		{name: "by a hash", holder: Holder{Here: true, Node: "host1", VM: "mail", PID: 5, Lockspace: "/x", Resource: hashOf(middle)}, words: "lies on " + middle},
+		{name: "by a hash", holder: Holder{Here: true, Node: "host1", VM: "mail", PID: 5, Lockspace: "/x", Resource: domstatus.Hashed(middle)}, words: "lies on " + middle},
 		{name: "another file", private: true, holder: Holder{Node: "host2", VM: "mail", PID: 5, Resource: middle}},
 		{name: "shared", holder: Holder{Node: "host2", VM: "keeper", PID: 5, Resource: middle, Shared: true}},
 		{name: "its own commit", holder: Holder{Here: true, Node: "host1", VM: "web", PID: 812, Resource: middle}},
@@ -80,7 +82,7 @@ func TestNamesOfLibvirt(t *testing.T) {
 		}
 		for i := range w.daemon.Holders {
 			if h := &w.daemon.Holders[i]; h.VM == "mail" && strings.Contains(tc.conf, files) { // as on this host
-				h.Lockspace, h.Resource = "/a", hashOf(h.Resource)
+				h.Lockspace, h.Resource = "/a", domstatus.Hashed(h.Resource)
 			}
 		}
 		var ids []string

@@ -14,6 +14,7 @@ import (
 
 	"github.com/vmlockd/vmlockd/dlm/controld"
 	"github.com/vmlockd/vmlockd/internal/config"
+	"github.com/vmlockd/vmlockd/internal/domstatus"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -197,7 +198,7 @@ func TestStillHealthy(t *testing.T) {
 		"locks named by a hash": func(w *world) {
 			w.daemon.Holders = slices.Clone(w.daemon.Holders)
 			w.daemon.Holders[0].Lockspace = "/var/lib/libvirt/lockd/files"
-			w.daemon.Holders[0].Resource = hashOf(web)
+			w.daemon.Holders[0].Resource = domstatus.Hashed(web)
 		},
 		"a lock manager by a link": func(w *world) {
 			w.replace("/etc/libvirt/qemu.conf", `lock_manager = "lockd"`, "lock_manager = 'dlm'")

@@ -4,6 +4,8 @@ import (
 	"encoding/xml"
 	"fmt"
 	"strings"
+
+	"github.com/vmlockd/vmlockd/internal/domstatus"
 )
 
 // domain is a virtual machine, running or defined.
@@ -32,54 +34,10 @@ type disk struct {
 	below []string
 }
 
-// The XML of libvirt (docs/formatdomain), and of its state (virDomainObjFormat in
-// src/conf/domain_conf.c).
-type (
-	xmlStatus struct {
-		XMLName xml.Name  `xml:"domstatus"`
-		State   string    `xml:"state,attr"`
-		PID     int       `xml:"pid,attr"`
-		Domain  xmlDomain `xml:"domain"`
-	}
-	xmlDomain struct {
-		Name  string    `xml:"name"`
-		UUID  string    `xml:"uuid"`
-		Disks []xmlDisk `xml:"devices>disk"`
-	}
-	xmlDisk struct {
-		Type   string `xml:"type,attr"`
-		Driver struct {
-			Type  string `xml:"type,attr"`
-			Cache string `xml:"cache,attr"`
-		} `xml:"driver"`
-		Source struct {
-			File   string `xml:"file,attr"`
-			Dev    string `xml:"dev,attr"`
-			Dir    string `xml:"dir,attr"`
-			Pool   string `xml:"pool,attr"`
-			Volume string `xml:"volume,attr"`
-		} `xml:"source"`
-		Target struct {
-			Dev string `xml:"dev,attr"`
-		} `xml:"target"`
-		Device    string    `xml:"device,attr"`
-		ReadOnly  *struct{} `xml:"readonly"`
-		Shareable *struct{} `xml:"shareable"`
-		Below     *xmlBelow `xml:"backingStore"`
-	}
-	xmlBelow struct {
-		Source struct {
-			File string `xml:"file,attr"`
-			Dev  string `xml:"dev,attr"`
-		} `xml:"source"`
-		Below *xmlBelow `xml:"backingStore"`
-	}
-)
-
 // parseStatus reads the run-time state of a running virtual machine.
 func parseStatus(text []byte) (domain, error) {
-	var s xmlStatus
-	if err := xml.Unmarshal(text, &s); err != nil {
+	s, err := domstatus.ParseStatus(text)
+	if err != nil {
 		return domain{}, err
 	}
 	d, err := domainOf(s.Domain)
@@ -91,41 +49,27 @@ func parseStatus(text []byte) (domain, error) {
 func parseDefinition(text []byte) (domain, error) {
 	var s struct {
 		XMLName xml.Name `xml:"domain"`
-		xmlDomain
+		domstatus.Domain
 	}
 	if err := xml.Unmarshal(text, &s); err != nil {
 		return domain{}, err
 	}
-	return domainOf(s.xmlDomain)
+	return domainOf(s.Domain)
 }
 
-func domainOf(x xmlDomain) (domain, error) {
+func domainOf(x domstatus.Domain) (domain, error) {
 	d := domain{name: strings.TrimSpace(x.Name), uuid: strings.TrimSpace(x.UUID)}
 	if d.name == "" {
 		return d, fmt.Errorf("the virtual machine has no name")
 	}
 	for _, in := range x.Disks {
-		// A CD drive is read-only whatever it says (virDomainDiskDefPostParse).
-		if in.ReadOnly != nil || in.Device == "cdrom" {
+		if !in.Written() {
 			continue
 		}
 		k := disk{
 			target: in.Target.Dev, format: in.Driver.Type, cache: in.Driver.Cache, shareable: in.Shareable != nil,
 		}
-		// libvirt asks for locks of these only (virDomainLockManagerAddImage in
-		// src/locking/domain_lock.c); an empty drive has no path.
-		switch in.Type {
-		case "file":
-			k.path = in.Source.File
-		case "block":
-			k.path = in.Source.Dev
-		case "dir":
-			k.path = in.Source.Dir
-		case "volume":
-			if in.Source.Pool != "" {
-				k.volume = in.Source.Pool + "/" + in.Source.Volume
-			}
-		}
+		k.path, k.volume = in.Place()
 		for b := in.Below; b != nil; b = b.Below {
 			if p := b.Source.File + b.Source.Dev; p != "" { // it has one of them, or is elsewhere
 				k.below = append(k.below, p)

@@ -1,6 +1,10 @@
 package doctor
 
-import "io/fs"
+import (
+	"io/fs"
+
+	"github.com/vmlockd/vmlockd/internal/domstatus"
+)
 
 const (
 	webXML  = "/run/libvirt/qemu/web.xml"
@@ -29,7 +33,7 @@ var libvirtFaults = []fault{
 	}, []string{idLockspaceDir}, lockd, "host2", "file_lockspace_dir"},
 	{"lockspaces there and not here", false, func(w *world) {
 		for range 2 { // told once for each host
-			w.daemon.Holders = append(w.daemon.Holders, Holder{Node: "host2", VM: "mail", Lockspace: "/var/lib/libvirt/lockd/files", Resource: hashOf("/x")})
+			w.daemon.Holders = append(w.daemon.Holders, Holder{Node: "host2", VM: "mail", Lockspace: "/var/lib/libvirt/lockd/files", Resource: domstatus.Hashed("/x")})
 		}
 	}, []string{idLockspaceDir}, lockd, `"/var/lib/libvirt/lockd/files"`, ""},
 

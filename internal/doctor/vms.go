@@ -1,14 +1,13 @@
 package doctor
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/vmlockd/vmlockd/internal/config"
+	"github.com/vmlockd/vmlockd/internal/domstatus"
 )
 
 const (
@@ -152,7 +151,7 @@ const notLocked = "not locked"
 // lockOf says what is wrong with the lock of a disk, among those of its virtual
 // machine; "" if nothing is.
 func (x *exam) lockOf(k disk, held []Holder) string {
-	hashed := hashOf(k.path)
+	hashed := domstatus.Hashed(k.path)
 	i := slices.IndexFunc(held, func(h Holder) bool {
 		// libvirt may have been configured otherwise when it was started, so each way
 		// to name a disk is good.
@@ -175,12 +174,6 @@ func (x *exam) lockOf(k disk, held []Holder) string {
 		return "locked exclusively, and has <shareable/>: nobody else can share it"
 	}
 	return ""
-}
-
-// hashOf is the name that libvirt gives a disk in file_lockspace_dir.
-func hashOf(path string) string {
-	sum := sha256.Sum256([]byte(path))
-	return hex.EncodeToString(sum[:])
 }
 
 // diskTwice looks for disks that two running virtual machines write.
