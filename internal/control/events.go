@@ -30,6 +30,8 @@ var kinds = []string{
 	locking.Lost:            "lost",
 	locking.Forced:          "forced",
 	locking.OwnerGone:       "owner_gone",
+	locking.TakenAgain:      "taken_again",
+	locking.NotTakenAgain:   "not_taken_again",
 }
 
 func kindOf(k locking.EventKind) string {

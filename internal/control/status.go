@@ -28,6 +28,7 @@ const (
 	WarnSilent        = "silent"         // a node is there and does not answer
 	WarnNoDaemon      = "no_daemon"      // a node is there and does not run vmlockd
 	WarnRules         = "identity_rules" // nodes name disks by different rules
+	WarnTwoWriters    = "two_writers"    // a virtual machine runs without the lock of a disk, which another has
 	WarnNotYet        = "not_yet"        // locks from before a restart are not taken back yet
 )
 

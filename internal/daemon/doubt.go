@@ -95,7 +95,7 @@ func (d *doubter) Settle(ctx context.Context, by control.Caller, why string) (re
 
 // warnings are those of the status that are about locks from before a start.
 func (i *instance) warnings() []control.Warning {
-	list := i.doubt.warnings()
+	list := append(i.doubt.warnings(), i.reminder.warnings()...)
 	if why := i.locks.NotYet(); why != nil {
 		list = append(list, control.Warning{Code: control.WarnNotYet, Message: why.Error() + ". They stay held, and their disks are refused until then"})
 	}

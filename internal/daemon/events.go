@@ -109,6 +109,10 @@ func describe(k locking.EventKind) (level slog.Level, event, message string) {
 		return slog.LevelInfo, "lock-released-untold", "lock released that was being taken or given back when the daemon ended"
 	case locking.Lost:
 		return slog.LevelError, "lock-lost", "lock could not be taken back after a restart: end this virtual machine; nobody gets the disk before"
+	case locking.TakenAgain:
+		return slog.LevelWarn, "lock-taken-again", "virtual machine runs and its lock was given back: taken again for it"
+	case locking.NotTakenAgain:
+		return slog.LevelError, "lock-not-taken-again", "virtual machine runs and its lock was given back, and cannot be taken again: it writes a disk that is not locked for it"
 	}
 	return slog.LevelError, "", "unknown event"
 }

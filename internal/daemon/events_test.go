@@ -94,6 +94,8 @@ func samples() map[string]locking.Event {
 		"lock-released-untold": {Kind: locking.ReleasedUntold, Ref: ref, Owner: vm, Err: err},
 		"lock-taken-back":      {Kind: locking.TakenBack, Ref: ref, Owner: vm, Held: held},
 		"lock-lost":            {Kind: locking.Lost, Ref: ref, Owner: vm, Err: err, Held: held},
+		"lock-taken-again":     {Kind: locking.TakenAgain, Ref: ref, Owner: vm, Took: took},
+		"lock-not-taken-again": {Kind: locking.NotTakenAgain, Ref: ref, Owner: vm, Err: out},
 		"owner-gone":           {Kind: locking.OwnerGone, Owner: vm, Locks: 2},
 		"owner-ending":         {Kind: locking.OwnerEnding, Owner: vm},
 		"owner-end-failed":     {Kind: locking.OwnerEndFailed, Owner: vm, Err: err},

@@ -90,6 +90,7 @@ type instance struct {
 	failed    chan error   // what made serving end by itself
 	waiting   atomic.Value // string: the part that is being closed
 	doubt     *doubter     // nil until the journal is open
+	reminder  *reminder    // nil where libvirt's notes are not known
 }
 
 // start brings up everything, with the connections of an earlier instance if
@@ -152,6 +153,7 @@ func start(c config.Config, version string, log *slog.Logger, from *state, g *gi
 		return i, err
 	}
 	i.makeMetrics()
+	i.reminder = newReminder(c.Socket, i.observe())
 	i.locks = locking.New(locking.Options{
 		Backend:        i.backend,
 		Processes:      owner.Processes{},
@@ -160,6 +162,7 @@ func start(c config.Config, version string, log *slog.Logger, from *state, g *gi
 		AnyLockspace:   c.Backend == config.BackendCluster,
 		Journal:        i.journal,
 		Later:          tellLater(log),
+		Witness:        i.reminder,
 	})
 	i.table.Store(i.locks)
 	i.drain = openDrainer(c.RunDir, i.locks, i.others.drains, log)
@@ -218,6 +221,7 @@ func start(c config.Config, version string, log *slog.Logger, from *state, g *gi
 	i.showMetrics(from != nil)
 	i.openAudit()
 	i.startControl()
+	i.reminder.begin(i.locks)
 	i.idle = newIdler(time.Duration(c.IdleTimeout), i.inUse, i.retire)
 	i.startAdmin(from)
 	i.beat = i.newBeater()
@@ -257,6 +261,7 @@ func (i *instance) stop() {
 	i.within("the group of lock daemons", i.others.close)
 	i.within("the connections", i.server.Shutdown)
 	i.serving.Wait()
+	i.reminder.stop() // what is held is looked at below
 	i.late = i.lateComers()
 	i.again.Close()
 	// Before it is looked who holds what, so that what they held is given back in order.
@@ -297,6 +302,7 @@ func (i *instance) close(leave bool) {
 // closeLocks reports whether nothing is under way any more.
 func (i *instance) closeLocks() (quiet bool) {
 	i.tidy.stop()
+	i.reminder.stop()
 	return i.locks == nil || i.within("the lock table", i.locks.Close)
 }
 

@@ -23,17 +23,22 @@ func (g *Registration) Acquire(ctx context.Context, ref Ref, mode Mode, autocrea
 	start := time.Now()
 	ctx, cancel := m.deadline(ctx)
 	defer cancel()
+	err := g.tryAcquire(ctx, start, ref, mode, autocreate)
+	if err != nil {
+		findHolders(ctx, err)
+		m.observe(Event{Kind: Refused, Ref: ref, Owner: *g.info, Mode: mode, Err: err, Took: time.Since(start)})
+	}
+	return err
+}
+
+func (g *Registration) tryAcquire(ctx context.Context, start time.Time, ref Ref, mode Mode, autocreate bool) error {
 	err := errAgain
 	for try := 0; err == errAgain && try < maxTries; try++ {
-		err = m.acquire(ctx, start, g, ref, mode, autocreate)
+		err = g.m.acquire(ctx, start, g, ref, mode, autocreate)
 	}
 	if err == errAgain {
 		err = &Error{Kind: KindUnavailable, Op: "acquire", Ref: ref,
 			Err: fmt.Errorf("the name led to another file in each of %d tries", maxTries)}
-	}
-	if err != nil {
-		findHolders(ctx, err)
-		m.observe(Event{Kind: Refused, Ref: ref, Owner: *g.info, Mode: mode, Err: err, Took: time.Since(start)})
 	}
 	return err
 }
@@ -45,7 +50,7 @@ func (m *Manager) acquire(ctx context.Context, start time.Time, g *Registration,
 		err = &Error{Kind: KindOwnerGone, Ref: ref, PID: g.info.PID}
 	}
 	if err == nil {
-		err = m.lockedDrained(g.owner, ref)
+		err = m.lockedDrained(g, ref)
 	}
 	if err != nil {
 		m.mu.Unlock()
@@ -83,14 +88,35 @@ func (m *Manager) acquire(ctx context.Context, start time.Time, g *Registration,
 	}
 	// Told before the turn is over, so that nobody hears of the release first.
 	now := time.Now()
-	m.observe(Event{Kind: Granted, Ref: ref, Owner: *g.info, Mode: mode, Time: now, Took: now.Sub(start)})
+	kind := Granted
+	if g.again != nil {
+		kind = TakenAgain
+	}
+	m.observe(Event{Kind: kind, Ref: ref, Owner: *g.info, Mode: mode, Time: now, Took: now.Sub(start)})
 	if g.ownerGone() {
 		// It ended while the backend was granting: its locks were released
 		// already, and nobody would ever come for this one.
 		_ = m.drop(ctx, r, granted, ReleasedGone)
 		return &Error{Kind: KindOwnerGone, Ref: ref, PID: g.info.PID}
 	}
+	if g.again != nil && !m.stands(g) {
+		return m.giveBackAgain(ctx, r, g, granted)
+	}
 	return nil
+}
+
+// giveBackAgain ends what TakeAgain took, as its owner does not use it any more.
+func (m *Manager) giveBackAgain(ctx context.Context, r *resource, g *Registration, h *hold) error {
+	err := m.drop(ctx, r, h, Released)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if h.of == nil && g.again.had != nil {
+		m.lockedRemember(g.owner, h.ref, g.again.had)
+	}
+	if err != nil {
+		return err
+	}
+	return &Error{Kind: KindUnavailable, Op: "take again", Ref: h.ref, Err: ErrTaken}
 }
 
 // ownerGone says whether the owner was proven gone.
@@ -117,7 +143,7 @@ func (m *Manager) acquireInTurn(ctx context.Context, g *Registration, ref Ref, m
 		closeHandle(h)
 		return nil, errAgain
 	}
-	if err := m.lockedDrained(g.owner, ref); err != nil {
+	if err := m.lockedDrained(g, ref); err != nil {
 		m.mu.Unlock()
 		closeHandle(h)
 		return nil, err
@@ -127,7 +153,19 @@ func (m *Manager) acquireInTurn(ctx context.Context, g *Registration, ref Ref, m
 		closeHandle(h)
 		return nil, err
 	}
-	granted := &hold{owner: g.owner, info: g.info, ref: ref, since: time.Now()}
+	if had := m.lockedTakenAgain(g.owner, ref); had != nil && g.again == nil && had.of == r && r.mode == mode {
+		handle := r.handle
+		m.mu.Unlock()
+		closeHandle(h)
+		if err := m.admit(ctx, handle, ref); err != nil {
+			return nil, err
+		}
+		m.mu.Lock()
+		had.again = false // its owner has asked for it
+		m.mu.Unlock()
+		return had, nil
+	}
+	granted := &hold{owner: g.owner, info: g.info, ref: ref, since: time.Now(), auto: autocreate, again: g.again != nil}
 	if len(r.holds) > 0 {
 		defer closeHandle(h)
 		err := r.lockedRefusal(ref, mode)
@@ -136,10 +174,8 @@ func (m *Manager) acquireInTurn(ctx context.Context, g *Registration, ref Ref, m
 		if err != nil {
 			return nil, err
 		}
-		if a, ok := handle.(Admitter); ok {
-			if err := a.Admit(ctx); err != nil {
-				return nil, m.failed("acquire", ref, err)
-			}
+		if err := m.admit(ctx, handle, ref); err != nil {
+			return nil, err
 		}
 		// The backend's lock serves this owner too. The turn keeps the others away.
 		if granted.seq, err = m.journal.Intend(entryOf(EntryGranted, handle, granted, mode, autocreate)); err != nil {
@@ -149,7 +185,7 @@ func (m *Manager) acquireInTurn(ctx context.Context, g *Registration, ref Ref, m
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		m.lockedAddHold(r, granted)
-		m.lockedTookAgain(g.owner, ref)
+		m.lockedTookAgain(g, ref)
 		return granted, nil
 	}
 	m.mu.Unlock()
@@ -161,8 +197,16 @@ func (m *Manager) acquireInTurn(ctx context.Context, g *Registration, ref Ref, m
 	defer m.mu.Unlock()
 	r.mode, r.handle = mode, h
 	m.lockedAddHold(r, granted)
-	m.lockedTookAgain(g.owner, ref)
+	m.lockedTookAgain(g, ref)
 	return granted, nil
+}
+
+// admit asks whether somebody may have what the backend need not be asked for.
+func (m *Manager) admit(ctx context.Context, h Handle, ref Ref) error {
+	if a, ok := h.(Admitter); ok {
+		return m.failed("acquire", ref, a.Admit(ctx))
+	}
+	return nil
 }
 
 // lockedRefusal is why one more owner cannot have the resource; nil if it can
@@ -219,9 +263,10 @@ func (g *Registration) Release(ctx context.Context, ref Ref) error {
 	ctx, cancel := g.m.deadline(ctx)
 	defer cancel()
 	m := g.m
+	stamp := m.stamp(g)
 	err := errAgain
 	for try := 0; err == errAgain && try < maxTries; try++ {
-		err = m.release(ctx, g, ref)
+		err = m.release(ctx, g, ref, stamp)
 	}
 	if err == errAgain {
 		err = &Error{Kind: KindNotLocked, Ref: ref}
@@ -229,7 +274,12 @@ func (g *Registration) Release(ctx context.Context, ref Ref) error {
 	return err
 }
 
-func (m *Manager) release(ctx context.Context, g *Registration, ref Ref) error {
+func (m *Manager) release(ctx context.Context, g *Registration, ref Ref, stamp Stamp) error {
+	m.mu.Lock()
+	if m.lockedNamed(ref) == nil {
+		m.lockedReleasedAgain(g.owner, ref, stamp) // a TakeAgain under way comes after this, and finds it
+	}
+	m.mu.Unlock()
 	r, err := m.heldInTurn(ctx, ref)
 	if err != nil {
 		return err
@@ -238,11 +288,21 @@ func (m *Manager) release(ctx context.Context, g *Registration, ref Ref) error {
 	defer r.exit()
 	m.mu.Lock()
 	h := r.lockedHoldOf(g.owner, ref)
+	if h == nil {
+		m.lockedReleasedAgain(g.owner, ref, stamp)
+	}
 	m.mu.Unlock()
 	if h == nil {
 		return &Error{Kind: KindNotOwner, Ref: ref, PID: g.info.PID}
 	}
-	return m.drop(ctx, r, h, Released)
+	err = m.drop(ctx, r, h, Released)
+	m.mu.Lock()
+	more := h.of == nil && m.lockedRemember(h.owner, ref, &gift{info: g.info, mode: r.mode, autocreate: h.auto, stamp: stamp})
+	m.mu.Unlock()
+	if more {
+		m.witness.GaveBack()
+	}
+	return err
 }
 
 // heldInTurn finds what is held under a name, and takes its turn, so that the

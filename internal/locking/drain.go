@@ -37,9 +37,9 @@ func (m *Manager) Draining() bool {
 	return m.draining
 }
 
-// lockedDrained is why o cannot have ref now; nil if no drain forbids it.
-func (m *Manager) lockedDrained(o *owner, ref Ref) error {
-	if !m.draining || o.returning[ref] > 0 {
+// lockedDrained is why the owner cannot have ref now; nil if no drain forbids it.
+func (m *Manager) lockedDrained(g *Registration, ref Ref) error {
+	if !m.draining || g.owner.returning[ref] > 0 || g.again != nil || m.lockedTakenAgain(g.owner, ref) != nil {
 		return nil
 	}
 	return &Error{Kind: KindUnavailable, Op: "acquire", Ref: ref, Err: errDraining}
@@ -58,8 +58,13 @@ func (m *Manager) lockedGaveBack(o *owner, ref Ref) {
 	o.returning[ref]++
 }
 
-// lockedTookAgain notes that it did.
-func (m *Manager) lockedTookAgain(o *owner, ref Ref) {
+// lockedTookAgain notes that the owner has what it may have given back before.
+func (m *Manager) lockedTookAgain(g *Registration, ref Ref) {
+	o := g.owner
+	had := m.lockedForgetGift(o, ref)
+	if g.again != nil {
+		g.again.had = had
+	}
 	if o.returning[ref] == 0 {
 		return
 	}

@@ -92,11 +92,26 @@ func (m *Manager) Check() error {
 	if len(names) != m.names.Len() {
 		return fmt.Errorf("%d names are held and %d are known", len(names), m.names.Len())
 	}
+	gifts := 0
+	for o := range m.givers {
+		if m.owners[o.pid] != o || len(o.gave) == 0 {
+			return fmt.Errorf("owner %d is said to have given something back, and is not there or has not", o.pid)
+		}
+		gifts += len(o.gave)
+		for ref := range o.gave {
+			if r := m.lockedNamed(ref); r != nil && slices.ContainsFunc(r.holds, func(h *hold) bool { return h.owner == o && h.ref == ref }) {
+				return fmt.Errorf("owner %d has %v, which it is said to have given back", o.pid, ref)
+			}
+		}
+	}
+	if gifts != m.gifts {
+		return fmt.Errorf("%d locks were given back, and %d are counted", gifts, m.gifts)
+	}
 	for pid, o := range m.owners {
 		if o.pid != pid || o.gone {
 			return fmt.Errorf("owner %d is filed under %d (gone: %v)", o.pid, pid, o.gone)
 		}
-		if o.registrations == 0 && len(o.holds) == 0 && o.ending == nil {
+		if o.registrations == 0 && len(o.holds) == 0 && len(o.gave) == 0 && o.ending == nil {
 			return fmt.Errorf("owner %d stays, and nobody needs it", pid)
 		}
 		for _, h := range o.holds {

@@ -34,6 +34,8 @@ type Options struct {
 	AnyLockspace bool
 	// Journal may be nil, for locks that end with the Manager.
 	Journal Journal
+	// Witness may be nil: then nothing that owners give back is remembered.
+	Witness Witness
 	// Later is told when locks of an earlier process cannot be taken back yet: of how
 	// many entries that is so, and why. It is told again, with no reason and how long
 	// it took, when they have been settled; each lock was then told to Observe. It must
@@ -53,6 +55,7 @@ type Manager struct {
 	// anyLockspace is Options.AnyLockspace.
 	anyLockspace bool
 	journal      Journal
+	witness      Witness // nil if there is none
 
 	ctx      context.Context // ends when Close begins; for watching owners
 	cancel   context.CancelFunc
@@ -73,6 +76,9 @@ type Manager struct {
 	draining   bool
 	holding    holding             // for HoldingProcesses
 	returners  map[*owner]struct{} // who has something in returning
+	givers     map[*owner]struct{} // who has something in gave
+	gifts      int                 // all of that
+	giftSeq    uint64              // of the last
 	unseen     []*owner            // who could not be looked at after a restart, and may be alive or gone
 	departed   tombstones
 	uncertain  []uint64      // journal entries of requests that were given up
@@ -104,6 +110,7 @@ func New(o Options) *Manager {
 		observe:      timed(o.Observe),
 		timeout:      o.RequestTimeout,
 		anyLockspace: o.AnyLockspace,
+		witness:      o.Witness,
 		lockspaces:   map[string]struct{}{"": {}},
 		resources:    table.New(func(r *resource) string { return r.id }),
 		names:        table.New(func(h *hold) Ref { return h.ref }),
@@ -111,6 +118,7 @@ func New(o Options) *Manager {
 		ending:       map[*ending]struct{}{},
 		underway:     map[*Waiter]struct{}{},
 		returners:    map[*owner]struct{}{},
+		givers:       map[*owner]struct{}{},
 	}
 	m.onlyHere = func(string) bool { return false }
 	if b, ok := o.Backend.(HostOnly); ok {

@@ -29,6 +29,7 @@ type owner struct {
 	holds         []*hold     // in no order
 	ending        *ending     // nil if it is not being ended
 	returning     map[Ref]int // what it gave back since the drain began, and may take again
+	gave          map[Ref]*gift
 }
 
 // Registration is a session's right to speak for an owner.
@@ -36,6 +37,7 @@ type Registration struct {
 	m     *Manager
 	owner *owner
 	info  *Owner // never changed
+	again *again // nil for those of sessions
 	once  sync.Once
 }
 
@@ -210,6 +212,7 @@ func (m *Manager) lockedOwnerGone(o *owner) {
 	o.gone = true
 	m.holding = holding{}
 	delete(m.returners, o)
+	m.lockedForgetGifts(o)
 	if m.owners[o.pid] == o {
 		delete(m.owners, o.pid)
 	}
@@ -282,11 +285,12 @@ func (m *Manager) releaseHold(r *resource, h *hold, kind EventKind) {
 	}
 }
 
-// lockedForgetOwner drops an owner that nobody speaks for and that has nothing.
+// lockedForgetOwner drops an owner that nobody speaks for and that has nothing, and has given back
+// nothing that is remembered.
 // One that is being ended is watched to the end: it got its SIGTERM, and if that
 // was not enough SIGKILL has to follow.
 func (m *Manager) lockedForgetOwner(o *owner) {
-	if o.registrations > 0 || len(o.holds) > 0 || o.gone || o.ending != nil {
+	if o.registrations > 0 || len(o.holds) > 0 || len(o.gave) > 0 || o.gone || o.ending != nil {
 		return
 	}
 	if m.owners[o.pid] == o {

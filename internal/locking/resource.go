@@ -30,6 +30,8 @@ type hold struct {
 	of    *resource // nil before and after its time among the resource's holds
 	ref   Ref
 	at    int32     // its place in owner.holds
+	auto  bool      // it was acquired with autocreate
+	again bool      // by TakeAgain, and its owner has not asked for it since
 	since time.Time // of the grant; in the journal, of the request
 	seq   uint64    // of its entry in the journal
 }

@@ -222,7 +222,7 @@ func (m *Manager) takeBack(ctx context.Context, b Restorer, entries []Entry) (li
 			if err != nil {
 				unseen = append(unseen, Event{Kind: OwnerUnverified, Owner: e.Owner, Err: err})
 			}
-			m.lockedAddHold(c.r, &hold{owner: o, info: o.lockedInfo(e.Owner), ref: e.Ref, since: e.Since, seq: e.Seq})
+			m.lockedAddHold(c.r, &hold{owner: o, info: o.lockedInfo(e.Owner), ref: e.Ref, since: e.Since, seq: e.Seq, auto: e.Autocreate})
 			if e.State != EntryGranted {
 				late = append(late, e)
 			}

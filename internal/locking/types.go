@@ -162,6 +162,8 @@ const (
 	Lost                             // it could not be, Err says why; the resource is refused until its owner is gone or releases it
 	Forced                           // an operator released the lock; Err is set if the backend is still about it
 	OwnerGone                        // the process of an owner with locks has ended, Locks says how many it had; they are released from now on
+	TakenAgain                       // a lock was taken for an owner that had released it and uses it all the same
+	NotTakenAgain                    // it could not be, Err says why, for the first time
 )
 
 // Event is one thing that happened, for logs, metrics and watchers.

@@ -37,15 +37,18 @@ type world struct {
 
 	mu     sync.Mutex // guards what follows
 	events []locking.Event
-	later  int // as Options.Later was told last; negative when all were settled
+	stamps map[int32]locking.Stamp // what the Witness says, by pid
+	nudges int                     // how often Witness.GaveBack was called
+	later  int                     // as Options.Later was told last; negative when all were settled
 }
 
 func newWorld(t tester) *world {
-	w := &world{t: t, b: locktest.NewBackend(t), ps: locktest.NewProcesses(t), j: locktest.NewJournal(t)}
+	w := &world{t: t, stamps: map[int32]locking.Stamp{}, b: locktest.NewBackend(t), ps: locktest.NewProcesses(t), j: locktest.NewJournal(t)}
 	w.m = locking.New(locking.Options{
 		Backend:        w.b,
 		Processes:      w.ps,
 		Journal:        w.j,
+		Witness:        witness{w},
 		RequestTimeout: requestTimeout,
 		Later: func(n int, why error, _ time.Duration) {
 			w.mu.Lock()
@@ -67,6 +70,31 @@ func newWorld(t tester) *world {
 		w.b.Point(disk(name), "id-"+name)
 	}
 	return w
+}
+
+// witness knows nothing of an owner before written.
+type witness struct{ *world }
+
+func (w witness) Stamp(o locking.Owner) locking.Stamp {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.stamps[o.PID]
+}
+
+func (w witness) GaveBack() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.nudges++
+}
+
+// written makes another version of what is known of an owner.
+func (w *world) written(pid int32) locking.Stamp {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s := w.stamps[pid]
+	s.Inode++
+	w.stamps[pid] = s
+	return s
 }
 
 // inWorld runs a test with a clock of its own, in which nothing is left behind.

@@ -81,6 +81,7 @@ type Metrics struct {
 	releases     [4]prometheus.Counter
 	notReleased  prometheus.Counter
 	takenBack    prometheus.Counter
+	takenAgain   [2]prometheus.Counter // whether it was
 	lost         prometheus.Counter
 	ownerDeaths  prometheus.Counter
 	ownerEnding  prometheus.Counter
@@ -157,6 +158,8 @@ func (m *Metrics) makeCounters() {
 	m.notReleased = counter("vmlockd_lock_release_failures_total", "Releases that the backend did not carry out; the lock stays held.")
 	restored := vec("vmlockd_locks_restored_total", "Locks from before a restart, by what came of them: a lost one keeps its disk locked until its owner ends.", "result")
 	m.takenBack, m.lost = restored.WithLabelValues("taken_back"), restored.WithLabelValues("lost")
+	again := vec("vmlockd_forgotten_locks_total", "Locks of virtual machines that run that libvirt had given back and not asked for again, by what came of them: if one is not taken again two virtual machines may write one disk.", "result")
+	m.takenAgain = [2]prometheus.Counter{again.WithLabelValues("taken_again"), again.WithLabelValues("not_taken_again")}
 	m.ownerDeaths = counter("vmlockd_owner_deaths_total", "Owners with locks whose process has ended.")
 	m.ownerEnding = counter("vmlockd_owner_endings_total", "Owners that were ended because they closed their connection while they held locks.")
 	m.ownerStays = counter("vmlockd_owner_ending_failures_total", "Owners that could not be ended; they keep their locks.")
@@ -186,6 +189,10 @@ func (m *Metrics) Observe(e locking.Event) {
 		m.takenBack.Inc()
 	case locking.Lost:
 		m.lost.Inc()
+	case locking.TakenAgain:
+		m.takenAgain[0].Inc()
+	case locking.NotTakenAgain:
+		m.takenAgain[1].Inc()
 	case locking.OwnerGone:
 		m.ownerDeaths.Inc()
 	case locking.OwnerEnding:

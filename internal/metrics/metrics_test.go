@@ -96,6 +96,8 @@ func TestEventsAreCounted(t *testing.T) {
 		locking.Event{Kind: locking.ReleaseFailed, Err: broken},
 		locking.Event{Kind: locking.TakenBack},
 		locking.Event{Kind: locking.Lost, Err: broken},
+		locking.Event{Kind: locking.TakenAgain},
+		locking.Event{Kind: locking.NotTakenAgain, Err: broken},
 		locking.Event{Kind: locking.OwnerGone, Locks: 2},
 		locking.Event{Kind: locking.OwnerEnding},
 		locking.Event{Kind: locking.OwnerEndFailed, Err: broken},
@@ -121,6 +123,7 @@ func TestEventsAreCounted(t *testing.T) {
 		`lock_refusals_total{reason="owner_gone"}`, `lock_refusals_total{reason="system"}`, `lock_refusals_total{reason="other"}`,
 		`lock_releases_total{kind="owner"}`, `lock_releases_total{kind="owner_gone"}`, `lock_releases_total{kind="forced"}`, `lock_releases_total{kind="untold"}`,
 		`lock_release_failures_total`, `locks_restored_total{result="taken_back"}`, `locks_restored_total{result="lost"}`,
+		`forgotten_locks_total{result="taken_again"}`, `forgotten_locks_total{result="not_taken_again"}`,
 		`owner_deaths_total`, `owner_endings_total`, `owner_ending_failures_total`, `owners_unverified_total`)
 	want[`vmlockd_lock_grants_total{mode="shared"}`] = "2"
 	want[`vmlockd_lock_acquire_duration_seconds_count{result="granted"}`] = "3"

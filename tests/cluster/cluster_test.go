@@ -29,6 +29,7 @@ func TestLibvirt(t *testing.T) {
 		{"FailedMigration", failedMigration},
 		{"MigrationFailsAtHandOver", failedHandOver},
 		{"MigrationAbortedAtHandOver", abortedAtHandOver},
+		{"MigrationAbortedTooLate", abortedTooLate},
 		{"HotPlug", hotPlug},
 		{"Lease", lease},
 		{"SuspendAndResume", suspendAndResume},

@@ -2,7 +2,6 @@ package cluster_test
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -122,8 +121,7 @@ func startMigration(t *testing.T, s *suite, name string) <-chan outcome {
 	return done
 }
 
-// stays requires that a migration has failed and changed nothing, or that what libvirt has changed is told and can be healed:
-// see forgotten.
+// stays requires that a migration has failed and changed nothing, or that vmlockd has made it so: see forgotten.
 func (s *suite) stays(t *testing.T, o outcome, name, path string) {
 	t.Helper()
 	if o.err != nil || o.res.OK() {
@@ -145,51 +143,6 @@ func (s *suite) stays(t *testing.T, o outcome, name, path string) {
 	signal("STOP")
 	s.names(t, s.createRefused(t, 2, vm("other", lab.Disk{Path: path}), path), 1, name)
 	signal("CONT")
-}
-
-// forgotten is about a virtual machine that runs on node 1 without its lock, by a flaw of libvirt 9.0. QEMU stops the guest for
-// the hand-over, and libvirt gives the locks back (qemuProcessHandleStop in src/qemu/qemu_process.c). If the migration is aborted
-// at that moment, QEMU goes on with the guest by itself. libvirt then notes that it runs (qemuProcessHandleResume), and as it
-// runs does not start it (qemuMigrationSrcRestoreDomainState in src/qemu/qemu_migration.c), which is when it asks for locks. So
-// no lock manager knows of it. It is vmlockd's to say so, with a remedy that heals it.
-func (s *suite) forgotten(t *testing.T, name, path string) {
-	t.Helper()
-	s.step(t, "libvirt has gone on with %s without its lock", name)
-	f, ok := s.unlocked(t, name)
-	if !ok {
-		t.Fatalf("%s runs on node 1, and its disk is free, and vmlockctl doctor does not say so", name)
-	}
-	commands, _, _ := strings.Cut(f.Remedy, ":")
-	s.must(t, "follow the doctor's advice, "+commands, func() (lab.Result, error) { return s.Node(1).Shell(s.ctx, commands) })
-	s.state(t, 1, name, "running")
-	s.wantHeld(t, 3, path)
-	if f, ok := s.unlocked(t, name); ok {
-		t.Errorf("it is healed, and the doctor says %v", f)
-	}
-}
-
-// finding is as much as is needed here of one in 'vmlockctl doctor --json' (docs/control-api.md).
-type finding struct{ ID, Where, What, Remedy string }
-
-// unlocked is what the doctor says on node 1 of a virtual machine that runs and has a disk that is not locked.
-func (s *suite) unlocked(t *testing.T, name string) (_ finding, ok bool) {
-	t.Helper()
-	// Its exit status tells of whatever there is on a node that has been through other tests.
-	res, err := s.Node(1).Exec(s.ctx, "vmlockctl", "doctor", "--json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var said struct{ Findings []finding }
-	if err := json.Unmarshal([]byte(res.Stdout), &said); err != nil || said.Findings == nil {
-		t.Fatalf("vmlockctl doctor on node 1: %v: %v", err, res)
-	}
-	for _, f := range said.Findings {
-		if f.ID == "vm-unlocked" && strings.HasPrefix(f.Where, "virtual machine "+name+",") {
-			s.step(t, "vmlockctl doctor: %s: %s | %s", f.Where, f.What, f.Remedy)
-			return f, true
-		}
-	}
-	return finding{}, false
 }
 
 // failedMigration is about a migration that is aborted. If it was just about to end, libvirt 9.0 now and then waits for its
