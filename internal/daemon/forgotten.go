@@ -62,7 +62,8 @@ type notice struct {
 	again time.Time     // when that is tried
 	pause time.Duration // after the last try
 	busy  *control.Warning
-	told  bool // that it could not be taken
+	told  bool // that it could not be taken,
+	named bool // and that another has it
 }
 
 // statusDir is where a libvirt with that socket notes what runs.
@@ -231,8 +232,8 @@ func (r *reminder) take(g locking.GivenBack, n notice, now time.Time) {
 	} else {
 		n.busy = nil
 	}
-	tell := !n.told
-	n.told = true
+	tell := !n.told || n.busy != nil && !n.named
+	n.told, n.named = true, n.named || n.busy != nil
 	r.put(g, n)
 	if tell {
 		r.observe(locking.Event{Kind: locking.NotTakenAgain, Ref: g.Ref, Owner: g.Owner, Mode: g.Mode, Err: err})

@@ -322,7 +322,7 @@ func TestReminderDetached(t *testing.T) {
 // TestReminderTooLate: another has the disk by then. That is told once, and shown for as long as it is so.
 func TestReminderTooLate(t *testing.T) {
 	w := newReminded(t)
-	g, _ := w.register()
+	g, p := w.register()
 	w.write("migration-begin")
 	w.acquire(g)
 	w.release(g)
@@ -363,6 +363,19 @@ func TestReminderTooLate(t *testing.T) {
 	if list := w.warnings(); len(list) != 0 {
 		t.Errorf("warnings: %v", list)
 	}
+
+	// The end of the one without the lock is the end of it, too.
+	w.write("migration-forgotten")
+	w.after(lookInterval, "it goes on", 1, 1)
+	if list := w.warnings(); len(list) != 1 {
+		t.Errorf("warnings: %v", list)
+	}
+	p.Kill()
+	until(t, "nothing is remembered of one that has ended", func() bool { return len(w.m.GivenBack()) == 0 })
+	w.after(lookInterval, "ended", 1, 0)
+	if list := w.warnings(); len(list) != 0 {
+		t.Errorf("warnings: %v", list)
+	}
 }
 
 // TestReminderRetries: while nothing can be granted it is tried again, though not at each look.
@@ -380,6 +393,21 @@ func TestReminderRetries(t *testing.T) {
 	}
 	w.told(locking.NotTakenAgain, 1)
 	w.told(locking.TakenAgain, 1)
+
+	// That another has it by the time is told as well.
+	w.release(g)
+	w.b.Fail(locktest.On(locktest.OpLock, "disk"), syscall.EIO, 1)
+	w.write("migration-forgotten")
+	w.after(lookInterval, "it fails again", 0, 1)
+	w.told(locking.NotTakenAgain, 2)
+	w.acquire(w.other())
+	for range 10 {
+		w.after(lookInterval, "another has it", 1, 1)
+	}
+	w.told(locking.NotTakenAgain, 3)
+	if list := w.warnings(); len(list) != 1 {
+		t.Errorf("warnings: %v", list)
+	}
 }
 
 // TestReminderNames: what an owner is called comes from clients.
