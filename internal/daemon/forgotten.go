@@ -33,7 +33,8 @@ const (
 // reasons else it gives a lock back.
 //
 // A lock is taken again if libvirt has written, after it gave it back, that the virtual machine runs, that
-// nothing is done with it, as a migration, and that it still writes the disk. Whoever receives a migration
+// nothing is done with it, as a migration, and that it still writes the disk, and if that is so in two looks, as libvirt
+// does not note what takes it a moment only. Whoever receives a migration
 // takes the lock only while the sender is paused, or notes the migration.
 type reminder struct {
 	dir     string // where libvirt notes what runs
@@ -194,6 +195,7 @@ func (r *reminder) lookAt(g locking.GivenBack, now time.Time) {
 		n = *known
 	}
 	r.mu.Unlock()
+	before := n.due
 	if n.stamp != stamp {
 		text, at, err := readStatus(r.file(g.Owner))
 		if err != nil {
@@ -209,7 +211,7 @@ func (r *reminder) lookAt(g locking.GivenBack, now time.Time) {
 			n = notice{stamp: at}
 		}
 	}
-	if !n.due || now.Before(n.again) {
+	if !n.due || !before || now.Before(n.again) {
 		r.put(g, n)
 		return
 	}

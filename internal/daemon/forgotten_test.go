@@ -269,7 +269,13 @@ func TestReminder(t *testing.T) {
 	}
 	w.told(locking.TakenAgain, 0)
 	w.write("migration-forgotten")
-	w.after(lookInterval, "forgotten", 1, 0)
+	w.after(lookInterval, "forgotten, for a moment", 0, 1)
+	w.write("migration-stopped")
+	w.after(lookInterval, "stopped again", 0, 1)
+	w.write("migration-forgotten")
+	w.after(lookInterval, "forgotten, at the first look", 0, 1)
+	w.write("migration-forgotten")
+	w.after(lookInterval, "forgotten, though there is another note", 1, 0)
 	w.told(locking.TakenAgain, 1)
 
 	// libvirt suspends it, and it resumes.
@@ -302,7 +308,7 @@ func TestReminderHasNotSeen(t *testing.T) {
 	w.write("migration-stopped")
 	w.after(lookInterval, "another", 0, 1)
 	w.write("migration-forgotten")
-	w.do(os.Chmod(w.dir, 0o700)) // nothing is written
+	w.after(lookInterval, "forgotten, at the first look", 0, 1)
 	w.after(lookInterval, "forgotten", 1, 0)
 }
 
@@ -356,6 +362,7 @@ func TestReminderTooLate(t *testing.T) {
 	w.write("migration-stopped")
 	w.after(lookInterval, "paused", 1, 1)
 	w.write("migration-forgotten")
+	w.after(lookInterval, "at the first look", 1, 1)
 	w.after(lookInterval, "another has it again", 1, 1)
 	w.told(locking.NotTakenAgain, 2)
 	w.write("migration-stopped")
@@ -366,6 +373,7 @@ func TestReminderTooLate(t *testing.T) {
 
 	// The end of the one without the lock is the end of it, too.
 	w.write("migration-forgotten")
+	w.after(lookInterval, "at the first look", 1, 1)
 	w.after(lookInterval, "it goes on", 1, 1)
 	if list := w.warnings(); len(list) != 1 {
 		t.Errorf("warnings: %v", list)
@@ -387,8 +395,8 @@ func TestReminderRetries(t *testing.T) {
 	w.release(g)
 	w.write("migration-forgotten")
 	w.b.Fail(locktest.On(locktest.OpLock, "disk"), syscall.EIO, 3)
-	// At once, and 1, 2 and 4 seconds after the one before.
-	for at, held := range []int{0, 0, 0, 0, 0, 0, 0, 1} {
+	// At the second look, and 1, 2 and 4 seconds after the one before.
+	for at, held := range []int{0, 0, 0, 0, 0, 0, 0, 0, 1} {
 		w.after(lookInterval, fmt.Sprintf("look %d", at), held, 1-held)
 	}
 	w.told(locking.NotTakenAgain, 1)
@@ -398,6 +406,7 @@ func TestReminderRetries(t *testing.T) {
 	w.release(g)
 	w.b.Fail(locktest.On(locktest.OpLock, "disk"), syscall.EIO, 1)
 	w.write("migration-forgotten")
+	w.after(lookInterval, "at the first look", 0, 1)
 	w.after(lookInterval, "it fails again", 0, 1)
 	w.told(locking.NotTakenAgain, 2)
 	w.acquire(w.other())
