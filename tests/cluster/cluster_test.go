@@ -33,6 +33,7 @@ func TestLibvirt(t *testing.T) {
 		{"HotPlug", hotPlug},
 		{"Lease", lease},
 		{"SuspendAndResume", suspendAndResume},
+		{"ResumedByQEMU", resumedByQEMU},
 		{"Snapshot", snapshot},
 		{"SaveAndRestore", saveAndRestore},
 		{"SecondDiskRefused", secondDiskRefused},

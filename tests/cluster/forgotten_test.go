@@ -117,6 +117,24 @@ func abortedTooLate(t *testing.T, s *suite) {
 	s.wantFree(t, 2, path)
 }
 
+// resumedByQEMU is about a virtual machine that libvirt has suspended, and that somebody has QEMU continue behind its back.
+func resumedByQEMU(t *testing.T, s *suite) {
+	const name = "waker"
+	path := s.disk(t, name+".img", lab.CountingGuest())
+	s.create(t, 1, vm(name, lab.Disk{Path: path}))
+	s.must(t, "suspend", func() (lab.Result, error) { return s.Node(1).Virsh(s.ctx, "suspend", name) })
+	s.wantFree(t, 3, path)
+	s.must(t, "have QEMU go on", func() (lab.Result, error) {
+		return s.Node(1).Virsh(s.ctx, "qemu-monitor-command", name, "--hmp", "cont")
+	})
+	s.waitEvent(t, 1, path, "lock-taken-again")
+	s.state(t, 1, name, "running")
+	counts(t, s, name+".img")
+	s.names(t, s.createRefused(t, 2, vm("thief", lab.Disk{Path: path}), path), 1, name)
+	s.destroy(t, 1, name)
+	s.wantFree(t, 2, path)
+}
+
 // handOver brings a migration from node 1 to the moment in which QEMU there has stopped the guest, and libvirt has given its
 // lock back, and keeps it there until abort is called, which returns when the migration has ended.
 func handOver(t *testing.T, s *suite, name string) (path string, abort func() outcome) {
