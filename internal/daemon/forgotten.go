@@ -29,13 +29,13 @@ const (
 )
 
 // reminder takes locks again that libvirt has forgotten: it has given them back, and lets the
-// virtual machine run. docs/virtlockd.md says how libvirt comes to that, and for which
-// reasons else it gives a lock back.
+// virtual machine run. docs/virtlockd.md says how libvirt comes to that.
 //
 // A lock is taken again if libvirt has written, after it gave it back, that the virtual machine runs, that
-// nothing is done with it, as a migration, and that it still writes the disk, and if that is so in two looks, as libvirt
-// does not note what takes it a moment only. Whoever receives a migration
-// takes the lock only while the sender is paused, or notes the migration.
+// no job such as a migration is under way, and that it still writes the disk; and if two looks say so, as libvirt
+// does not note jobs that take it a moment only. Whoever receives a migration takes the lock
+// only while the sender notes that one is under way. For what other reasons locks are
+// given back, and what libvirt writes then, is in TestJudge.
 type reminder struct {
 	dir     string // where libvirt notes what runs
 	locks   *locking.Manager
