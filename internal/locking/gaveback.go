@@ -137,8 +137,12 @@ func (m *Manager) lockedGift(b GivenBack) (*owner, *gift) {
 	return nil, nil
 }
 
-// lockedRemember notes that o has released a lock, and says whether that is more than before.
+// lockedRemember notes that o has released a lock, unless it shares it once more under that name, and says whether
+// it is noted.
 func (m *Manager) lockedRemember(o *owner, ref Ref, g *gift) bool {
+	if r := m.lockedNamed(ref); r != nil && slices.ContainsFunc(r.holds, func(h *hold) bool { return h.owner == o && h.ref == ref }) {
+		return false
+	}
 	if g.stamp == (Stamp{}) || o.gone || o.proc == nil || m.gifts >= maxGivenBack && o.gave[ref] == nil {
 		return false
 	}

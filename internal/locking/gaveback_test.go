@@ -142,6 +142,21 @@ func TestGivenBackEnds(t *testing.T) {
 			w.empty()
 		})
 	})
+	t.Run("it was shared twice", func(t *testing.T) {
+		inWorld(t, func(t *testing.T, w *world) {
+			g, _ := w.vm(1)
+			w.written(1)
+			w.acquire(g, disk("a"), locking.Shared)
+			w.acquire(g, disk("a"), locking.Shared)
+			w.release(g, disk("a"))
+			w.noGift()
+			w.release(g, disk("a"))
+			w.m.ForgetGivenBack(w.gift(1))
+			g.Close()
+			settle()
+			w.empty()
+		})
+	})
 	t.Run("an operator released it", func(t *testing.T) {
 		inWorld(t, func(t *testing.T, w *world) {
 			g, _ := w.vm(1)

@@ -37,11 +37,20 @@ type actor struct {
 	ending time.Time
 	// returning is what it gave back since the drain began.
 	returning map[locking.Ref]int
+	// gave is what it released, of those of which something is known, and has not taken since.
+	gave map[locking.Ref]modelGift
+}
+
+type modelGift struct {
+	mode locking.Mode
+	auto bool
 }
 
 type modelHold struct {
 	actor *actor
 	ref   locking.Ref
+	auto  bool
+	again bool // it was taken again, and not asked for since
 }
 
 type modelResource struct {
@@ -69,7 +78,7 @@ func (m *model) holdsOf(a *actor) (n int) {
 
 // known says whether anybody still needs an owner, so that its death is seen.
 func (m *model) known(a *actor) bool {
-	return !a.gone && (a.sessions > 0 || m.holdsOf(a) > 0 || time.Now().Before(a.ending))
+	return !a.gone && (a.sessions > 0 || m.holdsOf(a) > 0 || len(a.gave) > 0 || time.Now().Before(a.ending))
 }
 
 // register returns who a new session of pid speaks for.
@@ -77,7 +86,7 @@ func (m *model) register(pid int32, running bool) *actor {
 	a := m.actors[m.last[pid]]
 	if a == nil || !m.known(a) || a.process != (running && pid > 0) {
 		m.count++
-		a = &actor{name: fmt.Sprintf("%d#%d", pid, m.count), pid: pid, process: running && pid > 0, returning: map[locking.Ref]int{}}
+		a = &actor{name: fmt.Sprintf("%d#%d", pid, m.count), pid: pid, process: running && pid > 0, returning: map[locking.Ref]int{}, gave: map[locking.Ref]modelGift{}}
 		m.actors[a.name] = a
 		if !running && m.departed[pid] {
 			a.gone = true
@@ -105,6 +114,7 @@ func (m *model) gone(a *actor, keep string) {
 		return
 	}
 	a.gone = true
+	clear(a.gave)
 	m.departed[a.pid] = true
 	for id, r := range m.res {
 		if id == keep && !slices.ContainsFunc(r.holds, func(h modelHold) bool { return h.actor != a }) {
@@ -149,24 +159,38 @@ const granted locking.Kind = 255
 
 // decide says whether a may have id, if the backend has no objection. What cannot
 // be noted in the journal is not granted.
-func (m *model) decide(a *actor, id string, ref locking.Ref, mode locking.Mode, unnoted bool) locking.Kind {
+func (m *model) decide(a *actor, id string, ref locking.Ref, mode locking.Mode, auto, unnoted bool) locking.Kind {
 	r := m.res[id]
+	hold := modelHold{actor: a, ref: ref, auto: auto}
 	switch {
 	case r != nil && (mode == locking.Exclusive || r.mode == locking.Exclusive):
 		return locking.KindBusy
 	case unnoted:
 		return locking.KindUnavailable
 	case r == nil:
-		m.res[id] = &modelResource{mode: mode, holds: []modelHold{{a, ref}}}
+		m.res[id] = &modelResource{mode: mode, holds: []modelHold{hold}}
 	default:
-		r.holds = append(r.holds, modelHold{a, ref})
+		r.holds = append(r.holds, hold)
 	}
 	a.returning[ref] = max(a.returning[ref]-1, 0)
+	delete(a.gave, ref)
 	return granted
 }
 
+// takenAgain is the first hold that a has under a name, if that is one it has not asked for; nil if not.
+func (m *model) takenAgain(a *actor, ref locking.Ref) *modelHold {
+	if r := m.res[m.under(ref)]; r != nil {
+		if i := slices.IndexFunc(r.holds, func(h modelHold) bool { return h.ref == ref && h.actor == a }); i >= 0 && r.holds[i].again {
+			return &r.holds[i]
+		}
+	}
+	return nil
+}
+
 // drained says whether the drain keeps a from having ref.
-func (m *model) drained(a *actor, ref locking.Ref) bool { return m.draining && a.returning[ref] == 0 }
+func (m *model) drained(a *actor, ref locking.Ref) bool {
+	return m.draining && a.returning[ref] == 0 && m.takenAgain(a, ref) == nil
+}
 
 func (m *model) drain(on bool) {
 	if m.draining != on {
@@ -182,6 +206,29 @@ func (m *model) gaveBack(h modelHold) {
 	if m.draining && !h.actor.gone {
 		h.actor.returning[h.ref]++
 	}
+}
+
+// remember is told of a release that is over, of whose owner something is known.
+func (m *model) remember(h modelHold, mode locking.Mode) {
+	has := false
+	for _, r := range m.res {
+		has = has || slices.ContainsFunc(r.holds, func(o modelHold) bool { return o.actor == h.actor && o.ref == h.ref })
+	}
+	if h.actor.process && !h.actor.gone && !has {
+		h.actor.gave[h.ref] = modelGift{mode, h.auto}
+	}
+}
+
+// gifts is everything that is remembered, to compare.
+func (m *model) gifts() []string {
+	list := []string{}
+	for _, a := range m.actors {
+		for ref, g := range a.gave {
+			list = append(list, fmt.Sprint(a.pid, ref, g.mode))
+		}
+	}
+	slices.Sort(list)
+	return list
 }
 
 // dropDead releases what those hold who are gone, which whoever wants id tries.

@@ -66,7 +66,7 @@ func (p *play) acquireSlowly(rt *rapid.T) {
 	case s.actor.gone:
 		want = locking.KindOwnerGone
 	default:
-		p.m.decide(s.actor, id, ref, mode, false)
+		p.m.decide(s.actor, id, ref, mode, false, false)
 	}
 	s.actor.sessions--
 	p.kind(rt, err, want)

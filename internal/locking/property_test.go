@@ -38,6 +38,8 @@ func TestAgainstModel(t *testing.T) {
 				"lockspace":       p.lockspace,
 				"create resource": p.createResource,
 				"delete resource": p.deleteResource,
+				"written":         p.written,
+				"take again":      p.takeAgain,
 				"drain":           p.drain,
 				"force release":   p.forceRelease,
 				"world":           p.world,
@@ -121,6 +123,14 @@ func (p *play) compare(rt *rapid.T) {
 	slices.Sort(got)
 	if want := p.m.holders(); !slices.Equal(got, want) {
 		rt.Fatalf("held is %q, want %q", got, want)
+	}
+	gifts := []string{}
+	for _, g := range p.w.m.GivenBack() {
+		gifts = append(gifts, fmt.Sprint(g.Owner.PID, g.Ref, g.Mode))
+	}
+	slices.Sort(gifts)
+	if want := p.m.gifts(); !slices.Equal(gifts, want) {
+		rt.Fatalf("given back is %q, want %q", gifts, want)
 	}
 	want := maps.Clone(p.m.unsettled)
 	for id, r := range p.m.res {
@@ -311,10 +321,19 @@ func (p *play) expect(s *session, ref locking.Ref, mode locking.Mode, auto bool,
 	if p.m.drained(s.actor, ref) {
 		return locking.KindUnavailable
 	}
+	if h := p.m.takenAgain(s.actor, ref); h != nil && p.m.res[p.m.under(ref)].mode == mode {
+		h.again = false
+		return granted
+	}
+	return p.backend(s.actor, ref, mode, auto, f, before)
+}
+
+// backend is the answer if neither a drain nor what the owner has already decides.
+func (p *play) backend(a *actor, ref locking.Ref, mode locking.Mode, auto bool, f fault, before string) locking.Kind {
 	if id := p.m.under(ref); id != "" {
 		p.m.dropDead(id)
 		if p.m.under(ref) != "" {
-			return p.m.decide(s.actor, id, ref, mode, f == faultIntend)
+			return p.m.decide(a, id, ref, mode, auto, f == faultIntend)
 		}
 	}
 	switch {
@@ -328,7 +347,7 @@ func (p *play) expect(s *session, ref locking.Ref, mode locking.Mode, auto bool,
 	id := p.w.b.Leads(ref)
 	p.m.dropDead(id)
 	if p.m.res[id] != nil {
-		return p.m.decide(s.actor, id, ref, mode, f == faultIntend)
+		return p.m.decide(a, id, ref, mode, auto, f == faultIntend)
 	}
 	switch f {
 	case faultIntend:
@@ -343,7 +362,7 @@ func (p *play) expect(s *session, ref locking.Ref, mode locking.Mode, auto bool,
 			return locking.KindBusy
 		}
 	}
-	return p.m.decide(s.actor, id, ref, mode, f == faultGrant)
+	return p.m.decide(a, id, ref, mode, auto, f == faultGrant)
 }
 
 // names checks that a refusal names those who hold the resource here.
@@ -400,8 +419,12 @@ func (p *play) releaseRef(rt *rapid.T, s *session, ref locking.Ref, faults []fau
 		p.m.unsettled[id] = p.m.res[id].mode
 	}
 	if hold >= 0 {
-		p.m.gaveBack(p.m.res[id].holds[hold])
+		h, mode := p.m.res[id].holds[hold], p.m.res[id].mode
+		p.m.gaveBack(h)
 		p.m.drop(id, hold)
+		if s.actor.process && p.w.known(s.actor.pid) {
+			p.m.remember(h, mode)
+		}
 	}
 	p.kind(rt, err, want)
 }

@@ -97,6 +97,11 @@ func (w *world) written(pid int32) locking.Stamp {
 	return s
 }
 
+// known says whether anything is.
+func (w *world) known(pid int32) bool {
+	return witness{w}.Stamp(locking.Owner{PID: pid}) != locking.Stamp{}
+}
+
 // inWorld runs a test with a clock of its own, in which nothing is left behind.
 func inWorld(t *testing.T, f func(t *testing.T, w *world)) {
 	t.Helper()
