@@ -142,6 +142,26 @@ func TestGivenBackEnds(t *testing.T) {
 			w.empty()
 		})
 	})
+	t.Run("its owner is being ended", func(t *testing.T) {
+		inWorld(t, func(t *testing.T, w *world) {
+			g, p := w.vm(1)
+			p.Stubborn()
+			w.written(1)
+			w.acquire(g, disk("a"), locking.Exclusive)
+			w.acquire(g, disk("b"), locking.Exclusive)
+			w.release(g, disk("a"))
+			g.Disconnected()
+			g.Close()
+			settle()
+			if err := w.m.TakeAgain(ctx, w.gift(1), w.written(1)); !errors.Is(err, locking.ErrTaken) {
+				t.Errorf("taken again: %v", err)
+			}
+			p.Kill()
+			settle()
+			w.noGift()
+			w.empty()
+		})
+	})
 	t.Run("it was shared twice", func(t *testing.T) {
 		inWorld(t, func(t *testing.T, w *world) {
 			g, _ := w.vm(1)
