@@ -25,11 +25,8 @@ const nodeSocket = "/run/libvirt/virtlockd-sock"
 
 // cluster measures the backend "cluster" in a lab of two nodes.
 func cluster(ctx context.Context, o *options, r *report, work string) (err error) {
-	cfg := lab.Config{
-		Nodes: 2, VMLockd: o.vmlockd, LogDir: o.logs,
-		VMLockdConfig: func(int) string { return "backend = \"cluster\"\n" + o.guardLine() },
-		Binaries:      map[string]string{"bench": filepath.Join(work, "bench")},
-	}
+	cfg := clusterConfig(o, work)
+	cfg.Nodes = 2
 	if missing := lab.Missing(cfg); len(missing) > 0 {
 		r.Missing = append(r.Missing, "backend cluster: this machine cannot run the lab:\n  "+strings.Join(missing, "\n  "))
 		return nil
@@ -37,14 +34,30 @@ func cluster(ctx context.Context, o *options, r *report, work string) (err error
 	if err := build(ctx, cfg.Binaries["bench"], "github.com/vmlockd/vmlockd/bench"); err != nil {
 		return err
 	}
+	s := &series{backend: "cluster"}
+	defer func() { r.Results = append(r.Results, s.results()...) }()
+	if o.wants(partRecovery) {
+		if err := recovery(ctx, o, s, work); err != nil {
+			return err
+		}
+	}
+	if !o.wants(partDeath) && !o.wants(partHeld) && !o.wants(partRecords) && !o.wants(partDLM) {
+		return nil
+	}
+	if o.wants(partDLM) {
+		program, err := buildLibdlm(ctx, work)
+		if err != nil {
+			r.Missing = append(r.Missing, err.Error())
+		} else {
+			cfg.Binaries[libdlmName] = program
+		}
+	}
 	progress("cluster: two nodes boot")
 	l, err := lab.Start(ctx, cfg)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
-	s := &series{backend: "cluster"}
-	defer func() { r.Results = append(r.Results, s.results()...) }()
 	for _, n := range l.Nodes() {
 		if err := waitServing(ctx, n); err != nil {
 			return err
@@ -55,7 +68,7 @@ func cluster(ctx context.Context, o *options, r *report, work string) (err error
 			return err
 		}
 	}
-	if !o.wants(partHeld) && !o.wants(partRecords) {
+	if !o.wants(partHeld) && !o.wants(partRecords) && !o.wants(partDLM) {
 		return nil
 	}
 	_, other, err := sleeper(ctx, l.Node(2), "other")
@@ -65,6 +78,11 @@ func cluster(ctx context.Context, o *options, r *report, work string) (err error
 	defer other.Close()
 	if err := other.Acquire(ctx, locking.Ref{Name: refusedName}, 0); err != nil {
 		return err
+	}
+	if o.wants(partDLM) {
+		if err := holdForPairs(ctx, l.Node(2), other); err != nil {
+			return err
+		}
 	}
 	// The other node stays in the lockspace, as in a real cluster.
 	if err := l.Node(1).Service(lab.ServiceLock).Stop(ctx); err != nil {
@@ -88,15 +106,38 @@ func cluster(ctx context.Context, o *options, r *report, work string) (err error
 	return nil
 }
 
+// clusterConfig is a lab with the daemon to measure, and with this program, which is to
+// be built before the lab is started.
+func clusterConfig(o *options, work string) lab.Config {
+	return lab.Config{
+		VMLockd: o.vmlockd, LogDir: o.logs,
+		VMLockdConfig: func(int) string { return "backend = \"cluster\"\n" + o.guardLine() },
+		Binaries:      map[string]string{"bench": filepath.Join(work, "bench")},
+	}
+}
+
 func (o *options) guardLine() string { return fmt.Sprintf("guard.mode = %q\n", o.guard) }
 
 // inside measures in the node, and prints the results as JSON.
 func inside(ctx context.Context, o *options) (err error) {
+	if *role != "" {
+		return play(ctx)
+	}
 	counts, err := o.countList()
 	if err != nil {
 		return err
 	}
 	s := &series{backend: "cluster"}
+	if o.wants(partDLM) {
+		d, err := newVmlockd(ctx, whoDaemon, "cluster", []string{o.vmlockd}, o.guardLine())
+		if err != nil {
+			return err
+		}
+		err = dlmInside(ctx, s, d, o.rounds, o.window)
+		if err = errors.Join(err, d.close()); err != nil {
+			return err
+		}
+	}
 	if o.wants(partRecords) {
 		if err := records(ctx, s, o.rounds, o.window); err != nil {
 			return err
