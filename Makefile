@@ -116,7 +116,8 @@ deb: ## build out/vmlockd_VERSION_ARCH.deb for amd64 and arm64, the same to the 
 deb-test: ## test the package: lintian, and installed, upgraded and removed in a fresh Debian with systemd (root; installs what is missing)
 	GO='$(GO)' scripts/deb-test
 
-bench: ## measure restarts, memory, deaths and throughput, beside virtlockd and in the lab (root)
+bench: ## measure restarts, memory, deaths, throughput and recovery, beside virtlockd, and in the lab beside the bare DLM (root)
+	-scripts/install-deps bench
 	mkdir -p out
 	$(GO) run ./bench --json out/bench.json --markdown out/bench.md
 

@@ -103,11 +103,13 @@ func dlmPairs(ctx context.Context, s *series, lockers []locker, rounds int, wind
 }
 
 func addTurns(s *series, k lockKind, clients int, lockers []locker, turns []turn) {
-	what := "a pair, " + k.what
+	one := "a pair, " + k.what
 	if k.refused {
-		what = "a refusal of what is " + k.what
+		one = "a refusal of what is " + k.what
 	}
+	what := one
 	if clients > 1 {
+		one = fmt.Sprintf("%s, %d clients", one, clients)
 		what = fmt.Sprintf("pairs/s, %s, %d clients", k.what, clients)
 	}
 	for i, t := range turns {
@@ -116,7 +118,7 @@ func addTurns(s *series, k lockKind, clients int, lockers []locker, turns []turn
 		} else {
 			s.add(what, lockers[i].who(), "", t.perSecond())
 		}
-		s.add("processor time for "+what, lockers[i].who(), "us", float64(t.processor.Microseconds())/float64(max(t.count, 1)))
+		s.add("processor time for "+one, lockers[i].who(), "us", float64(t.processor.Microseconds())/float64(max(t.count, 1)))
 	}
 	for i := 1; i < len(turns); i++ {
 		ratio, goal := float64(turns[0].each())/float64(turns[i].each()), k.goal

@@ -75,7 +75,7 @@ func main() {
 	}
 	var o options
 	flag.StringVar(&o.backend, "backend", "all", "local, cluster (needs root) or all")
-	flag.StringVar(&o.only, "only", "", "parts, with commas: held (restart, re-exec, memory), death, pairs, records (who holds a lock); all if empty")
+	flag.StringVar(&o.only, "only", "", "parts, with commas: held (restart, re-exec, memory), death, pairs, records (who holds a lock), dlm (beside the bare DLM), recovery (after a power cut); all if empty")
 	flag.StringVar(&o.json, "json", "", "`file` for the results")
 	flag.StringVar(&o.tables, "markdown", "", "`file` for the tables of docs/performance.md")
 	flag.StringVar(&o.vmlockd, "vmlockd", "", "the vmlockd `program` to measure, linked statically; built if empty")
@@ -89,7 +89,7 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, time.Hour)
 	defer cancel()
 	exit(run(ctx, &o))
 }
