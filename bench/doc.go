@@ -1,7 +1,7 @@
 // Command bench measures vmlockd where its promises have figures, beside what
 // can be compared with it, in one run on one machine: Debian's virtlockd and a bare
-// loop of record locks for the backend "local", a bare loop of adoptions for the
-// backend "cluster". 'make bench' runs it; docs/performance.md has its results.
+// loop of record locks for the backend "local"; bare loops on the DLM's device and a
+// program in C on libdlm for the backend "cluster". 'make bench' runs it; docs/performance.md has its results.
 //
 // The backend "local" is measured on this machine; virtlockd needs root, as its
 // socket is in /run, which is replaced in a namespace of its own. The backend
