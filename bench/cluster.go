@@ -36,6 +36,11 @@ func cluster(ctx context.Context, o *options, r *report, work string) (err error
 	}
 	s := &series{backend: "cluster"}
 	defer func() { r.Results = append(r.Results, s.results()...) }()
+	if o.wants(partSanlock) {
+		if err := sanlock(ctx, o, s, r, work); err != nil {
+			return err
+		}
+	}
 	if o.wants(partRecovery) {
 		if err := recovery(ctx, o, s, work); err != nil {
 			return err

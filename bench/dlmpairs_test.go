@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -94,6 +96,23 @@ func TestLibdlmMissing(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	if _, err := buildLibdlm(t.Context(), t.TempDir()); err == nil || !strings.Contains(err.Error(), "libdlm-dev") {
 		t.Errorf("without a compiler: %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(os.Getenv("PATH"), "cc"), []byte("#!/bin/sh\necho 'libdlm.h: no such file' >&2; exit 1\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := buildLibdlm(t.Context(), t.TempDir()); err == nil || !strings.Contains(err.Error(), "libdlm-dev") || !strings.Contains(err.Error(), "libdlm.h: no such file") {
+		t.Errorf("without the library: %v", err)
+	}
+}
+
+func TestTurnOf(t *testing.T) {
+	if got, err := turnOf("3 6000\n"); err != nil || got.each() != 2000 {
+		t.Errorf("%+v, %v", got, err)
+	}
+	for _, out := range []string{"", "3", "0 6000", "3 0", "three 6000"} {
+		if got, err := turnOf(out); err == nil {
+			t.Errorf("%q is read as %+v", out, got)
+		}
 	}
 }
 

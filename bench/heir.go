@@ -150,7 +150,7 @@ func inherit(ctx context.Context) error {
 		return err
 	}
 	begin := time.Now()
-	var got inheritance
+	got := inheritance{Begin: begin}
 	got.Refusals, err = takeAll(ctx, list, *recoveryRound, true, func() { got.First = time.Since(begin) })
 	got.Last = time.Since(begin)
 	if err != nil {

@@ -21,22 +21,29 @@ var libdlmSource string
 // libdlmName is what the program of libdlm/pairs.c is called in the nodes.
 const libdlmName = "bench-libdlm"
 
-// buildLibdlm compiles the program in C for the nodes, which have this machine's
-// libraries. The error says what is missing for that.
+// buildLibdlm compiles it. Of libdlm's two libraries it takes the one without threads,
+// which makes two system calls for a lock.
 func buildLibdlm(ctx context.Context, work string) (string, error) {
-	const remedy = "; Debian has it in gcc, libc6-dev and libdlm-dev"
-	source, program := filepath.Join(work, "libdlm-pairs.c"), filepath.Join(work, libdlmName)
-	if err := os.WriteFile(source, []byte(libdlmSource), 0o600); err != nil {
+	return buildC(ctx, work, libdlmName, libdlmSource, "dlm_lt", "libdlm-dev")
+}
+
+// buildC compiles a program in C for the nodes, which have this machine's libraries.
+// The error says what is missing for that.
+func buildC(ctx context.Context, work, name, source, library, pkg string) (string, error) {
+	missing := func(err error, more string) error {
+		return fmt.Errorf("%s, a program in C: %w%s; Debian has what it needs in gcc, libc6-dev and %s", name, err, more, pkg)
+	}
+	file, program := filepath.Join(work, name+".c"), filepath.Join(work, name)
+	if err := os.WriteFile(file, []byte(source), 0o600); err != nil {
 		return "", err
 	}
 	cc, err := exec.LookPath("cc")
 	if err != nil {
-		return "", fmt.Errorf("a program in C on libdlm beside vmlockd: %w"+remedy, err)
+		return "", missing(err, "")
 	}
-	// Of the two libraries the one without threads, which makes two system calls for a lock.
-	if out, err := exec.CommandContext(ctx, cc, "-O2", "-o", program, source, "-ldlm_lt").CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(ctx, cc, "-O2", "-o", program, file, "-l"+library).CombinedOutput(); err != nil {
 		first, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
-		return "", fmt.Errorf("a program in C on libdlm beside vmlockd: %w: %s"+remedy, err, first)
+		return "", missing(err, ": "+first)
 	}
 	return program, nil
 }
@@ -63,11 +70,22 @@ func (l libdlmLoop) turn(ctx context.Context, k lockKind, clients int, window ti
 		}
 		return turn{}, fmt.Errorf("%s, %s: %w", l.who(), k.what, err)
 	}
-	var t turn
-	if _, err := fmt.Sscan(string(out), &t.count, (*int64)(&t.elapsed)); err != nil {
-		return turn{}, fmt.Errorf("%s says %q: %w", l.who(), out, err)
+	t, err := turnOf(string(out))
+	if err != nil {
+		return turn{}, fmt.Errorf("%s says %w", l.who(), err)
 	}
 	t.processor = cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
+	return t, nil
+}
+
+// turnOf reads what a program in C prints: how often, and in how many nanoseconds.
+func turnOf(out string) (t turn, err error) {
+	if _, err := fmt.Sscan(out, &t.count, (*int64)(&t.elapsed)); err != nil {
+		return turn{}, fmt.Errorf("%q: %w", out, err)
+	}
+	if t.count < 1 || t.elapsed <= 0 {
+		return turn{}, fmt.Errorf("%q, which is nothing", out)
+	}
 	return t, nil
 }
 

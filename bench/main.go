@@ -75,7 +75,7 @@ func main() {
 	}
 	var o options
 	flag.StringVar(&o.backend, "backend", "all", "local, cluster (needs root) or all")
-	flag.StringVar(&o.only, "only", "", "parts, with commas: held (restart, re-exec, memory), death, pairs, records (who holds a lock), dlm (beside the bare DLM), recovery (after a power cut); all if empty")
+	flag.StringVar(&o.only, "only", "", "parts, with commas: held (restart, re-exec, memory), death, pairs, records (who holds a lock), dlm (beside the bare DLM), recovery (after a power cut), sanlock (beside it); all if empty")
 	flag.StringVar(&o.json, "json", "", "`file` for the results")
 	flag.StringVar(&o.tables, "markdown", "", "`file` for the tables of docs/performance.md")
 	flag.StringVar(&o.vmlockd, "vmlockd", "", "the vmlockd `program` to measure, linked statically; built if empty")

@@ -40,6 +40,7 @@ const (
 
 // inheritance is what the heir has measured, since the change of the membership.
 type inheritance struct {
+	Begin    time.Time     `json:"begin"` // the nodes have this machine's clock
 	First    time.Duration `json:"first"`
 	Last     time.Duration `json:"last"`
 	Refusals int64         `json:"refusals"`
@@ -147,6 +148,7 @@ func powerCut(ctx context.Context, s *series, l *lab.Lab, how, name string, fres
 	if err != nil {
 		return err
 	}
+	cut := time.Now()
 	if err := victim.PowerCut(ctx); err != nil {
 		return err
 	}
@@ -156,6 +158,7 @@ func powerCut(ctx context.Context, s *series, l *lab.Lab, how, name string, fres
 	}
 	progress("recovery: first after %v, last after %v, %d refusals", got.First, got.Last, got.Refusals)
 	first, last := recoveryMeasures()
+	s.addTime(fmt.Sprintf("power cut to corosync's membership change, with a token of %v", recoveryToken), who, got.Begin.Sub(cut))
 	s.addTime(first, who, got.First)
 	s.addTime(last, who, got.Last)
 	space := "vmlockd"

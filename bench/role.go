@@ -45,7 +45,12 @@ func play(ctx context.Context) error {
 // startRole starts this program in a node, and returns when it is ready. name must not
 // have been used in this lab.
 func startRole(ctx context.Context, n *lab.Node, name, role string, args ...string) (*lab.Process, error) {
-	p, err := n.StartEnv(ctx, name, []string{"HOME=/root"}, "bench", append([]string{"--inside", "--role", role}, args...)...)
+	return startReady(ctx, n, name, []string{"HOME=/root"}, append([]string{"bench", "--inside", "--role", role}, args...)...)
+}
+
+// startReady starts a program that says readyLine.
+func startReady(ctx context.Context, n *lab.Node, name string, env []string, args ...string) (*lab.Process, error) {
+	p, err := n.StartEnv(ctx, name, env, args[0], args[1:]...)
 	if err != nil {
 		return nil, err
 	}
