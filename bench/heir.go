@@ -84,6 +84,9 @@ func takers(ctx context.Context, how string) (list []taker, end func() error, er
 	return list, func() error { endAll(vms); return nil }, nil
 }
 
+// nameOf is the n-th lock of a round, from 0.
+func nameOf(round string, n int) string { return fmt.Sprintf("bench-%s-%05d", round, n) }
+
 // takeAll has them take the locks of a round. first is called once, after the first
 // one; a refusal is an error unless patient.
 func takeAll(ctx context.Context, list []taker, name string, patient bool, first func()) (refusals int64, err error) {
@@ -94,7 +97,7 @@ func takeAll(ctx context.Context, list []taker, name string, patient bool, first
 	for i, t := range list {
 		wg.Go(func() {
 			for n := next.Add(1) - 1; n < int64(*recoveryLocks); n = next.Add(1) - 1 {
-				if errs[i] = t.takeOne(ctx, fmt.Sprintf("bench-%s-%05d", name, n), patient, &refusedTimes); errs[i] != nil {
+				if errs[i] = t.takeOne(ctx, nameOf(name, int(n)), patient, &refusedTimes); errs[i] != nil {
 					return
 				}
 				once.Do(first)
@@ -139,6 +142,10 @@ func inherit(ctx context.Context) error {
 	list, end, err := takers(ctx, strings.TrimRight(*recoveryRound, "0123456789"))
 	if err != nil {
 		return err
+	}
+	// What nobody holds would be had at once.
+	if err := list[0].take(ctx, nameOf(*recoveryRound, *recoveryLocks-1)); !list[0].refused(err) {
+		return fmt.Errorf("the last lock is not held by the other node: %w", err)
 	}
 	q, err := corosync.Track(ctx, corosync.Host(), corosync.Options{})
 	if err != nil {

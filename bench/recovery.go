@@ -26,7 +26,7 @@ const partRecovery = "recovery"
 var (
 	recoveryLocks  = flag.Int("recovery-locks", 10000, "how many locks a node holds when it loses its power, 1 to 15000")
 	recoveryRound  = flag.String("recovery-round", "", "with --role: `daemon` or bare, and a number")
-	recoveryRounds = flag.Int("recovery-rounds", 2, "rounds of that, 1 to 10; one takes two to five minutes")
+	recoveryRounds = flag.Int("recovery-rounds", 3, "rounds of that, 1 to 10; one takes one to five minutes")
 )
 
 const (
@@ -221,10 +221,20 @@ func kernelRecovery(ctx context.Context, n *lab.Node, space string) (time.Durati
 // quorumBack measures the time from corosync's word that there is quorum again to the
 // first lock, on a node whose neighbours had all lost their power. Node 3 has none.
 func quorumBack(ctx context.Context, s *series, l *lab.Lab) error {
-	progress("recovery: quorum lost, and back")
+	for round := range *recoveryRounds {
+		progress("recovery: quorum lost, and back")
+		if err := quorumRound(ctx, s, l, fmt.Sprintf("quorum%d", round)); err != nil {
+			return fmt.Errorf("quorum back, round %d: %w", round, err)
+		}
+		s.ratio(measureQuorum, whoDaemon, whoBare, "")
+	}
+	return nil
+}
+
+func quorumRound(ctx context.Context, s *series, l *lab.Lab, name string) error {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
-	p, err := startRole(ctx, l.Node(1), "quorum", roleQuorum)
+	p, err := startRole(ctx, l.Node(1), name, roleQuorum)
 	if err != nil {
 		return err
 	}
@@ -244,8 +254,10 @@ func quorumBack(ctx context.Context, s *series, l *lab.Lab) error {
 	for _, who := range []string{whoDaemon, whoBare} {
 		s.addTime(measureQuorum, who, got[who])
 	}
-	s.ratio(measureQuorum, whoDaemon, whoBare, "")
-	return nil
+	if err := l.WaitQuorate(ctx); err != nil {
+		return err
+	}
+	return enter(ctx, l.Node(2))
 }
 
 const measureQuorum = "quorum back to the first lock granted"
