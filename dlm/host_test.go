@@ -1,10 +1,14 @@
 package dlm
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -178,5 +182,51 @@ func TestHostRecoverNode(t *testing.T) {
 		if id, err := RecoverNode(h, "ls"); id != tc.want || (err == nil) != tc.ok {
 			t.Errorf("%q: %d, %v", tc.text, id, err)
 		}
+	}
+}
+
+// TestStateReads counts the reads of a look at a lockspace's state, as the kernel counts them for a thread.
+func TestStateReads(t *testing.T) {
+	h, root := fakeHost(t)
+	file := filepath.Join(root, "sys/kernel/dlm/disks/recover_status")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte("ff\n"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	s, err := OpenState(h, "disks")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	counts, err := os.Open("/proc/thread-self/io")
+	if err != nil {
+		t.Fatalf("the kernel counts no reads: %v", err)
+	}
+	defer counts.Close()
+	reads := func() (n int) {
+		var buf [256]byte
+		if _, err := counts.Seek(0, io.SeekStart); err != nil {
+			t.Fatal(err)
+		}
+		k, err := counts.Read(buf[:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := fmt.Sscanf(string(buf[bytes.Index(buf[:k], []byte("syscr:")):k]), "syscr: %d", &n); err != nil {
+			t.Fatalf("%q: %v", buf[:k], err)
+		}
+		return n
+	}
+	const looks = 100
+	empty := -reads() + reads()
+	before := reads()
+	for range looks {
+		if running, err := s.Running(); err != nil || !running {
+			t.Fatalf("running: %v, %v", running, err)
+		}
+	}
+	if n := reads() - before - empty; n != looks {
+		t.Errorf("%d looks took %d reads", looks, n)
 	}
 }

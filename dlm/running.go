@@ -1,6 +1,7 @@
 package dlm
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // StateFile is the kernel's word about a lockspace's recovery: what /sys/kernel/dlm/<lockspace>/recover_status says,
@@ -169,7 +172,35 @@ func (h host) RecoverStatus(lockspace string) (StateFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	return f, nil
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return &stateFile{f, raw}, nil
+}
+
+// stateFile is a file of sysfs, which a single read has all of. That of an os.File reads until there is nothing more,
+// which takes two.
+type stateFile struct {
+	*os.File
+	raw syscall.RawConn
+}
+
+func (f *stateFile) ReadAt(p []byte, off int64) (n int, err error) {
+	readErr := f.raw.Read(func(fd uintptr) bool {
+		for {
+			if n, err = unix.Pread(int(fd), p, off); err != unix.EINTR {
+				return true
+			}
+		}
+	})
+	if err = cmp.Or(readErr, err); err != nil {
+		return 0, &fs.PathError{Op: "read", Path: f.Name(), Err: err}
+	}
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
 }
 
 // RecoverNode reads /sys/kernel/dlm/<lockspace>/recover_nodeid.
