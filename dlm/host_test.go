@@ -201,7 +201,7 @@ func TestStateReads(t *testing.T) {
 	defer runtime.UnlockOSThread()
 	counts, err := os.Open("/proc/thread-self/io")
 	if err != nil {
-		t.Fatalf("the kernel counts no reads: %v", err)
+		t.Skipf("this kernel counts no reads of a thread (CONFIG_TASK_IO_ACCOUNTING): %v", err)
 	}
 	defer counts.Close()
 	reads := func() (n int) {
