@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -76,5 +77,50 @@ func TestPending(t *testing.T) {
 		if n, err := pending(strings.NewReader(tc.metrics)); n != tc.want || (err != nil) != tc.bad {
 			t.Errorf("%q: %d, %v", tc.metrics, n, err)
 		}
+	}
+}
+
+// TestCounters counts what a process does that is known: sleeping, it does nothing, and until it
+// does it makes system calls and waits.
+func TestCounters(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root may count what other processes do")
+	}
+	cmd := exec.Command("/bin/sh", "-c", "read x; for i in 1 2 3 4 5 6 7 8 9 10; do kill -0 $$; done; echo done; read y")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer in.Close()
+	c, err := countersOf(cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	before, err := c.usage()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := in.Write([]byte("\n")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Read(make([]byte, 8)); err != nil {
+		t.Fatal(err)
+	}
+	after, err := c.usage()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// kill(2) ten times and write(2), at least; more if the shell was still starting.
+	if u := after.since(before); u.calls < 11 || u.calls > 200 || u.switches < 1 || u.processor <= 0 {
+		t.Errorf("%+v", u)
 	}
 }

@@ -36,6 +36,8 @@ type daemon struct {
 	notices *net.UnixConn // what it says about itself; nil if it says nothing
 	ready   chan struct{} // full after it has said that it serves
 
+	counters *counters // of its processes; nil where the kernel does not count
+
 	reexecs  int // so far
 	failures int // of these
 }
@@ -276,5 +278,14 @@ func (d *daemon) connect(ctx context.Context, o locking.Owner) (*lockprogram.Cli
 // disk is the name of the n-th thing to lock.
 func (d *daemon) disk(n int) string { return filepath.Join(d.dir, fmt.Sprintf("disk%05d", n)) }
 
-// isPeer says that it is not ours.
-func (d *daemon) isPeer() bool { return d.args[0] == "unshare" }
+// pids are its processes.
+func (d *daemon) pids() []int {
+	list := []int{d.cmd.Process.Pid}
+	if d.holder != 0 {
+		list = append(list, d.holder)
+	}
+	return list
+}
+
+// isPeer says that it is no vmlockd.
+func (d *daemon) isPeer() bool { return d.args[0] == "unshare" || d.who == whoEmpty }

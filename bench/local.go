@@ -84,6 +84,20 @@ func local(ctx context.Context, o *options, r *report, _ string) (err error) {
 		}
 		list = append(list, quiet)
 		open = list
+		if o.against != "" {
+			other, err := newVmlockd(ctx, "vmlockd of --against", "local", []string{o.against}, "")
+			if err != nil {
+				return err
+			}
+			list = append(list, other)
+			open = list
+		}
+		floor, err := newEmpty(ctx)
+		if err != nil {
+			return err
+		}
+		list = append(list, floor)
+		open = list
 		if o.profile != "" {
 			profiled, err := newProfiled(ctx, o.profile)
 			if err != nil {
@@ -91,10 +105,10 @@ func local(ctx context.Context, o *options, r *report, _ string) (err error) {
 			}
 			open = append(list, profiled)
 			// Alone, so that all of the profile is about what the row says.
-			err = pairs(ctx, s, []*daemon{profiled}, []int{1, 8, 64}, o.rounds, o.window)
+			err = pairs(ctx, r, s, []*daemon{profiled}, []int{1, 8, 64}, o.rounds, o.window)
 			return errors.Join(err, profiled.stop(ctx))
 		}
-		return pairs(ctx, s, list, []int{1, 8, 64}, o.rounds, o.window)
+		return pairs(ctx, r, s, list, []int{1, 8, 64}, o.rounds, o.window)
 	}
 	return nil
 }

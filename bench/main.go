@@ -24,6 +24,7 @@ type options struct {
 	json    string
 	tables  string
 	vmlockd string
+	against string
 	profile string
 	logs    string
 	rounds  int
@@ -70,6 +71,9 @@ func main() {
 	if len(os.Args) == 4 && os.Args[1] == ownCommand {
 		exit(own(os.Args[2], os.Args[3]))
 	}
+	if len(os.Args) == 3 && os.Args[1] == emptyCommand {
+		exit(empty(os.Args[2]))
+	}
 	if len(os.Args) == 5 && os.Args[1] == profileCommand {
 		exit(profiled(os.Args[2], os.Args[4]))
 	}
@@ -79,6 +83,7 @@ func main() {
 	flag.StringVar(&o.json, "json", "", "`file` for the results")
 	flag.StringVar(&o.tables, "markdown", "", "`file` for the tables of docs/performance.md")
 	flag.StringVar(&o.vmlockd, "vmlockd", "", "the vmlockd `program` to measure, linked statically; built if empty")
+	flag.StringVar(&o.against, "against", "", "another vmlockd `program`, with which the first takes turns while pairs are measured: that of before a change")
 	flag.StringVar(&o.profile, "profile", "", "`file` for a profile of the processor time of vmlockd while pairs are measured; slows it down")
 	flag.StringVar(&o.logs, "logs", "", "`directory` for the logs of the lab")
 	flag.IntVar(&o.rounds, "rounds", 5, "rounds of each measure, 1 to 100")

@@ -19,12 +19,19 @@ var goalPairs = map[string]string{"1 kept": "1.5 x virtlockd", "64 kept": "3 x v
 // pairs measures how many locks a second are taken and given back: on kept
 // connections, and with a new one for each call, as libvirt's plug-in does it. The
 // daemons take turns.
-func pairs(ctx context.Context, s *series, daemons []*daemon, clients []int, rounds int, window time.Duration) error {
+func pairs(ctx context.Context, r *report, s *series, daemons []*daemon, clients []int, rounds int, window time.Duration) error {
 	v, err := newVM(0)
 	if err != nil {
 		return err
 	}
 	defer v.end()
+	for _, d := range daemons {
+		if d.counters, err = countersOf(d.pids()...); err != nil {
+			r.Missing = append(r.Missing, fmt.Sprintf("%s: system calls and context switches for a pair: %v", d.who, err))
+			continue
+		}
+		defer d.counters.close()
+	}
 	for _, kept := range []bool{true, false} {
 		for _, n := range clients {
 			kind := fmt.Sprintf("%d kept", n)
@@ -45,6 +52,11 @@ func pairs(ctx context.Context, s *series, daemons []*daemon, clients []int, rou
 					}
 					s.add("99th percentile of a pair, clients "+kind, d.who, "ms", p.p99)
 					s.add("daemon's processor time for a pair, clients "+kind, d.who, "us", p.processor)
+					s.add("the clients' own processor time for a pair, clients "+kind, d.who, "us", p.clients)
+					if d.counters != nil {
+						s.add("daemon's system calls for a pair, clients "+kind, d.who, "", p.calls)
+						s.add("daemon's context switches for a pair, clients "+kind, d.who, "", p.switches)
+					}
 				}
 			}
 		}
@@ -55,7 +67,11 @@ func pairs(ctx context.Context, s *series, daemons []*daemon, clients []int, rou
 type pairsRound struct {
 	perSecond float64
 	p99       float64 // ms
-	processor float64 // us, of the daemon and its holder
+	clients   float64 // us of processor time, of this program
+	// Of the daemon and its holder.
+	processor float64 // us
+	calls     float64 // system calls
+	switches  float64 // context switches
 }
 
 func (d *daemon) pairs(ctx context.Context, o locking.Owner, clients int, kept bool, window time.Duration) (pairsRound, error) {
@@ -63,7 +79,11 @@ func (d *daemon) pairs(ctx context.Context, o locking.Owner, clients int, kept b
 	defer cancel()
 	lists := make([][]time.Duration, clients)
 	errs := make([]error, clients)
-	used := d.processorTime()
+	before, err := d.usage()
+	if err != nil {
+		return pairsRound{}, err
+	}
+	own := ownTime()
 	begin := time.Now()
 	until := begin.Add(window)
 	var wg sync.WaitGroup
@@ -76,20 +96,34 @@ func (d *daemon) pairs(ctx context.Context, o locking.Owner, clients int, kept b
 	if err := errors.Join(errs...); err != nil || len(all) == 0 {
 		return pairsRound{}, fmt.Errorf("%s: pairs: %d done, %w", d.who, len(all), err)
 	}
+	own = ownTime() - own
+	after, err := d.usage()
+	if err != nil {
+		return pairsRound{}, err
+	}
+	used, n := after.since(before), float64(len(all))
 	slices.Sort(all)
 	return pairsRound{
-		perSecond: float64(len(all)) / elapsed.Seconds(),
+		perSecond: n / elapsed.Seconds(),
 		p99:       float64(all[len(all)*99/100].Microseconds()) / 1000,
-		processor: float64((d.processorTime() - used).Microseconds()) / float64(len(all)),
+		clients:   float64(own.Microseconds()) / n,
+		processor: float64(used.processor.Microseconds()) / n,
+		calls:     float64(used.calls) / n,
+		switches:  float64(used.switches) / n,
 	}, nil
 }
 
-func (d *daemon) processorTime() time.Duration {
-	t := processorTime(d.cmd.Process.Pid)
-	if d.holder != 0 {
-		t += processorTime(d.holder)
+// usage is what the daemon and its holder have used: without counters only
+// the processor time, in steps of 10 ms.
+func (d *daemon) usage() (usage, error) {
+	if d.counters != nil {
+		return d.counters.usage()
 	}
-	return t
+	var u usage
+	for _, pid := range d.pids() {
+		u.processor += processorTime(pid)
+	}
+	return u, nil
 }
 
 // client takes and gives back one lock, which it shares with nobody, until the

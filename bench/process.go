@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // memory is how much a process has, in KiB: its proportional share (PSS) where
@@ -41,6 +43,15 @@ func processorTime(pid int) time.Duration {
 		sum += time.Duration(n) * tick
 	}
 	return sum
+}
+
+// ownTime is what this program has used of the processors.
+func ownTime() time.Duration {
+	var r unix.Rusage
+	if unix.Getrusage(unix.RUSAGE_SELF, &r) != nil {
+		return 0
+	}
+	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
 }
 
 // incarnation changes when a process executes a program: the kernel puts its
