@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/vmlockd/vmlockd/dlm"
@@ -161,15 +160,6 @@ func loop(clients int, window time.Duration, processor func() time.Duration, one
 	return t, errors.Join(errs...)
 }
 
-// ownProcessorTime is what this program has used of the processors.
-func ownProcessorTime() time.Duration {
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		return 0
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
-}
-
 // bareLoop is a loop on the bare device, with package dlm.
 type bareLoop struct{ space *dlm.Lockspace }
 
@@ -180,7 +170,7 @@ func (b bareLoop) turn(ctx context.Context, k lockKind, clients int, window time
 	if k.shared {
 		mode = dlm.PR
 	}
-	t, err := loop(clients, window, ownProcessorTime, func(n int) (func() error, func(), error) {
+	t, err := loop(clients, window, ownTime, func(n int) (func() error, func(), error) {
 		name := k.name(n)
 		return func() error {
 			l, err := b.space.Lock(ctx, name, mode, dlm.LockOptions{NoQueue: true, Persistent: true})
@@ -215,7 +205,7 @@ func (l daemonLoop) turn(ctx context.Context, k lockKind, clients int, window ti
 	if k.shared {
 		flags = lockprogram.FlagShared
 	}
-	processor := func() time.Duration { return ownProcessorTime() + l.d.processorTime() }
+	processor := func() time.Duration { return ownTime() + l.d.processorTime() }
 	// A context that can end costs the client a goroutine for each call, which is not what is measured.
 	bare := context.WithoutCancel(ctx)
 	t, err := loop(clients, window, processor, func(n int) (func() error, func(), error) {

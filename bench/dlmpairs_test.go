@@ -84,7 +84,7 @@ func TestLoop(t *testing.T) {
 		t.Errorf("%+v, %v, for %d times, ended %d times", got, err, done.Load(), ended.Load())
 	}
 	broken := errors.New("broken")
-	if _, err := loop(2, time.Hour, ownProcessorTime, func(int) (func() error, func(), error) {
+	if _, err := loop(2, time.Hour, ownTime, func(int) (func() error, func(), error) {
 		return func() error { return broken }, func() {}, nil
 	}); !errors.Is(err, broken) {
 		t.Errorf("an error ends as %v", err)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"os"
 )
 
 // local measures the backend "local" on this machine.
@@ -85,7 +86,7 @@ func local(ctx context.Context, o *options, r *report, _ string) (err error) {
 		list = append(list, quiet)
 		open = list
 		if o.against != "" {
-			other, err := newVmlockd(ctx, "vmlockd of --against", "local", []string{o.against}, "")
+			other, err := newVmlockd(ctx, whoAgainst, "local", []string{o.against}, "")
 			if err != nil {
 				return err
 			}
@@ -108,7 +109,32 @@ func local(ctx context.Context, o *options, r *report, _ string) (err error) {
 			err = pairs(ctx, r, s, []*daemon{profiled}, []int{1, 8, 64}, o.rounds, o.window)
 			return errors.Join(err, profiled.stop(ctx))
 		}
-		return pairs(ctx, r, s, list, []int{1, 8, 64}, o.rounds, o.window)
+		if err := pairs(ctx, r, s, list, []int{1, 8, 64}, o.rounds, o.window); err != nil {
+			return err
+		}
 	}
-	return nil
+	if !o.wants(partHang) {
+		return nil
+	}
+	if os.Geteuid() != 0 {
+		r.Missing = append(r.Missing, "clients beside files that hang: it takes root to mount a file system that does")
+		return nil
+	}
+	list, err := fresh()
+	if err != nil {
+		return err
+	}
+	list = list[:1] // virtlockd has one thread, and would serve nobody
+	if o.against != "" {
+		other, err := newVmlockd(ctx, whoAgainst, "local", []string{o.against}, "")
+		if err != nil {
+			return err
+		}
+		list = append(list, other)
+		open = append(open, other)
+	}
+	return hang(ctx, s, list, o.rounds, o.window)
 }
+
+// whoAgainst is the vmlockd of --against in the tables.
+const whoAgainst = "vmlockd of --against"

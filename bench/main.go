@@ -52,6 +52,7 @@ const (
 	partHeld    = "held"
 	partDeath   = "death"
 	partPairs   = "pairs"
+	partHang    = "hang"
 	partRecords = "records"
 )
 
@@ -79,11 +80,11 @@ func main() {
 	}
 	var o options
 	flag.StringVar(&o.backend, "backend", "all", "local, cluster (needs root) or all")
-	flag.StringVar(&o.only, "only", "", "parts, with commas: held (restart, re-exec, memory), death, pairs, records (who holds a lock), dlm (beside the bare DLM), recovery (after a power cut), sanlock (beside it); all if empty")
+	flag.StringVar(&o.only, "only", "", "parts, with commas: held (restart, re-exec, memory), death, pairs, hang (clients beside files that hang), records (who holds a lock), dlm (beside the bare DLM), recovery (after a power cut), sanlock (beside it); all if empty")
 	flag.StringVar(&o.json, "json", "", "`file` for the results")
 	flag.StringVar(&o.tables, "markdown", "", "`file` for the tables of docs/performance.md")
 	flag.StringVar(&o.vmlockd, "vmlockd", "", "the vmlockd `program` to measure, linked statically; built if empty")
-	flag.StringVar(&o.against, "against", "", "another vmlockd `program`, with which the first takes turns while pairs are measured: that of before a change")
+	flag.StringVar(&o.against, "against", "", "another vmlockd `program`, with which the first takes turns in the parts pairs and hang: that of before a change")
 	flag.StringVar(&o.profile, "profile", "", "`file` for a profile of the processor time of vmlockd while pairs are measured; slows it down")
 	flag.StringVar(&o.logs, "logs", "", "`directory` for the logs of the lab")
 	flag.IntVar(&o.rounds, "rounds", 5, "rounds of each measure, 1 to 100")

@@ -67,6 +67,7 @@ func pairs(ctx context.Context, r *report, s *series, daemons []*daemon, clients
 type pairsRound struct {
 	perSecond float64
 	p99       float64 // ms
+	longest   float64 // ms
 	clients   float64 // us of processor time, of this program
 	// Of the daemon and its holder.
 	processor float64 // us
@@ -106,6 +107,7 @@ func (d *daemon) pairs(ctx context.Context, o locking.Owner, clients int, kept b
 	return pairsRound{
 		perSecond: n / elapsed.Seconds(),
 		p99:       float64(all[len(all)*99/100].Microseconds()) / 1000,
+		longest:   float64(all[len(all)-1].Microseconds()) / 1000,
 		clients:   float64(own.Microseconds()) / n,
 		processor: float64(used.processor.Microseconds()) / n,
 		calls:     float64(used.calls) / n,
@@ -119,11 +121,15 @@ func (d *daemon) usage() (usage, error) {
 	if d.counters != nil {
 		return d.counters.usage()
 	}
-	var u usage
+	return usage{processor: d.processorTime()}, nil
+}
+
+// processorTime is that of the daemon and its holder, in steps of 10 ms.
+func (d *daemon) processorTime() (t time.Duration) {
 	for _, pid := range d.pids() {
-		u.processor += processorTime(pid)
+		t += processorTime(pid)
 	}
-	return u, nil
+	return t
 }
 
 // client takes and gives back one lock, which it shares with nobody, until the
