@@ -63,6 +63,9 @@ func sanlock(ctx context.Context, o *options, s *series, r *report, work string)
 		if err != nil {
 			return fmt.Errorf("sanlock on %s: %w", store.what, err)
 		}
+		if missing != "" && store.path != lab.Device {
+			missing += " (it asks for O_DIRECT, which the directory that the nodes share does not know)"
+		}
 		if missing != "" {
 			r.Missing = append(r.Missing, fmt.Sprintf("sanlock on %s: %s", store.what, missing))
 		}
