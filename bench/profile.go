@@ -56,6 +56,6 @@ func profiled(profile, configuration string) error {
 	defer pprof.StopCPUProfile()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	p := vmlockd.Program{Path: "/proc/self/exe", Args: os.Args}
+	p := vmlockd.Program{Path: "/proc/self/exe", Args: os.Args, OwnProcess: true}
 	return vmlockd.Run(ctx, p, c, slog.New(slog.DiscardHandler))
 }

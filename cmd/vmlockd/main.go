@@ -233,7 +233,7 @@ func run(f flags) int {
 		log.Error("vmlockd could not start", "reason", err)
 		return exitFailed
 	}
-	program.Version, program.Ready = version, ready
+	program.Version, program.Ready, program.OwnProcess = version, ready, true
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	program.StopAgain = stop // what comes after the first

@@ -40,6 +40,9 @@ type Program struct {
 	// StopAgain delivers signals that come after the context of Run has ended: the
 	// process then ends without waiting for anything more.
 	StopAgain <-chan os.Signal
+	// OwnProcess says that nothing else runs in this process, so that Run may set what Go's runtime has for
+	// all of it.
+	OwnProcess bool
 }
 
 // ThisProgram finds out how this process was started.
@@ -117,7 +120,12 @@ func Run(ctx context.Context, p Program, c config.Config, log *slog.Logger) erro
 		if p.Ready != nil {
 			p.Ready()
 		}
+		undo := func() {}
+		if p.OwnProcess {
+			undo = tuneProcessors(i.backend)
+		}
 		version, err := i.serveUntil(ctx, p, restart)
+		undo()
 		retired := i.idle.end()
 		if retired { // then there is nothing to go on with
 			version = 0

@@ -127,12 +127,15 @@ func (h *handle) Unlock(ctx context.Context) error {
 	done := make(chan struct{})
 	var settled atomic.Bool // set by whoever is first: the end, or giving up
 	go func() {
+		var a access
+		h.b.pace.begin(&a)
 		unlockBefore.Pass()
 		h.removeCreated()
 		h.mu.Lock()
 		h.closed = true
 		h.mu.Unlock()
 		h.end()
+		h.b.pace.end(&a)
 		if settled.Swap(true) {
 			h.b.unsettled.Add(-1)
 		}
@@ -220,7 +223,10 @@ func (h *handle) Close() {
 	case h.locked: // by a Lock that was given up and granted: undoing it can hang
 		h.b.unsettled.Add(1)
 		go func() {
+			var a access
+			h.b.pace.begin(&a)
 			h.end()
+			h.b.pace.end(&a)
 			h.b.unsettled.Add(-1)
 		}()
 	default:

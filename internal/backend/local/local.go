@@ -96,6 +96,7 @@ type Backend struct {
 	distrusted bool
 	// unsettled counts what goes on after an Unlock that was given up, and after a Close.
 	unsettled atomic.Int64
+	pace      pace
 
 	mu sync.Mutex // guards all below
 	// earlier are the descriptors of an earlier process that Restore has not taken,
@@ -191,7 +192,10 @@ func (b *Backend) call(ctx context.Context, path string, f func() error, late fu
 	done := make(chan error, 1)
 	begun := time.Now()
 	go func() {
+		var a access
+		b.pace.begin(&a)
 		err := f()
+		b.pace.end(&a)
 		mu.Lock()
 		finished = true
 		left := abandoned
