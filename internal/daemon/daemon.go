@@ -118,6 +118,7 @@ func Run(ctx context.Context, p Program, c config.Config, log *slog.Logger) erro
 		log.Info("vmlockd is ready", "event", "daemon-ready", "backend", c.Backend, "socket", c.Socket, "pid", os.Getpid(), "restarted", from != nil)
 		notify(log, sd.SdNotifyReady)
 		if p.Ready != nil {
+			logs.Flush(log) // who waits for it may look what was said, and stderr may be gone then
 			p.Ready()
 		}
 		undo := func() {}

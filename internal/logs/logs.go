@@ -4,7 +4,8 @@
 // What it promises:
 //
 //   - Who logs waits for nobody. One goroutine writes, in the order in which records were
-//     logged, at once if it can.
+//     logged, as soon as those goroutines had their turn that were ready to run, and
+//     what they have logged in one call for text and JSON.
 //   - What waits to be written takes a few megabytes at most. Records beyond that are
 //     dropped, and a line where they would be says how many.
 //   - A record is made to text, or to fields, before the call that logs it returns: what
@@ -134,8 +135,7 @@ type queuedWriter struct {
 }
 
 func (q queuedWriter) Write(p []byte) (int, error) {
-	line := slices.Clone(p) // the handler uses it again
-	q.queue.put(len(line), func() { _, _ = q.w.Write(line) })
+	q.queue.putLine(q.w, slices.Clone(p)) // the handler uses it again
 	return len(p), nil
 }
 

@@ -1,6 +1,8 @@
 package logs
 
 import (
+	"io"
+	"runtime"
 	"sync"
 	"time"
 )
@@ -33,10 +35,14 @@ type queue struct {
 	lost    uint64     // records that were dropped, and no line in entries says so
 	dropped uint64     // records that were, ever
 	closed  bool
+	batch   []byte // several lines; used by the goroutine also while it does not hold mu
 }
 
+// entry is either a line for a writer, or something else to do.
 type entry struct {
 	bytes int
+	line  []byte
+	to    io.Writer // nil: write is called
 	write func()
 }
 
@@ -50,20 +56,28 @@ func newQueue(tell func(uint64)) *queue {
 
 // put has write called by the goroutine, or drops it. It does not wait. bytes is what
 // write keeps of a record.
-func (q *queue) put(bytes int, write func()) {
-	bytes += overhead
+func (q *queue) put(bytes int, write func()) { q.add(entry{bytes: bytes, write: write}) }
+
+// putLine is put of a line, which belongs to the queue from then on. Lines that follow each
+// other and go to the same writer, which is a pointer, are written with one call.
+func (q *queue) putLine(to io.Writer, line []byte) {
+	q.add(entry{bytes: len(line), line: line, to: to})
+}
+
+func (q *queue) add(e entry) {
+	e.bytes += overhead
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.full = q.full && q.bytes > q.limit/2
-	if q.closed || q.full || bytes > q.limit-q.bytes {
+	if q.closed || q.full || e.bytes > q.limit-q.bytes {
 		q.full = true
 		q.lost++
 		q.dropped++
 		q.more.Signal() // it may be idle, if this record alone is too large
 		return
 	}
-	q.bytes += bytes
-	q.lockedAdd(entry{bytes, write})
+	q.bytes += e.bytes
+	q.lockedAdd(e)
 }
 
 // after has f called when all that was put before is written.
@@ -99,6 +113,11 @@ func (q *queue) run() {
 	for {
 		for len(q.entries) == 0 && q.lost == 0 && !q.closed {
 			q.more.Wait()
+			// Those who are ready to run may log as well: then one write does for all. Where nobody
+			// is, this takes no time.
+			q.mu.Unlock()
+			runtime.Gosched()
+			q.mu.Lock()
 		}
 		if len(q.entries) == 0 {
 			q.lockedTell()
@@ -106,14 +125,45 @@ func (q *queue) run() {
 		if len(q.entries) == 0 {
 			return
 		}
-		e := q.entries[0]
-		q.entries[0] = entry{} // so that it can be collected
-		q.entries = q.entries[1:]
+		e := q.lockedNext()
 		q.mu.Unlock()
-		e.write()
+		if e.to != nil {
+			_, _ = e.to.Write(e.line)
+		} else {
+			e.write()
+		}
 		q.mu.Lock()
 		q.bytes -= e.bytes
 	}
+}
+
+// batches is into how many writes a queue that is full of lines goes at least. What is being written counts
+// until all of it is.
+const batches = 256
+
+// lockedNext takes the first entry, with the lines after it that go to the same place.
+func (q *queue) lockedNext() entry {
+	e, n := q.entries[0], 1
+	if e.to != nil {
+		size := len(e.line)
+		for ; n < len(q.entries) && q.entries[n].to == e.to; n++ {
+			if size += len(q.entries[n].line); size > q.limit/batches {
+				break
+			}
+		}
+		if n > 1 {
+			q.batch = q.batch[:0]
+			e.bytes = 0
+			for _, one := range q.entries[:n] {
+				q.batch = append(q.batch, one.line...)
+				e.bytes += one.bytes
+			}
+			e.line = q.batch
+		}
+	}
+	clear(q.entries[:n]) // so that they can be collected
+	q.entries = q.entries[n:]
+	return e
 }
 
 // flush waits until all that was put before is written, and reports whether it is.

@@ -7,10 +7,13 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"regexp"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -324,4 +327,82 @@ func BenchmarkLog(b *testing.B) {
 			}
 		})
 	}
+}
+
+// counting counts the calls that write to a file.
+type counting struct {
+	*os.File
+	calls atomic.Int64
+}
+
+func (c *counting) Write(p []byte) (int, error) {
+	c.calls.Add(1)
+	return c.File.Write(p)
+}
+
+// BenchmarkClients is 64 clients that log a record each in turn, as the daemon does for its clients, with one processor:
+// what a record costs, and how many writes it takes.
+func BenchmarkClients(b *testing.B) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	f, err := os.Create(filepath.Join(b.TempDir(), "log"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer f.Close()
+	c := &counting{File: f}
+	log, err := newLogger(slog.LevelInfo, "text", c, noJournald)
+	if err != nil {
+		b.Fatal(err)
+	}
+	var clients sync.WaitGroup
+	var left atomic.Int64
+	left.Store(int64(b.N))
+	for range 64 {
+		clients.Go(func() {
+			for left.Add(-1) >= 0 {
+				log.Info("lock granted", "lockspace", "", "resource", "/var/lib/libvirt/images/disk.qcow2", "mode", "exclusive", "owner", "vm1", "pid", 4711)
+				runtime.Gosched() // it waits for the next call
+			}
+		})
+	}
+	clients.Wait()
+	Close(log)
+	b.ReportMetric(float64(c.calls.Load())/float64(b.N), "writes/op")
+	b.ReportMetric(float64(Dropped(log)), "dropped")
+}
+
+// TestOneWrite: what has gathered while the file took nothing is written with few calls, and in order.
+func TestOneWrite(t *testing.T) {
+	h := newHanging()
+	w := &writes{hanging: h}
+	log := logger(t, slog.LevelInfo, "text", w, noJournald)
+	const records = 1000
+	for i := range records {
+		log.Info(fmt.Sprintf("record<%d>", i))
+	}
+	close(h.goOn)
+	if !Flush(log) {
+		t.Fatal("not written in a second")
+	}
+	account(t, h.lines(), records)
+	w.hanging.mu.Lock()
+	defer w.hanging.mu.Unlock()
+	if w.calls > records/20 || w.longest > maxQueued/batches {
+		t.Errorf("%d writes for %d records, the longest of %d bytes", w.calls, records, w.longest)
+	}
+}
+
+// writes counts what it is called with.
+type writes struct {
+	*hanging
+	calls, longest int
+}
+
+func (w *writes) Write(p []byte) (int, error) {
+	n, err := w.hanging.Write(p)
+	w.hanging.mu.Lock()
+	defer w.hanging.mu.Unlock()
+	w.calls++
+	w.longest = max(w.longest, len(p))
+	return n, err
 }
