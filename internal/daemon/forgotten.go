@@ -59,6 +59,7 @@ type giftKey struct {
 // notice is what is known of one.
 type notice struct {
 	stamp locking.Stamp // of what was read last
+	gave  locking.Stamp // GivenBack.Stamp at that look
 	due   bool          // and it has to be taken again
 	again time.Time     // when that is tried
 	pause time.Duration // after the last try
@@ -132,7 +133,8 @@ func (r *reminder) GaveBack() {
 	}
 }
 
-// run looks from time to time, as long as something is given back.
+// run looks from time to time, as long as something is given back. Between two looks there is a
+// lookInterval at least.
 func (r *reminder) run() {
 	defer close(r.done)
 	var tick <-chan time.Time
@@ -141,6 +143,12 @@ func (r *reminder) run() {
 		case <-r.ctx.Done():
 			return
 		case <-r.nudge:
+			// It is not looked now: two looks would be as close as two releases, of whomever, and each would look
+			// at all that is given back.
+			if tick == nil {
+				tick = time.After(lookInterval)
+			}
+			continue
 		case <-tick:
 		}
 		tick = nil
@@ -195,7 +203,8 @@ func (r *reminder) lookAt(g locking.GivenBack, now time.Time) {
 		n = *known
 	}
 	r.mu.Unlock()
-	before := n.due
+	before := n.due && n.gave == g.Stamp // and not of what was released once more since
+	n.gave = g.Stamp
 	if n.stamp != stamp {
 		text, at, err := readStatus(r.file(g.Owner))
 		if err != nil {
@@ -208,7 +217,7 @@ func (r *reminder) lookAt(g locking.GivenBack, now time.Time) {
 			return
 		}
 		if !n.due {
-			n = notice{stamp: at}
+			n = notice{stamp: at, gave: g.Stamp}
 		}
 	}
 	if !n.due || !before || now.Before(n.again) {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/vmlockd/vmlockd/internal/control"
 	"github.com/vmlockd/vmlockd/internal/domstatus"
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/locking/locktest"
 	"github.com/vmlockd/vmlockd/internal/lockprogram"
@@ -309,6 +310,54 @@ func TestReminderHasNotSeen(t *testing.T) {
 	w.after(lookInterval, "another", 0, 1)
 	w.write("migration-forgotten")
 	w.after(lookInterval, "forgotten, at the first look", 0, 1)
+	w.after(lookInterval, "forgotten", 1, 0)
+}
+
+// TestReminderNudged: what others give back meanwhile does not make it look any sooner, so that a note which libvirt
+// replaces in a moment is not taken for two.
+func TestReminderNudged(t *testing.T) {
+	fakeclock.Test(t, func(t *testing.T) {
+		w := newReminded(t)
+		g, _ := w.register()
+		w.write("migration-begin")
+		w.acquire(g)
+		w.begin(w.m)
+		defer w.stop()
+		w.release(g)
+		fakeclock.Wait()
+		w.write("migration-forgotten")
+		for range 3 {
+			w.GaveBack()
+			fakeclock.Wait()
+			if h := w.m.Holders(); len(h) != 0 {
+				t.Fatalf("it is taken again at once: %v", h)
+			}
+		}
+		for range 2 {
+			time.Sleep(lookInterval)
+			w.GaveBack()
+			fakeclock.Wait()
+		}
+		if h := w.m.Holders(); len(h) != 1 {
+			t.Errorf("it is not taken again: %v", h)
+		}
+	})
+}
+
+// TestReminderReleasedAgain: what a look has shown before the last release says nothing after it.
+func TestReminderReleasedAgain(t *testing.T) {
+	w := newReminded(t)
+	g, _ := w.register()
+	w.write("migration-begin")
+	w.acquire(g)
+	w.release(g)
+	w.write("migration-forgotten")
+	w.after(lookInterval, "forgotten, at the first look", 0, 1)
+	if err := g.Release(context.Background(), locking.Ref{Name: forgottenDisk}); err == nil {
+		t.Fatal("it had the lock")
+	}
+	w.write("migration-forgotten")
+	w.after(lookInterval, "forgotten, at the first look after another release", 0, 1)
 	w.after(lookInterval, "forgotten", 1, 0)
 }
 
