@@ -153,6 +153,11 @@ func (m *Manager) acquireInTurn(ctx context.Context, g *Registration, ref Ref, m
 		closeHandle(h)
 		return nil, err
 	}
+	if err := g.lockedOvertaken(ref); err != nil {
+		m.mu.Unlock()
+		closeHandle(h)
+		return nil, err
+	}
 	if had := m.lockedTakenAgain(g.owner, ref); had != nil && g.again == nil && had.of == r && r.mode == mode {
 		handle := r.handle
 		m.mu.Unlock()

@@ -112,6 +112,15 @@ type again struct {
 	had  *gift // what was remembered when the lock was granted
 }
 
+// lockedOvertaken is why TakeAgain must not even ask: what it was told of is not what is remembered any more. Above all
+// its owner may have asked for the lock and have it: then it would be refused for that owner's own sake.
+func (g *Registration) lockedOvertaken(ref Ref) error {
+	if g.again == nil || g.owner.gave[ref] == g.again.gift {
+		return nil
+	}
+	return &Error{Kind: KindUnavailable, Op: "take again", Ref: ref, Err: ErrTaken}
+}
+
 // stands says whether what TakeAgain was told still holds, with the lock granted.
 func (m *Manager) stands(g *Registration) bool {
 	return g.again.had == g.again.gift && m.witness.Stamp(*g.info) == g.again.seen

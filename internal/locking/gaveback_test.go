@@ -246,6 +246,38 @@ func TestTakeAgainOvertaken(t *testing.T) {
 	}
 }
 
+// TestTakeAgainAsked: its owner asks for the lock while it is about to be taken. The owner has it then, and is not what
+// keeps itself out.
+func TestTakeAgainAsked(t *testing.T) {
+	ctx := context.Background()
+	for _, mode := range []locking.Mode{locking.Exclusive, locking.Shared} {
+		inWorld(t, func(t *testing.T, w *world) {
+			g, gift, now := w.gaveBack(1, mode)
+			w.told()
+			gate := w.b.Block(locktest.On(locktest.OpLock, "id-a"))
+			asked := start(func() error { return g.Acquire(ctx, disk("a"), mode, false) })
+			gate.Arrived()
+			taken := start(func() error { return w.m.TakeAgain(ctx, gift, now) })
+			settle()
+			w.pending(taken) // it waits for its turn
+			gate.Open()
+			if err := <-asked; err != nil {
+				t.Errorf("acquire: %v", err)
+			}
+			if err := <-taken; !errors.Is(err, locking.ErrTaken) {
+				t.Errorf("taken again: %v", err)
+			}
+			w.toldIs(locking.Granted)
+			w.holders(disk("a"), 1)
+			w.release(g, disk("a"))
+			w.m.ForgetGivenBack(w.gift(1))
+			g.Close()
+			settle()
+			w.empty()
+		})
+	}
+}
+
 // TestReleasedAgain: an owner that releases what it has given back already is about to be
 // paused, though nothing says so yet.
 func TestReleasedAgain(t *testing.T) {
