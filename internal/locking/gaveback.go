@@ -155,6 +155,9 @@ func (m *Manager) lockedRemember(o *owner, ref Ref, g *gift) bool {
 	if g.stamp == (Stamp{}) || o.gone || o.proc == nil || m.gifts >= maxGivenBack && o.gave[ref] == nil {
 		return false
 	}
+	if m.owners[o.pid] != o {
+		return false // the session ended during the release, with nobody left to watch the owner: this would stay for ever
+	}
 	if o.gave == nil {
 		o.gave = map[Ref]*gift{}
 		m.givers[o] = struct{}{}

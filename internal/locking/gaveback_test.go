@@ -278,6 +278,29 @@ func TestTakeAgainAsked(t *testing.T) {
 	}
 }
 
+// TestGivenBackUnwatched: a session ends while it gives back the last lock of an owner, whom nobody watches from then on.
+func TestGivenBackUnwatched(t *testing.T) {
+	ctx := context.Background()
+	inWorld(t, func(t *testing.T, w *world) {
+		g, p := w.vm(1)
+		w.written(1)
+		w.acquire(g, disk("a"), locking.Exclusive)
+		gate := w.b.Block(locktest.On(locktest.OpUnlock, "id-a"))
+		done := start(func() error { return g.Release(ctx, disk("a")) })
+		gate.Arrived()
+		g.Close()
+		gate.Open()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		settle() // until its watch has ended
+		p.Kill()
+		settle()
+		w.noGift()
+		w.empty()
+	})
+}
+
 // TestReleasedAgain: an owner that releases what it has given back already is about to be
 // paused, though nothing says so yet.
 func TestReleasedAgain(t *testing.T) {
