@@ -53,6 +53,7 @@ func (g *Guard) Withdraw(ctx context.Context) error {
 		owners := g.o.Owners() // the last step may be from before a grant
 		g.mu.Lock()
 		done := g.lockedParted(owners)
+
 		late := g.o.Clock()-g.withdrawnAt > g.timing.FenceBy()+killTime+2*tick
 		changed := g.changed
 		g.mu.Unlock()
@@ -72,9 +73,6 @@ func (g *Guard) Withdraw(ctx context.Context) error {
 
 // lockedParted reports whether nobody is in danger when this guard ends.
 func (g *Guard) lockedParted(owners []Owner) bool {
-	if g.lockedMode() == Fencing && (g.lockedFenced() || g.introduced || !g.dog.open && !g.dog.left && len(g.left) == 0) {
-		return true // nothing was ever promised, and a watchdog that an earlier guard has left armed is not counted on any more
-	}
 	if len(g.unopened) > 0 {
 		return false
 	}
@@ -82,6 +80,9 @@ func (g *Guard) lockedParted(owners []Owner) bool {
 		if !f.stopped || !f.expired {
 			return false // it is about to go on, or to be killed
 		}
+	}
+	if g.lockedMode() == Fencing && (g.lockedFenced() || g.introduced || !g.dog.open && !g.dog.left && len(g.left) == 0) {
+		return true // nothing was ever promised, and a watchdog that an earlier guard has left armed is not counted on any more
 	}
 	if !g.heard {
 		for _, o := range owners {
