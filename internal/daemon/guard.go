@@ -68,7 +68,7 @@ func guarded(c config.Config) bool {
 func (i *instance) startGuard(boot string) error {
 	c := i.cfg
 	store := guardStore(c, boot)
-	left, stopped, err := guard.LeftArmed(store, watchdogOf(c))
+	left, due, err := guard.LeftArmed(store, watchdogOf(c))
 	if !guarded(c) {
 		if err != nil {
 			i.log.Error("what an earlier vmlockd has noted of its guard cannot be read: a watchdog that it has left armed resets this host, and processes that it has stopped stay so", "event", "guard-failed", "reason", err)
@@ -77,8 +77,8 @@ func (i *instance) startGuard(boot string) error {
 			return nil // nothing is held of what others could count on (noOtherLocks)
 		}
 		i.log.Warn("guard.mode is \"off\": if this host loses the cluster its virtual machines go on writing, and without fencing other hosts get their locks")
-		if len(left) == 0 && stopped == 0 {
-			return nil
+		if !due {
+			return nil // and what is still armed is fed without a guard, which would stop what runs here until it has heard the others
 		}
 		i.parting = true
 	}

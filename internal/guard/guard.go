@@ -71,6 +71,7 @@ type Guard struct {
 	withdrawn   bool
 	withdrawnAt time.Duration
 	heard       bool              // by all others in the ring
+	parted      bool              // nobody is in danger when this guard ends, as Withdraw has found
 	downs       map[uint32]uint64 // nodes that the group said to be down, and in which ring corosync's quorum had them then
 	failed      string            // what the log was told last of saving
 	suspect     bool              // what was noted cannot be read
@@ -324,7 +325,7 @@ func (g *Guard) lockedWake() {
 
 // lockedSave writes what must survive.
 func (g *Guard) lockedSave() {
-	s := Saved{At: g.o.Clock(), Proven: g.proven, Armed: g.dog.open || g.dog.left, Fencing: g.fencing}
+	s := Saved{At: g.o.Clock(), Proven: g.proven, Armed: g.dog.open || g.dog.left, Fencing: g.fencing, Parted: g.parted}
 	if d, ok := g.o.Dog.(*Device); ok && s.Armed {
 		s.Device = d.Path
 	}

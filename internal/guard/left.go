@@ -15,13 +15,15 @@ type leftDog struct {
 }
 
 // LeftArmed are the watchdogs that earlier daemons of this boot have left armed, without the one that this daemon uses (keep, "" for
-// none). Nobody would feed them any more, and each would reset this host. stopped is how many processes they have left stopped.
-func LeftArmed(s Store, keep string) (paths []string, stopped int, err error) {
+// none). Nobody would feed them any more, and each would reset this host. due: those daemons have left one armed, or processes stopped, and
+// what they had promised has not been taken back (Withdraw), so that others may count on it.
+func LeftArmed(s Store, keep string) (paths []string, due bool, err error) {
 	saved, err := s.Load()
 	if err != nil || saved == nil {
-		return nil, 0, err
+		return nil, false, err
 	}
-	return slices.DeleteFunc(saved.armed(), func(path string) bool { return path == keep }), len(saved.Frozen), nil
+	paths = slices.DeleteFunc(saved.armed(), func(path string) bool { return path == keep })
+	return paths, !saved.Parted && len(paths)+len(saved.Frozen) > 0, nil
 }
 
 // armed are the paths of watchdogs that may run, as far as that was noted.

@@ -53,7 +53,7 @@ func (g *Guard) Withdraw(ctx context.Context) error {
 		owners := g.o.Owners() // the last step may be from before a grant
 		g.mu.Lock()
 		done := g.lockedParted(owners)
-
+		g.parted = g.parted || done // which is noted when Run ends: nothing is granted any more
 		late := g.o.Clock()-g.withdrawnAt > g.timing.FenceBy()+killTime+2*tick
 		changed := g.changed
 		g.mu.Unlock()

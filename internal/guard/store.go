@@ -28,6 +28,7 @@ type Saved struct {
 	Armed     bool                 `json:"armed,omitempty"`   // the watchdog
 	Device    string               `json:"device,omitempty"`  // which one that is; "" if a version has noted it that did not say
 	Left      []string             `json:"left,omitempty"`    // devices besides that one that may be armed: earlier daemons have left them so
+	Parted    bool                 `json:"parted,omitempty"`  // nobody counts on what runs here, and what is in Frozen never goes on: the guard that has noted this has withdrawn
 	Totem     *Totem               `json:"totem,omitempty"`   // nil if it was not known
 	Fencing   *bool                `json:"fencing,omitempty"` // whether dlm_controld fences; nil if that was not known
 	Frozen    []Frozen             `json:"frozen,omitempty"`

@@ -66,6 +66,8 @@ func TestLeftArmed(t *testing.T) {
 	armed := Saved{Armed: true, Device: "/dev/watchdog", Ring: 7, Frozen: []Frozen{{}}}
 	two := armed
 	two.Left = []string{"/dev/watchdog1"}
+	parted := two
+	parted.Parted = true
 	for name, tc := range map[string]struct {
 		saved *Saved
 		keep  string
@@ -79,18 +81,20 @@ func TestLeftArmed(t *testing.T) {
 		"another one is":                     {&armed, "/dev/watchdog1", []string{"/dev/watchdog"}},
 		"two were":                           {&two, "", []string{"/dev/watchdog1", "/dev/watchdog"}},
 		"two were, and one of them is again": {&two, "/dev/watchdog1", []string{"/dev/watchdog"}},
+		"two are, and nobody counts on them": {&parted, "", []string{"/dev/watchdog1", "/dev/watchdog"}},
 	} {
 		s := File{Path: filepath.Join(t.TempDir(), "guard.json")}
-		stopped := 0
+		stopped, due := 0, false
 		if tc.saved != nil {
 			stopped = len(tc.saved.Frozen)
+			due = !tc.saved.Parted && stopped+len(tc.want) > 0
 			if err := s.Save(*tc.saved); err != nil {
 				t.Fatal(err)
 			}
 		}
-		got, n, err := LeftArmed(s, tc.keep)
-		if err != nil || !slices.Equal(got, tc.want) || n != stopped {
-			t.Errorf("%s: %v, %d, %v", name, got, n, err)
+		got, isDue, err := LeftArmed(s, tc.keep)
+		if err != nil || !slices.Equal(got, tc.want) || isDue != due {
+			t.Errorf("%s: %v, due: %v, %v", name, got, isDue, err)
 		}
 		for i, path := range tc.want {
 			if err := Disarmed(s, path); err != nil {
