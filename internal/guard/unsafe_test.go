@@ -228,3 +228,54 @@ func TestLeftWatchdogThatCannotBeStopped(t *testing.T) {
 		b.is("what has locks", true, false)
 	})
 }
+
+// A watchdog that an earlier guard has left armed, and that cannot be opened at once, is tried again when nothing needs it any more, and when
+// vmlockd ends: it would reset a host that is well.
+func TestLeftWatchdogThatCannotBeOpenedAtOnce(t *testing.T) {
+	onBench(t, none, func(b *bench) {
+		x, d := b.nodes[0], &dog{}
+		b.withDog(x.guard, d)
+		x.kill()
+		b.mu.Lock()
+		b.p.lockedEnd()
+		delete(b.locks, "disk0")
+		b.mu.Unlock()
+		d.err, d.disarmed = errors.New("device or resource busy"), 0
+		x.options = func(o *Options) { o.Dog = d }
+		x.start()
+		b.settle(b.ctx, 5*time.Second)
+		if saved, err := (store{x}).Load(); err != nil || !saved.Armed {
+			b.t.Errorf("the next one is not to know of it: %+v, %v", saved, err)
+		}
+		x.guard.mu.Lock()
+		d.err = nil
+		x.guard.mu.Unlock()
+		b.settle(b.ctx, time.Second)
+		x.guard.mu.Lock()
+		if d.disarmed != 1 {
+			b.t.Errorf("it was disarmed %d times", d.disarmed)
+		}
+		x.guard.mu.Unlock()
+		if saved, err := (store{x}).Load(); err != nil || saved.Armed {
+			b.t.Errorf("noted after that: %+v, %v", saved, err)
+		}
+	})
+	onBench(t, none, func(b *bench) {
+		x, d := b.nodes[0], &dog{}
+		b.withDog(x.guard, d)
+		x.kill()
+		d.err, d.disarmed = errors.New("device or resource busy"), 0
+		x.options = func(o *Options) { o.Dog = d }
+		x.start()
+		b.settle(b.ctx, 5*time.Second)
+		g := x.guard
+		if err := g.Withdraw(b.ctx); err != nil {
+			b.t.Error(err)
+		}
+		x.kill()
+		d.err = nil
+		if g.Disarm(); d.disarmed != 1 {
+			b.t.Errorf("at the end it was disarmed %d times", d.disarmed)
+		}
+	})
+}

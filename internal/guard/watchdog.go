@@ -35,10 +35,6 @@ func (g *Guard) lockedDog(v view, mode Mode) {
 	}
 	// While the mode is not known the worst is to be expected.
 	if idle || mode == Fencing && (free || !g.dog.left && !g.dog.open) {
-		if g.dog.left {
-			// The earlier daemon did not live to disarm it.
-			g.dog.open, g.dog.left = g.o.Dog.Feed() == nil, false
-		}
 		g.lockedDisarm()
 		return
 	}
@@ -67,6 +63,18 @@ func (g *Guard) lockedDog(v view, mode Mode) {
 func (g *Guard) lockedFenced() bool { return g.fencing != nil && *g.fencing }
 
 func (g *Guard) lockedDisarm() {
+	path := ""
+	if d, ok := g.o.Dog.(*Device); ok {
+		path = d.Path
+	}
+	if g.dog.left {
+		// The earlier daemon did not live to disarm it. Until it could be opened it runs down, and is not forgotten.
+		if err := g.o.Dog.Feed(); err != nil {
+			g.lockedNotDisarmed(&g.dog.err, path, err)
+			return
+		}
+		g.dog.open, g.dog.left = true, false
+	}
 	if !g.dog.open {
 		g.dog = dogState{}
 		return
@@ -74,10 +82,6 @@ func (g *Guard) lockedDisarm() {
 	if err := g.o.Dog.Disarm(); err != nil {
 		_ = g.o.Dog.Feed() // nothing is to be reset for that while vmlockd runs
 		g.dog.stays = errors.Is(err, ErrStays)
-		path := ""
-		if d, ok := g.o.Dog.(*Device); ok {
-			path = d.Path
-		}
 		g.lockedNotDisarmed(&g.dog.err, path, err)
 		return
 	}
