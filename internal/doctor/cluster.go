@@ -35,7 +35,7 @@ func (x *exam) cluster() {
 		x.membership(st, conf)
 		x.node(st.NodeID, conf)
 	}
-	x.lockspace(answered, answered && st.Quorate, st.NodeID)
+	x.lockspace(answered, st)
 	x.fencing(answered, conf)
 	x.peers()
 }
@@ -199,8 +199,8 @@ func short(name string) string {
 	return name
 }
 
-// lockspace looks at the lockspace, unless what was found explains it already. This host is node self.
-func (x *exam) lockspace(controldAnswers, quorate bool, self int) {
+// lockspace looks at the lockspace, unless what was found explains it already. st is what dlm_controld says, if it answers.
+func (x *exam) lockspace(controldAnswers bool, st controld.Status) {
 	name := x.cfg.Cluster.Lockspace
 	kernel := exists(x.System, "/sys/kernel/dlm/"+name)
 	dead := x.daemon.Lockspace == lockspaceDead
@@ -224,9 +224,9 @@ func (x *exam) lockspace(controldAnswers, quorate bool, self int) {
 		x.find(idReboot, "/sys/kernel/dlm/"+name, "end or move this host's virtual machines, then reboot it",
 			"dlm_controld ended while the lockspace %s was in use: this host can neither get nor give back locks until it is rebooted", name)
 	case x.silent != nil || x.daemon.Lockspace == lockspaceRunning || x.daemon.Lockspace == "":
-	case !controldAnswers || !quorate || x.counts[idFencingWait] > 0:
+	case !controldAnswers || !st.Quorate || x.counts[idFencingWait] > 0:
 	default:
-		x.stopped(name, self)
+		x.stopped(name, st)
 	}
 }
 

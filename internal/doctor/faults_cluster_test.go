@@ -99,6 +99,13 @@ var clusterFaults = []fault{
 	{"dlm_controld has refused the message of another one", false, func(w *world) {
 		waits(w, "0000000000001000", controld.Started, controld.Disallowed, 0)
 	}, []string{idStuck}, "lockspace vmlockd", "refused the message of node 2", "then reboot it, at the same time"},
+	{"hosts that were separated have met again", false, func(w *world) {
+		waits(w, "0000000000001000", controld.Started, controld.Disallowed, controld.Disallowed)
+		w.status.MergeWait = true
+	}, []string{idStopped}, "lockspace vmlockd", "somebody", "choose the side to keep"},
+	{"dlm_controld has refused the message of a host that is about to go", false, func(w *world) {
+		waits(w, "0000000000001000", controld.Started, controld.Disallowed, controld.Started)
+	}, []string{idStuck}, "lockspace vmlockd", "unless that node goes", "look again in half a minute"},
 	{"dlm_controld waits for others", false, func(w *world) {
 		waits(w, "fffffffffffff000", controld.Started, 0, 0)
 	}, []string{idStopped}, "lockspace vmlockd", "messages of: node 2, node 3", "on node 2"},

@@ -11,12 +11,18 @@ import (
 )
 
 // stopped looks at what a lockspace waits for that is stopped although there is quorum and nobody must be fenced.
-func (x *exam) stopped(name string, self int) {
+func (x *exam) stopped(name string, st controld.Status) {
 	where := "lockspace " + name
 	const (
 		together = "end or move this host's virtual machines, then reboot it, at the same time as all others on which dlm_tool ls shows 'wait messages'"
 		look     = "dlm_tool ls -n and dlm_tool status show what it waits for; in most cases it goes on by itself"
 	)
+	if st.MergeWait {
+		// Each side refuses the messages of the other one then, as it has to, and one side is to go on.
+		x.find(idStopped, where, "choose the side to keep, end what runs on the hosts of the others, and reboot those (docs/operations.md)",
+			"the lockspace is %s and locks are refused: %s", x.daemon.Lockspace, x.daemon.WaitsFor)
+		return
+	}
 	nodes, err := x.awaited(name)
 	if err != nil {
 		x.find(idStopped, where, look, "the lockspace is %s and locks are refused: %s", x.daemon.Lockspace, x.daemon.WaitsFor)
@@ -27,11 +33,12 @@ func (x *exam) stopped(name string, self int) {
 	for _, n := range nodes {
 		switch {
 		case n.Flags&controld.Disallowed != 0:
-			x.find(idStuck, where, together,
-				"dlm_controld of this host has refused the message of node %d for a change of the lockspace, and waits for it for ever; locks are refused", n.NodeID)
+			// That of a host that was separated is refused, too, and corosync is about to drop that host.
+			x.find(idStuck, where, "look again in half a minute; if it is the same, "+together,
+				"dlm_controld of this host has refused the message of node %d for a change of the lockspace, and unless that node goes waits for it for ever; locks are refused", n.NodeID)
 			return
 		case n.Flags&controld.Started != 0:
-		case n.NodeID == self:
+		case n.NodeID == st.NodeID:
 			own = true
 		default:
 			missing = append(missing, n.NodeID)
