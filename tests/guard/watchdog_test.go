@@ -30,6 +30,7 @@ func TestWatchdog(t *testing.T) {
 		{"LeftOut", dogLeftOut, nobody},
 		{"SwitchedOff", dogSwitchedOff, theLoser},
 		{"Stays", dogStays, theLoser},
+		{"StaysSwitchedOff", dogStaysSwitchedOff, theLoser},
 		{"Taken", dogTaken, nobody},
 		{"Hangs", dogHangs, theLoser},
 		{"Killed", dogKilled, theLoser},
@@ -189,6 +190,29 @@ func dogStays(r *run) {
 	r.reset(r.faultAt)
 	r.idle()
 	r.confirmOff()
+}
+
+// dogStaysSwitchedOff: with such a watchdog and a configuration without a guard, what the guard before has promised is taken back once. Later starts
+// have nothing to do with it but to feed the watchdog.
+func dogStaysSwitchedOff(r *run) {
+	r.sh(r.last, "modprobe -r softdog && modprobe softdog nowayout=1")
+	r.armed()
+	r.await("vmlockd to know that it stays", 30*time.Second, func() bool {
+		st := r.status(r.last)
+		return st != nil && len(st.Cluster.Guard.WatchdogStays) == 1
+	})
+	p := r.loser().Service(lab.ServiceLock)
+	r.sh(r.last, `sed -i -e /^watchdog/d -e 's/^\[guard\]$/&\nmode = "off"/' /etc/vmlockd/vmlockd.toml && grep -q '^mode = "off"' /etc/vmlockd/vmlockd.toml`)
+	r.fault("vmlockd of node 3 is killed, with a watchdog that cannot be stopped (nowayout), and started again with a configuration without a guard, three times; an operator confirms at last that node 3 is off")
+	for range 3 {
+		r.must(p.Kill(r.ctx))
+		r.must(p.Start(r.ctx))
+		r.lives() // for longer than a lease, too
+	}
+	if r.logs("guard-stopped") {
+		r.t.Errorf("virtual machines were stopped:\n%s", r.log(lab.ServiceLock))
+	}
+	r.confirm()
 }
 
 // otherDog is another program that has the watchdog, until SIGTERM.

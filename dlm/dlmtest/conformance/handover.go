@@ -132,7 +132,9 @@ func testHandoverRefused(t *testing.T, e *env) {
 	other.Lockspace = "nosuch"
 	_, _, err = dlm.Resume(e.ctx(t), p.k, &other, dlm.Options{})
 	wantError(t, err, dlm.ErrNoLockspace)
-	_, _, err = dlm.Resume(e.ctx(t), p.k, h, dlm.Options{}) // its descriptor is closed
+	closed := *h
+	closed.FD += 1 << 16 // its own is closed by now, and the process may have got the number for something else
+	_, _, err = dlm.Resume(e.ctx(t), p.k, &closed, dlm.Options{})
 	wantError(t, err, dlm.ErrInvalid)
 	a := e.process(t, 1)
 	x, err := a.Adopt(e.ctx(t), name, dlm.EX, persistent)
