@@ -227,6 +227,16 @@ func (w *reminded) release(g *locking.Registration) {
 	w.do(g.Release(context.Background(), locking.Ref{Name: forgottenDisk}))
 }
 
+// gaveBack registers a virtual machine whose lock libvirt gives back while it notes that a migration begins.
+func (w *reminded) gaveBack() (*locking.Registration, *locktest.Process) {
+	w.t.Helper()
+	g, p := w.register()
+	w.write("migration-begin")
+	w.acquire(g)
+	w.release(g)
+	return g, p
+}
+
 // after looks when a time has passed, and wants the lock held by so many, and so many given back.
 func (w *reminded) after(d time.Duration, what string, held, back int) {
 	w.t.Helper()
@@ -334,7 +344,7 @@ func TestReminderNudged(t *testing.T) {
 			}
 		}
 		for range 2 {
-			time.Sleep(lookInterval)
+			time.Sleep(lookInterval) // by the bubble's clock: until the next look
 			w.GaveBack()
 			fakeclock.Wait()
 		}
@@ -347,10 +357,7 @@ func TestReminderNudged(t *testing.T) {
 // TestReminderReleasedAgain: what a look has shown before the last release says nothing after it.
 func TestReminderReleasedAgain(t *testing.T) {
 	w := newReminded(t)
-	g, _ := w.register()
-	w.write("migration-begin")
-	w.acquire(g)
-	w.release(g)
+	g, _ := w.gaveBack()
 	w.write("migration-forgotten")
 	w.after(lookInterval, "forgotten, at the first look", 0, 1)
 	if err := g.Release(context.Background(), locking.Ref{Name: forgottenDisk}); err == nil {
@@ -364,10 +371,7 @@ func TestReminderReleasedAgain(t *testing.T) {
 // TestReminderDetached: a disk that is gone is not one to remember.
 func TestReminderDetached(t *testing.T) {
 	w := newReminded(t)
-	g, _ := w.register()
-	w.write("migration-begin")
-	w.acquire(g)
-	w.release(g)
+	w.gaveBack()
 	text := strings.Replace(noted(t, "migration-forgotten"), forgottenDisk, "/srv/shared/another.img", 1)
 	w.do(os.WriteFile(filepath.Join(w.dir, "turner.xml"), []byte(text), 0o600))
 	w.after(lookInterval, "detached", 0, 0)
@@ -377,10 +381,7 @@ func TestReminderDetached(t *testing.T) {
 // TestReminderTooLate: another has the disk by then. That is told once, and shown for as long as it is so.
 func TestReminderTooLate(t *testing.T) {
 	w := newReminded(t)
-	g, p := w.register()
-	w.write("migration-begin")
-	w.acquire(g)
-	w.release(g)
+	g, p := w.gaveBack()
 	thief := w.other()
 	w.acquire(thief)
 	w.write("migration-forgotten")
@@ -438,10 +439,7 @@ func TestReminderTooLate(t *testing.T) {
 // TestReminderRetries: while nothing can be granted it is tried again, though not at each look.
 func TestReminderRetries(t *testing.T) {
 	w := newReminded(t)
-	g, _ := w.register()
-	w.write("migration-begin")
-	w.acquire(g)
-	w.release(g)
+	g, _ := w.gaveBack()
 	w.write("migration-forgotten")
 	w.b.Fail(locktest.On(locktest.OpLock, "disk"), syscall.EIO, 3)
 	// At the second look, and 1, 2 and 4 seconds after the one before.

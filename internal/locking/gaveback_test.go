@@ -170,11 +170,7 @@ func TestGivenBackEnds(t *testing.T) {
 			w.acquire(g, disk("a"), locking.Shared)
 			w.release(g, disk("a"))
 			w.noGift()
-			w.release(g, disk("a"))
-			w.m.ForgetGivenBack(w.gift(1))
-			g.Close()
-			settle()
-			w.empty()
+			w.endsWith(g)
 		})
 	})
 	t.Run("an operator released it", func(t *testing.T) {
@@ -236,14 +232,20 @@ func TestTakeAgainOvertaken(t *testing.T) {
 				if err := w.m.TakeAgain(ctx, w.gift(1), w.written(1)); err != nil {
 					t.Error(err)
 				}
-				w.release(g, disk("a"))
-				w.m.ForgetGivenBack(w.gift(1))
-				g.Close()
-				settle()
-				w.empty()
+				w.endsWith(g)
 			})
 		})
 	}
+}
+
+// endsWith has the one who has the lock give it back for good, and wants nothing to be left of it.
+func (w *world) endsWith(g *locking.Registration) {
+	w.t.Helper()
+	w.release(g, disk("a"))
+	w.m.ForgetGivenBack(w.gift(1))
+	g.Close()
+	settle()
+	w.empty()
 }
 
 // TestTakeAgainAsked: its owner asks for the lock while it is about to be taken. The owner has it then, and is not what
@@ -269,11 +271,7 @@ func TestTakeAgainAsked(t *testing.T) {
 			}
 			w.toldIs(locking.Granted)
 			w.holders(disk("a"), 1)
-			w.release(g, disk("a"))
-			w.m.ForgetGivenBack(w.gift(1))
-			g.Close()
-			settle()
-			w.empty()
+			w.endsWith(g)
 		})
 	}
 }

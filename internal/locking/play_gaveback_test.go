@@ -19,7 +19,7 @@ func (p *play) written(rt *rapid.T) {
 func (p *play) takeAgain(rt *rapid.T) {
 	list := p.w.m.GivenBack()
 	if len(list) == 0 {
-		rt.Skip()
+		rt.Skip() // rapid draws another step: nothing is given back yet
 	}
 	g := rapid.SampledFrom(list).Draw(rt, "gift")
 	var a *actor

@@ -49,13 +49,13 @@ func TestTellSlow(t *testing.T) {
 			done <- err
 		}()
 		<-k.entered
-		time.Sleep(slowAccess - 1)
+		time.Sleep(slowAccess - 1) // by the bubble's clock: not slow yet
 		pair()
 		if got := heard(); len(got) > 0 {
 			t.Fatalf("told %v before anything was slow", got)
 		}
-		time.Sleep(time.Nanosecond)
-		go func() { // it hangs as well, so that no end of an access tells
+		time.Sleep(time.Nanosecond) // by the bubble's clock: slow from now on
+		go func() {                 // it hangs as well, so that no end of an access tells
 			_, err := b.Open(ctx, locking.Ref{Name: slow}, false)
 			done <- err
 		}()
@@ -66,19 +66,19 @@ func TestTellSlow(t *testing.T) {
 		cancel() // that its caller has gone away ends nothing
 		<-done
 		<-done
-		time.Sleep(2 * paceCalm)
+		time.Sleep(2 * paceCalm) // by the bubble's clock: long enough if nothing hung
 		pair()
 		if got := heard(); !slices.Equal(got, []bool{true}) {
 			t.Fatalf("told %v while the access hung", got)
 		}
 		close(k.release)
 		fakeclock.Wait()
-		time.Sleep(paceCalm - 1)
+		time.Sleep(paceCalm - 1) // by the bubble's clock: not calm for long enough yet
 		pair()
 		if got := heard(); !slices.Equal(got, []bool{true}) {
 			t.Fatalf("told %v before %v were over", got, paceCalm)
 		}
-		time.Sleep(time.Nanosecond)
+		time.Sleep(time.Nanosecond) // by the bubble's clock: calm for long enough
 		pair()
 		if got := heard(); !slices.Equal(got, []bool{true, false}) {
 			t.Fatalf("told %v, %v after the last slow access", got, paceCalm)
