@@ -89,7 +89,7 @@ func TestCluster(t *testing.T) {
 func (s *suite) quorum(t *testing.T) {
 	watch := s.asker(t, 1, "watch", "watch", lockspace)
 	holder := s.asker(t, 1, "holder", "hold", "mine", "holder")
-	holder.says(t, "held")
+	holder.says(t, "has the lock")
 	every := s.asker(t, 1, "every", "every", "500ms", "disk")
 	// It may have been stopped when watching began, for the nodes that joined last.
 	served := every.wait(t, 4, time.Time{}, "granted").begun
@@ -120,7 +120,7 @@ func (s *suite) quorum(t *testing.T) {
 	every.wait(t, 4, met, "granted")
 	s.serves(t, 2, "serves")
 	heir := s.asker(t, 2, "heir", "hold", "mine")
-	heir.says(t, "held")
+	heir.says(t, "has the lock")
 	s.logged(t, before, 1, "lockspace runs again")
 	every.end(t)
 	watch.end(t)

@@ -73,7 +73,7 @@ func (s *suite) restartWithoutQuorum(t *testing.T, r restart) {
 	before := s.logLengths(t)
 	watch := s.asker(t, r.node, named("watch"), "watch", lockspace)
 	holder := s.asker(t, r.node, named("holder"), "hold", mine)
-	holder.says(t, "held")
+	holder.says(t, "has the lock")
 	every := s.asker(t, r.node, named("every"), "every", "500ms", disk)
 	every.wait(t, 4, time.Time{}, "granted")
 	if !r.underWay {
@@ -122,6 +122,7 @@ func (s *suite) restartWithoutQuorum(t *testing.T, r restart) {
 	inTime(t, refusals, watch.answers(t), stopped)
 	again := s.asker(t, r.node, named("again"), "hold", mine)
 	again.says(t, "the cluster has no quorum")
+	again.end(t)
 
 	r.comeBack(t, other, served, before)
 	s.logged(t, before, r.node, "locks-restored")
@@ -141,7 +142,7 @@ func (s *suite) restartWithoutQuorum(t *testing.T, r restart) {
 	s.do(t, "release", func(ctx context.Context) error { return holder.Signal(ctx, syscall.SIGTERM) })
 	s.logged(t, before, r.node, `event=lock-released-gone lockspace="" name=`+mine+" ") // other owners end as well
 	heir := s.asker(t, next, named("heir"), "hold", mine)
-	heir.says(t, "held")
+	heir.says(t, "has the lock")
 	heir.end(t)
 	watch.end(t)
 }

@@ -63,11 +63,11 @@ func (s *suite) ownerStuck(t *testing.T) {
 	s.asker(t, 1, "second", "hold", "/root/disk").says(t, "'/root/disk' is locked by virtual machine asker")
 	// Others are served meanwhile.
 	other := s.asker(t, 1, "other", "hold", "/root/other")
-	other.says(t, "held")
+	other.says(t, "has the lock")
 	s.shell(t, "fsfreeze --unfreeze "+frozenDir)
 	s.logged(t, nil, 1, "lock released, its owner has ended")
 	third := s.asker(t, 1, "third", "hold", "/root/disk")
-	third.says(t, "held")
+	third.says(t, "has the lock")
 	for _, p := range []*asker{other, third} {
 		s.do(t, "end "+p.Name(), func(ctx context.Context) error { return p.Signal(ctx, syscall.SIGTERM) })
 		p.says(t, "released")
@@ -78,7 +78,7 @@ func (s *suite) stopTwice(t *testing.T) {
 	s.shell(t, "fsfreeze --freeze "+frozenDir)
 	s.asker(t, 1, "creator", "create", frozenDir+"/space", "new").says(t, "asked")
 	holder := s.asker(t, 1, "holder", "hold", "/root/disk")
-	holder.says(t, "held")
+	holder.says(t, "has the lock")
 	daemon := s.Node(1).Service(lab.ServiceLock)
 	s.do(t, "stop vmlockd", func(ctx context.Context) error { return daemon.Signal(ctx, syscall.SIGTERM) })
 	s.logged(t, nil, 1, "vmlockd is stopping")
@@ -95,5 +95,5 @@ func (s *suite) stopTwice(t *testing.T) {
 	})
 	s.asker(t, 1, "second-holder", "hold", "/root/disk").says(t, "'/root/disk' is locked by virtual machine asker")
 	s.do(t, "end the holder", func(ctx context.Context) error { return holder.Kill(ctx) })
-	s.asker(t, 1, "third-holder", "hold", "/root/disk").says(t, "held")
+	s.asker(t, 1, "third-holder", "hold", "/root/disk").says(t, "has the lock")
 }

@@ -2,7 +2,7 @@
 // prints a line for each answer, so that times are measured where nothing but
 // the daemon takes time:
 //
-//	asker hold NAME [VM]      take the lock, say "held", give it back on SIGTERM and say how that went
+//	asker hold NAME [VM]      take the lock, again until the cluster can grant it, say "has the lock", give it back on SIGTERM and say how that went
 //	asker every INTERVAL PREFIX   ask for PREFIX-0, PREFIX-1, ... and give back what is granted
 //	asker free PREFIX COUNT   take PREFIX-0 to PREFIX-(COUNT-1) and give them back, each as soon as it can be had, and say "all free"
 //	asker watch LOCKSPACE     print when the kernel stops the lockspace and when it runs
@@ -148,10 +148,10 @@ func hold(ctx context.Context, owner int, name, vm string) error {
 	}
 	defer c.Close()
 	ref := locking.Ref{Name: name}
-	if err := c.Acquire(ctx, ref, 0); err != nil {
+	if err := take(ctx, c, ref, isHeld); err != nil {
 		return err
 	}
-	fmt.Println("held")
+	fmt.Println("has the lock")
 	<-ctx.Done()
 	start := time.Now()
 	err = c.Release(context.Background(), ref)
