@@ -80,11 +80,11 @@ var rooms = []room{
 	{place: "internal/adminprogram", ours: []string{"internal/rpc", "internal/locking"}},
 	{place: "internal/control", ours: []string{"internal/rpc", "internal/locking", "internal/peers", "internal/guard"}},
 	{place: "internal/metrics", ours: []string{"internal/locking"}, theirs: []string{prometheus}},
-	{place: "internal/rpc", theirs: []string{xsys}},
+	{place: "internal/rpc", ours: []string{"internal/stack"}, theirs: []string{xsys}},
 
 	// What fills the ports of the rules.
 	{place: "internal/backend/cluster", ours: []string{"internal/locking", "internal/table", "internal/failpoint", "dlm", "dlm/controld"}, theirs: []string{xsys}},
-	{place: "internal/backend/local", ours: []string{"internal/locking", "internal/failpoint", "internal/holder"}, theirs: []string{systemd, xsys}},
+	{place: "internal/backend/local", ours: []string{"internal/locking", "internal/failpoint", "internal/holder", "internal/stack"}, theirs: []string{systemd, xsys}},
 	{place: "internal/guard", ours: []string{"internal/owner", "internal/locking", "internal/failpoint", "corosync", "dlm/controld"}, theirs: []string{xsys}},
 	{place: "internal/owner", ours: []string{"internal/locking"}, theirs: []string{xsys}},
 	{place: "internal/journal", ours: []string{"internal/locking", "internal/failpoint"}, theirs: []string{bbolt, xsys}},
@@ -120,4 +120,5 @@ var rooms = []room{
 	{place: "corosync/corosynctest/...", ours: []string{"corosync", "corosync/corosynctest/..."}, forTests: true},
 	{place: "corosync", theirs: []string{purego, xsys}},
 	{place: "internal/table", pure: true}, // beneath all: a way to keep things
+	{place: "internal/stack", pure: true},
 }

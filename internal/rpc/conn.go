@@ -10,6 +10,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/vmlockd/vmlockd/internal/stack"
 )
 
 // maxKeptReply bounds, in bytes, the memory for replies that a connection keeps.
@@ -47,6 +49,7 @@ func newConn(s *Server, sock *net.UnixConn, peer Peer) *conn {
 
 // serve takes calls until the connection ends, and cleans up.
 func (c *conn) serve() {
+	stack.Grow()
 	cause := Failed
 	defer func() {
 		if p := recover(); p != nil {

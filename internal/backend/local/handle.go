@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmlockd/vmlockd/internal/locking"
+	"github.com/vmlockd/vmlockd/internal/stack"
 )
 
 // idOf says what a file is, whatever its name: two files that are open have the same
@@ -127,6 +128,7 @@ func (h *handle) Unlock(ctx context.Context) error {
 	done := make(chan struct{})
 	var settled atomic.Bool // set by whoever is first: the end, or giving up
 	go func() {
+		stack.Grow()
 		var a access
 		h.b.pace.begin(&a)
 		unlockBefore.Pass()

@@ -36,6 +36,7 @@ import (
 
 	"github.com/vmlockd/vmlockd/internal/failpoint"
 	"github.com/vmlockd/vmlockd/internal/locking"
+	"github.com/vmlockd/vmlockd/internal/stack"
 )
 
 // maxCalls bounds the system calls on files under way at once. Each that hangs
@@ -192,6 +193,7 @@ func (b *Backend) call(ctx context.Context, path string, f func() error, late fu
 	done := make(chan error, 1)
 	begun := time.Now()
 	go func() {
+		stack.Grow()
 		var a access
 		b.pace.begin(&a)
 		err := f()
