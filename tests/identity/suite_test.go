@@ -81,14 +81,18 @@ func (s *suite) holder(t *testing.T, node int, name string) *control.Holder {
 	return nil
 }
 
+// again has the shell run vmlockctl run with its arguments until it is not refused: while a node joins, and while
+// dlm_controld of a busy machine is silent, nothing can be granted.
+var again = fmt.Sprintf(`while vmlockctl run "$@"; [ $? = %d ]; do sleep 0.2; done`, runRefused)
+
 // hold locks a disk on a node until the returned function is called, or the test
 // ends. The flags are those of vmlockctl run.
 func (s *suite) hold(t *testing.T, node int, path string, flags ...string) (release func()) {
 	t.Helper()
 	s.holds++
 	name := fmt.Sprintf("hold%d", s.holds)
-	args := append(append([]string{"run", "--name", name}, flags...), path, "--", "sleep", "600")
-	if _, err := s.Node(node).Start(s.ctx, name, "vmlockctl", args...); err != nil {
+	args := append(append([]string{"-c", again, "sh", "--name", name}, flags...), path, "--", "sleep", "600")
+	if _, err := s.Node(node).Start(s.ctx, name, "sh", args...); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(s.ctx, time.Minute)
@@ -122,12 +126,16 @@ func (s *suite) hold(t *testing.T, node int, path string, flags ...string) (rele
 // free tries to lock a disk on a node.
 func (s *suite) free(t *testing.T, node int, path string) bool {
 	t.Helper()
-	res, err := s.Node(node).Exec(s.ctx, "vmlockctl", "run", path, "--", "true")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !res.OK() && (res.Status != runRefused || !strings.Contains(res.Stderr, "is locked")) {
-		t.Fatalf("%s on node %d: %v", path, node, res)
+	ctx, cancel := context.WithTimeout(s.ctx, time.Minute)
+	defer cancel()
+	var res lab.Result
+	err := lab.WaitFor(ctx, "an answer that is about "+path, func(ctx context.Context) (bool, error) {
+		var err error
+		res, err = s.Node(node).Exec(ctx, "vmlockctl", "run", path, "--", "true")
+		return err != nil || res.Status != runRefused || strings.Contains(res.Stderr, "is locked"), err
+	})
+	if err != nil || !res.OK() && res.Status != runRefused {
+		t.Fatalf("%s on node %d: %v; %v", path, node, err, res)
 	}
 	return res.OK()
 }
