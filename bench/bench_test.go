@@ -26,7 +26,7 @@ func TestPrints(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "bench.json")
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
-	if err := run(ctx, &options{backend: "local", only: "held,death", counts: "10", rounds: 1, window: time.Second, json: out}); err != nil {
+	if err := run(ctx, &options{backend: "local", only: "held,death,start", counts: "10", rounds: 1, window: time.Second, json: out}); err != nil {
 		t.Fatal(err)
 	}
 	b, err := os.ReadFile(out)
@@ -50,6 +50,7 @@ func TestPrints(t *testing.T) {
 		"memory for a lock, 10 after a restart, vmlockd",
 		"owner's death to its lock granted to another, owner has a connection, vmlockd",
 		"owner's death to its lock granted to another, owner has none, vmlockd",
+		"start to the first answer, vmlockd",
 	}
 	if _, err := os.Stat(virtlockdPath); err == nil && os.Geteuid() == 0 {
 		want = append(want, "longest wait of an open client, re-exec with 10 locks, virtlockd", "memory for a lock, 10 after they were taken, virtlockd")

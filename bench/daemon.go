@@ -36,6 +36,9 @@ type daemon struct {
 	notices *net.UnixConn // what it says about itself; nil if it says nothing
 	ready   chan struct{} // full after it has said that it serves
 
+	spaced bool          // its lockspace is there
+	took   time.Duration // by its last start, until it answered
+
 	counters *counters // of its processes; nil where the kernel does not count
 
 	reexecs  int // so far
@@ -90,6 +93,8 @@ func newVmlockd(ctx context.Context, who, backend string, command []string, line
 	return d, nil
 }
 
+const whoVirtlockd = "virtlockd"
+
 const virtlockdPath = "/usr/sbin/virtlockd"
 
 // newVirtlockd starts Debian's virtlockd.
@@ -100,7 +105,7 @@ func newVirtlockd(ctx context.Context) (*daemon, error) {
 	if _, err := os.Stat(virtlockdPath); err != nil {
 		return nil, fmt.Errorf("virtlockd beside vmlockd: %w; Debian has it in libvirt-daemon", err)
 	}
-	d, err := newDaemon("virtlockd")
+	d, err := newDaemon(whoVirtlockd)
 	if err != nil {
 		return nil, err
 	}
@@ -151,7 +156,8 @@ func (d *daemon) start(ctx context.Context) (took time.Duration, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("%s does not answer: %w\n%s", d.who, err, tail(read(d.logFile())))
 	}
-	return time.Since(begin), nil
+	d.took = time.Since(begin)
+	return d.took, nil
 }
 
 func (d *daemon) logFile() string { return filepath.Join(d.state, "log") }
@@ -288,4 +294,4 @@ func (d *daemon) pids() []int {
 }
 
 // isPeer says that it is no vmlockd.
-func (d *daemon) isPeer() bool { return d.args[0] == "unshare" || d.who == whoEmpty }
+func (d *daemon) isPeer() bool { return d.who == whoVirtlockd || d.who == whoEmpty }

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"github.com/vmlockd/vmlockd/internal/locking"
@@ -128,6 +130,9 @@ func ownerWithConnection(d *daemon, ref locking.Ref, n int) (*vm, error) {
 		return nil, err
 	}
 	v.cmd.Stderr = os.Stderr
+	if v.stdin, err = v.cmd.StdinPipe(); err != nil {
+		return nil, err
+	}
 	if v.ended, err = spawn(v.cmd); err != nil {
 		return nil, err
 	}
@@ -138,8 +143,10 @@ func ownerWithConnection(d *daemon, ref locking.Ref, n int) (*vm, error) {
 	return v, nil
 }
 
-// own is ownCommand. It ends by a signal only.
+// own is ownCommand. Told a line it closes its connection, and what it holds makes the daemon
+// end it. It ends by SIGKILL only.
 func own(socket, name string) error {
+	signal.Ignore(syscall.SIGTERM)
 	ctx := context.Background()
 	c, err := lockprogram.Dial(ctx, socket)
 	if err != nil {
@@ -152,6 +159,9 @@ func own(socket, name string) error {
 		return err
 	}
 	fmt.Println("held")
+	if _, err := bufio.NewReader(os.Stdin).ReadString('\n'); err == nil {
+		c.Close()
+	}
 	time.Sleep(time.Hour) // for the signal; an hour bounds what a killed bench leaves
 	return nil
 }

@@ -62,7 +62,7 @@ func hang(ctx context.Context, s *series, daemons []*daemon, rounds int, window 
 // besideHanging is pairs, while others ask for files that hang.
 func (d *daemon) besideHanging(ctx context.Context, o locking.Owner, hangs bool, window time.Duration) (p pairsRound, err error) {
 	if !hangs {
-		return d.pairs(ctx, o, hangClients, true, window)
+		return d.pairs(ctx, o, use{clients: hangClients, kept: true}, window)
 	}
 	fs, err := newHangingFS()
 	if err != nil {
@@ -93,7 +93,7 @@ func (d *daemon) besideHanging(ctx context.Context, o locking.Owner, hangs bool,
 			})
 		}
 	})
-	p, err = d.pairs(ctx, o, hangClients, true, window)
+	p, err = d.pairs(ctx, o, use{clients: hangClients, kept: true}, window)
 	cancel()
 	asking.Wait()
 	select {

@@ -106,10 +106,24 @@ func local(ctx context.Context, o *options, r *report, _ string) (err error) {
 			}
 			open = append(list, profiled)
 			// Alone, so that all of the profile is about what the row says.
-			err = pairs(ctx, r, s, []*daemon{profiled}, []int{1, 8, 64}, o.rounds, o.window)
+			err = pairs(ctx, r, s, []*daemon{profiled}, o.rounds, o.window)
 			return errors.Join(err, profiled.stop(ctx))
 		}
-		if err := pairs(ctx, r, s, list, []int{1, 8, 64}, o.rounds, o.window); err != nil {
+		if err := pairs(ctx, r, s, list, o.rounds, o.window); err != nil {
+			return err
+		}
+	}
+	if o.wants(partStart) {
+		if err := starts(ctx, r, s, o); err != nil {
+			return err
+		}
+	}
+	if o.wants(partEndings) {
+		list, err := fresh()
+		if err != nil {
+			return err
+		}
+		if err := endings(ctx, s, list, o.rounds); err != nil {
 			return err
 		}
 	}

@@ -53,14 +53,16 @@ const (
 	partDeath   = "death"
 	partPairs   = "pairs"
 	partHang    = "hang"
+	partStart   = "start"
+	partEndings = "endings"
 	partRecords = "records"
 )
 
 func (o *options) countList() (list []int, err error) {
 	for text := range strings.SplitSeq(o.counts, ",") {
 		n, err := strconv.Atoi(text)
-		if err != nil || n < 1 || n > 15000 || len(list) > 0 && n <= list[len(list)-1] {
-			return nil, fmt.Errorf("--locks %s: growing numbers from 1 to 15000", o.counts)
+		if err != nil || n < 1 || n > 100_000 || n > 15_000 && o.backend != "local" || len(list) > 0 && n <= list[len(list)-1] {
+			return nil, fmt.Errorf("--locks %s: growing numbers from 1 to 15000, or to 100000 with --backend local", o.counts)
 		}
 		list = append(list, n)
 	}
@@ -80,7 +82,7 @@ func main() {
 	}
 	var o options
 	flag.StringVar(&o.backend, "backend", "all", "local, cluster (needs root) or all")
-	flag.StringVar(&o.only, "only", "", "parts, with commas: held (restart, re-exec, memory), death, pairs, hang (clients beside files that hang), records (who holds a lock), dlm (beside the bare DLM), recovery (after a power cut), sanlock (beside it); all if empty")
+	flag.StringVar(&o.only, "only", "", "parts, with commas: held (restart, re-exec, memory), death, pairs, hang (clients beside files that hang), start (of a daemon, and its memory), endings (clients beside an owner that is being ended), records (who holds a lock), dlm (beside the bare DLM), recovery (after a power cut), sanlock (beside it); all if empty")
 	flag.StringVar(&o.json, "json", "", "`file` for the results")
 	flag.StringVar(&o.tables, "markdown", "", "`file` for the tables of docs/performance.md")
 	flag.StringVar(&o.vmlockd, "vmlockd", "", "the vmlockd `program` to measure, linked statically; built if empty")

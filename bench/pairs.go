@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -13,13 +14,41 @@ import (
 	"github.com/vmlockd/vmlockd/internal/lockprogram"
 )
 
-// goalPairs is by how much vmlockd should do better than virtlockd.
-var goalPairs = map[string]string{"1 kept": "1.5 x virtlockd", "64 kept": "3 x virtlockd"}
+// use is what clients do at the same time.
+type use struct {
+	clients int
+	// kept: a connection is kept; otherwise there is a new one for each call, as
+	// libvirt's plug-in does it.
+	kept bool
+	// space: the locks are in a lockspace's directory, where libvirt asks for a file to be
+	// made for each lock; otherwise they are on files that are there.
+	space bool
+}
 
-// pairs measures how many locks a second are taken and given back: on kept
-// connections, and with a new one for each call, as libvirt's plug-in does it. The
-// daemons take turns.
-func pairs(ctx context.Context, r *report, s *series, daemons []*daemon, clients []int, rounds int, window time.Duration) error {
+func (u use) String() string {
+	kind := "kept"
+	if !u.kept {
+		kind = "new"
+	}
+	if u.space {
+		kind += ", lockspace directory"
+	}
+	return fmt.Sprintf("%d %s", u.clients, kind)
+}
+
+// uses are all that is measured.
+var uses = []use{
+	{1, true, false}, {8, true, false}, {64, true, false},
+	{1, false, false}, {8, false, false}, {64, false, false},
+	{64, true, true}, {8, false, true},
+}
+
+// goalPairs is by how much vmlockd should do better than virtlockd, by use.
+var goalPairs = map[string]string{"1 kept": "1.5 x virtlockd", "64 kept": "3 x virtlockd", "8 new": "3 x virtlockd", "64 new": "5 x virtlockd",
+	"64 kept, lockspace directory": "3 x virtlockd", "8 new, lockspace directory": "3 x virtlockd"}
+
+// pairs measures how many locks a second are taken and given back. The daemons take turns.
+func pairs(ctx context.Context, r *report, s *series, daemons []*daemon, rounds int, window time.Duration) error {
 	v, err := newVM(0)
 	if err != nil {
 		return err
@@ -32,31 +61,25 @@ func pairs(ctx context.Context, r *report, s *series, daemons []*daemon, clients
 		}
 		defer d.counters.close()
 	}
-	for _, kept := range []bool{true, false} {
-		for _, n := range clients {
-			kind := fmt.Sprintf("%d kept", n)
-			if !kept {
-				kind = fmt.Sprintf("%d new", n)
-			}
-			progress("%s: pairs, %s", s.backend, kind)
-			for range rounds {
-				for _, d := range daemons {
-					p, err := d.pairs(ctx, v.owner, n, kept, window)
-					if err != nil {
-						return err
-					}
-					row := s.add("pairs/s, clients "+kind, d.who, "", p.perSecond)
-					row.Goal = goalPairs[kind]
-					if d.isPeer() {
-						row.Goal = ""
-					}
-					s.add("99th percentile of a pair, clients "+kind, d.who, "ms", p.p99)
-					s.add("daemon's processor time for a pair, clients "+kind, d.who, "us", p.processor)
-					s.add("the clients' own processor time for a pair, clients "+kind, d.who, "us", p.clients)
-					if d.counters != nil {
-						s.add("daemon's system calls for a pair, clients "+kind, d.who, "", p.calls)
-						s.add("daemon's context switches for a pair, clients "+kind, d.who, "", p.switches)
-					}
+	for _, u := range uses {
+		progress("%s: pairs, %v", s.backend, u)
+		for range rounds {
+			for _, d := range daemons {
+				p, err := d.pairs(ctx, v.owner, u, window)
+				if err != nil {
+					return err
+				}
+				row := s.add(fmt.Sprintf("pairs/s, clients %v", u), d.who, "", p.perSecond)
+				row.Goal = goalPairs[u.String()]
+				if d.isPeer() {
+					row.Goal = ""
+				}
+				s.add(fmt.Sprintf("99th percentile of a pair, clients %v", u), d.who, "ms", p.p99)
+				s.add(fmt.Sprintf("daemon's processor time for a pair, clients %v", u), d.who, "us", p.processor)
+				s.add(fmt.Sprintf("the clients' own processor time for a pair, clients %v", u), d.who, "us", p.clients)
+				if d.counters != nil {
+					s.add(fmt.Sprintf("daemon's system calls for a pair, clients %v", u), d.who, "", p.calls)
+					s.add(fmt.Sprintf("daemon's context switches for a pair, clients %v", u), d.who, "", p.switches)
 				}
 			}
 		}
@@ -75,11 +98,14 @@ type pairsRound struct {
 	switches  float64 // context switches
 }
 
-func (d *daemon) pairs(ctx context.Context, o locking.Owner, clients int, kept bool, window time.Duration) (pairsRound, error) {
+func (d *daemon) pairs(ctx context.Context, o locking.Owner, u use, window time.Duration) (pairsRound, error) {
 	ctx, cancel := context.WithTimeout(ctx, window+time.Minute)
 	defer cancel()
-	lists := make([][]time.Duration, clients)
-	errs := make([]error, clients)
+	if err := d.makeSpace(ctx, o, u); err != nil {
+		return pairsRound{}, err
+	}
+	lists := make([][]time.Duration, u.clients)
+	errs := make([]error, u.clients)
 	before, err := d.usage()
 	if err != nil {
 		return pairsRound{}, err
@@ -88,8 +114,8 @@ func (d *daemon) pairs(ctx context.Context, o locking.Owner, clients int, kept b
 	begin := time.Now()
 	until := begin.Add(window)
 	var wg sync.WaitGroup
-	for i := range clients {
-		wg.Go(func() { lists[i], errs[i] = d.client(ctx, o, i, kept, until) })
+	for i := range u.clients {
+		wg.Go(func() { lists[i], errs[i] = d.client(ctx, o, i, u, until) })
 	}
 	wg.Wait()
 	elapsed := time.Since(begin)
@@ -115,6 +141,23 @@ func (d *daemon) pairs(ctx context.Context, o locking.Owner, clients int, kept b
 	}, nil
 }
 
+// space is the directory of a lockspace.
+func (d *daemon) space() string { return filepath.Join(d.dir, "space") }
+
+// makeSpace makes the lockspace that is used, if there is none yet.
+func (d *daemon) makeSpace(ctx context.Context, o locking.Owner, u use) error {
+	if !u.space || d.spaced {
+		return nil
+	}
+	c, err := d.connect(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	d.spaced = true
+	return c.CreateLockspace(ctx, d.space())
+}
+
 // usage is what the daemon and its holder have used: without counters only
 // the processor time, in steps of 10 ms.
 func (d *daemon) usage() (usage, error) {
@@ -134,9 +177,11 @@ func (d *daemon) processorTime() (t time.Duration) {
 
 // client takes and gives back one lock, which it shares with nobody, until the
 // time is over. It returns how long each pair took.
-func (d *daemon) client(ctx context.Context, o locking.Owner, n int, kept bool, until time.Time) (list []time.Duration, err error) {
-	ref := locking.Ref{Name: d.disk(n)}
-	if err := os.WriteFile(ref.Name, nil, 0o600); err != nil {
+func (d *daemon) client(ctx context.Context, o locking.Owner, n int, u use, until time.Time) (list []time.Duration, err error) {
+	ref, flags := locking.Ref{Name: d.disk(n)}, uint32(0)
+	if u.space {
+		ref, flags = locking.Ref{Lockspace: d.space(), Name: filepath.Base(ref.Name)}, lockprogram.FlagAutocreate
+	} else if err := os.WriteFile(ref.Name, nil, 0o600); err != nil {
 		return nil, err
 	}
 	// A context that can end costs the client a goroutine for each call, which is
@@ -144,12 +189,12 @@ func (d *daemon) client(ctx context.Context, o locking.Owner, n int, kept bool, 
 	bare := context.WithoutCancel(ctx)
 	one := func(c *lockprogram.Client, acquire bool) error {
 		if acquire {
-			return c.Acquire(bare, ref, 0)
+			return c.Acquire(bare, ref, flags)
 		}
 		return c.Release(bare, ref)
 	}
 	var open *lockprogram.Client
-	if kept {
+	if u.kept {
 		if open, err = d.connect(ctx, o); err != nil {
 			return nil, err
 		}
@@ -159,13 +204,13 @@ func (d *daemon) client(ctx context.Context, o locking.Owner, n int, kept bool, 
 	for now := time.Now(); now.Before(until); {
 		for _, acquire := range []bool{true, false} {
 			c := open
-			if !kept {
+			if !u.kept {
 				if c, err = d.connect(ctx, o); err != nil {
 					return nil, err
 				}
 			}
 			err := one(c, acquire)
-			if !kept {
+			if !u.kept {
 				c.Close()
 			}
 			if err != nil {

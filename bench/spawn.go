@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"runtime"
@@ -66,6 +67,7 @@ type vm struct {
 	cmd   *exec.Cmd
 	ended chan struct{}
 	owner locking.Owner
+	stdin io.Writer // nil but of ownerWithConnection
 }
 
 func newVM(n int) (*vm, error) {
