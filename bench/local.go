@@ -106,10 +106,10 @@ func local(ctx context.Context, o *options, r *report, _ string) (err error) {
 			}
 			open = append(list, profiled)
 			// Alone, so that all of the profile is about what the row says.
-			err = pairs(ctx, r, s, []*daemon{profiled}, o.rounds, o.window)
+			err = pairs(ctx, r, s, []*daemon{profiled}, o.use, o.rounds, o.window)
 			return errors.Join(err, profiled.stop(ctx))
 		}
-		if err := pairs(ctx, r, s, list, o.rounds, o.window); err != nil {
+		if err := pairs(ctx, r, s, list, o.use, o.rounds, o.window); err != nil {
 			return err
 		}
 	}

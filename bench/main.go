@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -27,6 +28,7 @@ type options struct {
 	against string
 	profile string
 	logs    string
+	use     string // of uses; all if empty
 	rounds  int
 	counts  string
 	window  time.Duration
@@ -89,6 +91,7 @@ func main() {
 	flag.StringVar(&o.against, "against", "", "another vmlockd `program`, with which the first takes turns in the parts pairs and hang: that of before a change")
 	flag.StringVar(&o.profile, "profile", "", "`file` for a profile of the processor time of vmlockd while pairs are measured; slows it down")
 	flag.StringVar(&o.logs, "logs", "", "`directory` for the logs of the lab")
+	flag.StringVar(&o.use, "pairs", "", "the one kind of clients whose pairs are measured, as the tables name it, such as \"8 new\"; all if empty")
 	flag.IntVar(&o.rounds, "rounds", 5, "rounds of each measure, 1 to 100")
 	flag.StringVar(&o.counts, "locks", "100,1000,10000", "how many locks are held")
 	flag.StringVar(&o.guard, "guard", "off", "guard.mode of vmlockd in the lab: off, auto, freeze or kill")
@@ -114,6 +117,9 @@ func run(ctx context.Context, o *options) error {
 	if flag.NArg() > 0 || o.rounds < 1 || o.rounds > 100 || o.window > time.Minute || o.backend != "local" && o.backend != "cluster" && o.backend != "all" {
 		flag.Usage()
 		return errors.New("the command line is wrong")
+	}
+	if o.use != "" && !slices.ContainsFunc(uses, func(u use) bool { return u.String() == o.use }) {
+		return fmt.Errorf("--pairs %q: one of %v", o.use, uses)
 	}
 	if _, err := o.countList(); err != nil {
 		return err

@@ -48,7 +48,8 @@ var goalPairs = map[string]string{"1 kept": "1.5 x virtlockd", "64 kept": "3 x v
 	"64 kept, lockspace directory": "3 x virtlockd", "8 new, lockspace directory": "3 x virtlockd"}
 
 // pairs measures how many locks a second are taken and given back. The daemons take turns.
-func pairs(ctx context.Context, r *report, s *series, daemons []*daemon, rounds int, window time.Duration) error {
+// only is the one use that is measured; all if it is empty.
+func pairs(ctx context.Context, r *report, s *series, daemons []*daemon, only string, rounds int, window time.Duration) error {
 	v, err := newVM(0)
 	if err != nil {
 		return err
@@ -62,6 +63,9 @@ func pairs(ctx context.Context, r *report, s *series, daemons []*daemon, rounds 
 		defer d.counters.close()
 	}
 	for _, u := range uses {
+		if only != "" && only != u.String() {
+			continue
+		}
 		progress("%s: pairs, %v", s.backend, u)
 		for range rounds {
 			for _, d := range daemons {
