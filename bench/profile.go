@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"log/slog"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -11,19 +10,20 @@ import (
 
 	"github.com/vmlockd/vmlockd/internal/config"
 	vmlockd "github.com/vmlockd/vmlockd/internal/daemon"
+	"github.com/vmlockd/vmlockd/internal/logs"
 )
 
 // profileCommand makes this program a vmlockd that writes a profile when it ends:
 // profileCommand FILE --config FILE.
 const profileCommand = "profiled-vmlockd"
 
-// newProfiled starts such a vmlockd. It logs nothing.
+// newProfiled starts such a vmlockd.
 func newProfiled(ctx context.Context, path string) (*daemon, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return nil, err
 	}
-	return newVmlockd(ctx, "vmlockd, profiled, no log", "local", []string{"/proc/self/exe", profileCommand, path}, "")
+	return newVmlockd(ctx, "vmlockd, profiled", "local", []string{"/proc/self/exe", profileCommand, path}, "")
 }
 
 // stop ends the daemon in order, so that it writes its profile.
@@ -57,5 +57,10 @@ func profiled(profile, configuration string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	p := vmlockd.Program{Path: "/proc/self/exe", Args: os.Args, OwnProcess: true}
-	return vmlockd.Run(ctx, p, c, slog.New(slog.DiscardHandler))
+	log, err := logs.New(c.Log.Level, c.Log.Format, os.Stderr)
+	if err != nil {
+		return err
+	}
+	defer logs.Close(log)
+	return vmlockd.Run(ctx, p, c, log)
 }
