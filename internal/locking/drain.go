@@ -63,8 +63,15 @@ func (m *Manager) lockedTookAgain(g *Registration, ref Ref) {
 	o := g.owner
 	had := m.lockedForgetGift(o, ref)
 	if g.again != nil {
-		g.again.had = had
+		g.again.had = had // and it stays kept, so that the next process knows that its owner has not asked for it
+	} else {
+		m.lockedUnkept(o.lockedTakeKept(ref))
+		o.lockedReturned(ref)
 	}
+}
+
+// lockedReturned counts what the owner has back.
+func (o *owner) lockedReturned(ref Ref) {
 	if o.returning[ref] == 0 {
 		return
 	}

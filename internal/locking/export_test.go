@@ -37,6 +37,20 @@ func (m *Manager) AddLockspaces(n int) {
 	m.counts.lockspaces.Store(int64(len(m.lockspaces)))
 }
 
+// TakenAgain counts what owners hold and have not asked for.
+func (m *Manager) TakenAgain() (n int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for r := range m.resources.All() {
+		for _, h := range r.holds {
+			if h.again {
+				n++
+			}
+		}
+	}
+	return n
+}
+
 // Departed counts the pids that are remembered.
 func (m *Manager) Departed() int {
 	m.mu.Lock()
@@ -113,6 +127,11 @@ func (m *Manager) Check() error {
 		}
 		if o.registrations == 0 && len(o.holds) == 0 && len(o.gave) == 0 && o.ending == nil {
 			return fmt.Errorf("owner %d stays, and nobody needs it", pid)
+		}
+		for ref := range o.kept {
+			if o.gave[ref] == nil && m.lockedTakenAgain(o, ref) == nil {
+				return fmt.Errorf("%v is kept as given back by owner %d, who has not, or was not taken again", ref, pid)
+			}
 		}
 		for _, h := range o.holds {
 			if h.owner != o || h.of == nil || !slices.Contains(h.of.holds, h) {

@@ -51,7 +51,7 @@ var ErrTaken = errors.New("this lock was taken or released again meanwhile, or i
 
 // GivenBack lists what owners gave back who have registered and whose process lives, by
 // owner and resource, until they take it again, end, or ForgetGivenBack. What was given back
-// before a restart of the daemon, or while Options.Witness knew nothing of the owner, is not in it.
+// while Options.Witness knew nothing of the owner is not in it, nor what was before a restart of the daemon and Options.Gifts did not keep.
 func (m *Manager) GivenBack() []GivenBack {
 	m.mu.Lock()
 	list := make([]GivenBack, 0, m.gifts)
@@ -70,11 +70,13 @@ func (m *Manager) GivenBack() []GivenBack {
 // ForgetGivenBack says that its owner will not take it again without asking for it.
 func (m *Manager) ForgetGivenBack(b GivenBack) {
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	if o, g := m.lockedGift(b); g != nil {
 		m.lockedForgetGift(o, b.Ref)
+		m.lockedUnkept(o.lockedTakeKept(b.Ref))
 		m.lockedForgetOwner(o)
 	}
+	m.mu.Unlock()
+	m.forgetKept()
 }
 
 // TakeAgain takes a lock for an owner that gave it back and uses it all the same, in the mode
@@ -149,10 +151,7 @@ func (m *Manager) lockedGift(b GivenBack) (*owner, *gift) {
 // lockedRemember notes that o has released a lock, unless it shares it once more under that name, and says whether
 // it is noted.
 func (m *Manager) lockedRemember(o *owner, ref Ref, g *gift) bool {
-	if r := m.lockedNamed(ref); r != nil && slices.ContainsFunc(r.holds, func(h *hold) bool { return h.owner == o && h.ref == ref }) {
-		return false
-	}
-	if g.stamp == (Stamp{}) || o.gone || o.proc == nil || m.gifts >= maxGivenBack && o.gave[ref] == nil {
+	if !m.lockedWorth(o, ref, g.stamp, nil) {
 		return false
 	}
 	if m.owners[o.pid] != o {
@@ -173,12 +172,20 @@ func (m *Manager) lockedRemember(o *owner, ref Ref, g *gift) bool {
 	return true
 }
 
-// lockedReleasedAgain notes that o has released what it did not have any more: it is known from now on
-// that it does not use it, or that it soon will not.
-func (m *Manager) lockedReleasedAgain(o *owner, ref Ref, stamp Stamp) {
-	if old := o.gave[ref]; old != nil && stamp != (Stamp{}) {
-		m.lockedRemember(o, ref, &gift{info: old.info, mode: old.mode, autocreate: old.autocreate, stamp: stamp})
+// lockedWorth says whether it can be remembered that o releases a lock, by this hold or, with nil, by one that is over.
+func (m *Manager) lockedWorth(o *owner, ref Ref, stamp Stamp, by *hold) bool {
+	if stamp == (Stamp{}) || o.gone || o.proc == nil || m.gifts >= maxGivenBack && o.gave[ref] == nil {
+		return false
 	}
+	r := m.lockedNamed(ref)
+	return r == nil || !slices.ContainsFunc(r.holds, func(h *hold) bool { return h != by && h.owner == o && h.ref == ref })
+}
+
+// lockedReleasedAgain notes that o has released what it did not have any more: it is known from now on
+// that it does not use it, or that it soon will not. It says whether that is news.
+func (m *Manager) lockedReleasedAgain(o *owner, ref Ref, stamp Stamp) bool {
+	old := o.gave[ref]
+	return old != nil && stamp != (Stamp{}) && m.lockedRemember(o, ref, &gift{info: old.info, mode: old.mode, autocreate: old.autocreate, stamp: stamp})
 }
 
 // lockedForgetGift returns what was remembered.
@@ -199,6 +206,10 @@ func (m *Manager) lockedForgetGift(o *owner, ref Ref) *gift {
 func (m *Manager) lockedForgetGifts(o *owner) {
 	m.gifts -= len(o.gave)
 	o.gave = nil
+	for _, seq := range o.kept {
+		m.lockedUnkept(seq)
+	}
+	o.kept = nil
 	delete(m.givers, o)
 }
 

@@ -222,12 +222,18 @@ func TestTakeAgainOvertaken(t *testing.T) {
 				gate.Arrived()
 				happens(w, g)
 				w.told()
+				least := 2
+				w.k.Added = func(kept int) { least = min(least, kept) } // what it is kept as now, beside what it was before
 				gate.Open()
 				if err := <-done; !errors.Is(err, locking.ErrTaken) {
 					t.Errorf("taken again: %v", err)
 				}
 				w.toldIs(locking.TakenAgain, locking.Released)
 				w.holders(disk("a"))
+				w.check()
+				if least < 2 {
+					t.Errorf("there was a moment in which it was not kept")
+				}
 				// It is remembered as before, and as it was released last.
 				if err := w.m.TakeAgain(ctx, w.gift(1), w.written(1)); err != nil {
 					t.Error(err)
@@ -374,16 +380,39 @@ func TestTakeAgainDrained(t *testing.T) {
 	})
 }
 
-// TestTakeAgainAfterRestart: a lock that was taken again is one like any other to the next process.
-func TestTakeAgainAfterRestart(t *testing.T) {
-	inWorld(t, func(t *testing.T, w *world) {
-		_, gift, now := w.gaveBack(1, locking.Exclusive)
-		if err := w.m.TakeAgain(context.Background(), gift, now); err != nil {
-			t.Fatal(err)
-		}
-		if e := w.j.Entries(); len(e) != 1 || e[0].State != locking.EntryGranted || e[0].Owner.PID != 1 || e[0].OwnerStart == 0 {
-			t.Errorf("the journal has %v", e)
-		}
-		w.abandon()
-	})
+// TestTakeAgainOvertakenDrained: what was taken and given back without its owner's asking changes nothing in what the
+// owner may take while the host is drained: what it gave back since the drain began, and nothing else.
+func TestTakeAgainOvertakenDrained(t *testing.T) {
+	ctx := context.Background()
+	for name, before := range map[string]bool{"given back before the drain": true, "since": false} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, func(t *testing.T, w *world) {
+				g, _ := w.vm(1)
+				w.written(1)
+				w.acquire(g, disk("a"), locking.Exclusive)
+				w.m.Drain(!before)
+				w.release(g, disk("a"))
+				w.m.Drain(true)
+				returning := len(w.m.Returning())
+				gate := w.b.Block(locktest.On(locktest.OpLock, "id-a"))
+				seen := w.written(1)
+				done := start(func() error { return w.m.TakeAgain(ctx, w.gift(1), seen) })
+				gate.Arrived()
+				w.written(1)
+				gate.Open()
+				if err := <-done; !errors.Is(err, locking.ErrTaken) {
+					t.Errorf("taken again: %v", err)
+				}
+				if n := len(w.m.Returning()); n != returning {
+					t.Errorf("%d may be taken by their owners, and before that %d", n, returning)
+				}
+				err := g.Acquire(ctx, disk("a"), locking.Exclusive, false)
+				if before {
+					w.refused(err, locking.KindUnavailable)
+				} else if err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vmlockd/vmlockd/internal/table"
@@ -36,6 +37,8 @@ type Options struct {
 	Journal Journal
 	// Witness may be nil: then nothing that owners give back is remembered.
 	Witness Witness
+	// Gifts may be nil: then that is remembered until the Manager ends.
+	Gifts GiftJournal
 	// Later is told when locks of an earlier process cannot be taken back yet: of how
 	// many entries that is so, and why. It is told again, with no reason and how long
 	// it took, when they have been settled; each lock was then told to Observe. It must
@@ -56,6 +59,7 @@ type Manager struct {
 	anyLockspace bool
 	journal      Journal
 	witness      Witness // nil if there is none
+	giftJournal  GiftJournal
 
 	ctx      context.Context // ends when Close begins; for watching owners
 	cancel   context.CancelFunc
@@ -79,6 +83,7 @@ type Manager struct {
 	givers     map[*owner]struct{} // who has something in gave
 	gifts      int                 // all of that
 	giftSeq    uint64              // of the last
+	unkept     []uint64            // what giftJournal is to forget
 	unseen     []*owner            // who could not be looked at after a restart, and may be alive or gone
 	departed   tombstones
 	uncertain  []uint64      // journal entries of requests that were given up
@@ -86,7 +91,8 @@ type Manager struct {
 	later      *laterRestore // nil unless something is to be taken back yet
 	restored   bool          // Restore is over, and all that it left for later
 
-	counts counts // written with mu held, read without
+	counts    counts      // written with mu held, read without
+	anyUnkept atomic.Bool // there is something in unkept; the same
 }
 
 // timed gives what f is told a time. f may be nil.
@@ -126,6 +132,9 @@ func New(o Options) *Manager {
 	}
 	if m.journal = o.Journal; m.journal == nil {
 		m.journal = noJournal{}
+	}
+	if m.giftJournal = o.Gifts; m.giftJournal == nil {
+		m.giftJournal = noGifts{}
 	}
 	if m.tellLater = o.Later; m.tellLater == nil {
 		m.tellLater = func(int, error, time.Duration) {}

@@ -170,6 +170,7 @@ func (m *Manager) resolveLate(b Restorer, c *claim) (freed []freedHold) {
 	for _, e := range ended {
 		m.forget(e.Seq, true)
 	}
+	m.forgetKept()
 	return freed
 }
 
@@ -218,6 +219,7 @@ func (m *Manager) dropLater(r *resource, h *hold, kind EventKind) error {
 	}
 	m.lockedRemoveHold(r, h)
 	m.mu.Unlock()
+	m.forgetKept()
 	m.observe(Event{Kind: kind, Ref: h.ref, Owner: *h.info, Mode: mode, Held: time.Since(h.since), Err: err})
 	return err
 }

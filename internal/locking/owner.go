@@ -30,6 +30,7 @@ type owner struct {
 	ending        *ending     // nil if it is not being ended
 	returning     map[Ref]int // what it gave back since the drain began, and may take again
 	gave          map[Ref]*gift
+	kept          map[Ref]uint64 // by what Manager.giftJournal keeps what is in gave, or was taken again by TakeAgain
 }
 
 // Registration is a session's right to speak for an owner.
@@ -192,6 +193,7 @@ func (m *Manager) watch(o *owner) {
 		m.mu.Lock()
 		m.lockedOwnerGone(o)
 		m.mu.Unlock()
+		m.forgetKept()
 	case <-o.forgotten:
 	case <-m.ctx.Done():
 		m.mu.Lock()

@@ -116,6 +116,9 @@ func (m *Manager) lockedRemoveHold(r *resource, h *hold) {
 			m.names.Put(r.holds[i])
 		}
 	}
+	if h.again {
+		m.lockedUnkept(h.owner.lockedTakeKept(h.ref))
+	}
 	m.counts.changed(r, h, -1)
 	h.owner.lockedRemove(h)
 	h.of = nil

@@ -34,6 +34,7 @@ type world struct {
 	b  *locktest.Backend
 	ps *locktest.Processes
 	j  *locktest.Journal
+	k  *locktest.Gifts
 
 	mu     sync.Mutex // guards what follows
 	events []locking.Event
@@ -43,12 +44,13 @@ type world struct {
 }
 
 func newWorld(t tester) *world {
-	w := &world{t: t, stamps: map[int32]locking.Stamp{}, b: locktest.NewBackend(t), ps: locktest.NewProcesses(t), j: locktest.NewJournal(t)}
+	w := &world{t: t, stamps: map[int32]locking.Stamp{}, b: locktest.NewBackend(t), ps: locktest.NewProcesses(t), j: locktest.NewJournal(t), k: locktest.NewGifts(t)}
 	w.m = locking.New(locking.Options{
 		Backend:        w.b,
 		Processes:      w.ps,
 		Journal:        w.j,
 		Witness:        witness{w},
+		Gifts:          w.k,
 		RequestTimeout: requestTimeout,
 		Later: func(n int, why error, _ time.Duration) {
 			w.mu.Lock()
@@ -215,6 +217,9 @@ func (w *world) empty() {
 	if list := w.j.Entries(); len(list) != 0 {
 		w.t.Errorf("left in the journal: %+v", list)
 	}
+	if list := w.k.Kept(); len(list) != 0 {
+		w.t.Errorf("left of what was given back: %+v", list)
+	}
 	if n := w.ps.Watched(); n != 0 {
 		w.t.Errorf("%d processes are still watched", n)
 	}
@@ -224,6 +229,17 @@ func (w *world) check() {
 	w.t.Helper()
 	if err := w.m.Check(); err != nil {
 		w.t.Fatalf("the tables: %v", err)
+	}
+	gifts, kept := w.m.GivenBack(), w.k.Kept()
+	for _, g := range gifts {
+		if !slices.ContainsFunc(kept, func(k locking.Kept) bool {
+			return k.Owner == g.Owner && k.Ref == g.Ref && k.Mode == g.Mode && k.Stamp == g.Stamp
+		}) {
+			w.t.Errorf("%+v is not kept as it is: %+v", g, kept)
+		}
+	}
+	if n := len(gifts) + w.m.TakenAgain(); n != len(kept) {
+		w.t.Errorf("%d are given back or taken again, and what is kept is %+v", n, kept)
 	}
 }
 
