@@ -83,6 +83,7 @@ func newReminder(socket string, observe func(locking.Event)) *reminder {
 // begin looks at what owners give back to locks.
 func (r *reminder) begin(locks *locking.Manager) {
 	r.locks = locks
+	r.GaveBack() // to an earlier daemon
 	go r.run()
 }
 

@@ -492,59 +492,131 @@ func TestReminderNames(t *testing.T) {
 	}
 }
 
-// TestForgottenLock: a whole daemon, also while it is drained.
-func TestForgottenLock(t *testing.T) {
+// forgetful is a whole daemon, and a virtual machine of which libvirt's notes are what a test writes.
+type forgetful struct {
+	*served
+	disk  string
+	owner locking.Owner
+	c     *lockprogram.Client
+}
+
+func newForgetful(t *testing.T) *forgetful {
+	t.Helper()
 	s := build(t)
-	disk := s.disk("web.img")
-	web := vm(t).Process.Pid
-	dir := filepath.Join(s.dir, "qemu")
-	if err := os.Mkdir(dir, 0o700); err != nil {
+	f := &forgetful{served: s, disk: s.disk("web.img"), owner: locking.Owner{PID: int32(vm(t).Process.Pid), ID: 1, Name: "web", UUID: [16]byte{1}}}
+	if err := os.Mkdir(filepath.Join(s.dir, "qemu"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	owner := locking.Owner{PID: int32(web), ID: 1, Name: "web", UUID: [16]byte{1}}
-	write := func(state string) {
-		t.Helper()
-		file := filepath.Join(dir, "web.xml")
-		text := fmt.Sprintf("<domstatus state='%s' pid='%d'><domain><name>web</name><uuid>%s</uuid><devices><disk type='file'><source file='%s'/></disk></devices></domain></domstatus>",
-			state, web, locking.FormatUUID(owner.UUID), disk)
-		if err := os.WriteFile(file+".new", []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Rename(file+".new", file); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write("running")
+	f.write("running")
 	s.start()
-	c, err := lockprogram.Dial(t.Context(), s.socket)
+	f.dial()
+	return f
+}
+
+func (f *forgetful) write(state string) {
+	f.t.Helper()
+	file := filepath.Join(f.dir, "qemu", "web.xml")
+	text := fmt.Sprintf("<domstatus state='%s' pid='%d'><domain><name>web</name><uuid>%s</uuid><devices><disk type='file'><source file='%s'/></disk></devices></domain></domstatus>",
+		state, f.owner.PID, locking.FormatUUID(f.owner.UUID), f.disk)
+	if err := os.WriteFile(file+".new", []byte(text), 0o600); err != nil {
+		f.t.Fatal(err)
+	}
+	if err := os.Rename(file+".new", file); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// dial has libvirt speak for it, by a new connection.
+func (f *forgetful) dial() {
+	f.t.Helper()
+	c, err := lockprogram.Dial(f.t.Context(), f.socket)
 	if err != nil {
-		t.Fatal(err)
+		f.t.Fatal(err)
 	}
-	defer c.Close()
-	ref := locking.Ref{Name: disk}
-	for _, err := range []error{c.Register(t.Context(), owner), c.Acquire(t.Context(), ref, 0), c.Release(t.Context(), ref)} {
-		if err != nil {
-			t.Fatal(err)
-		}
+	f.t.Cleanup(func() { c.Close() })
+	f.c = c
+	f.do(c.Register(f.t.Context(), f.owner))
+}
+
+func (f *forgetful) do(err error) {
+	f.t.Helper()
+	if err != nil {
+		f.t.Fatal(err)
 	}
+}
+
+func (f *forgetful) acquire() error {
+	return f.c.Acquire(f.t.Context(), locking.Ref{Name: f.disk}, 0)
+}
+
+func (f *forgetful) release() error {
+	return f.c.Release(f.t.Context(), locking.Ref{Name: f.disk})
+}
+
+// TestForgottenLock: a whole daemon.
+func TestForgottenLock(t *testing.T) {
+	s := newForgetful(t)
+	s.do(s.acquire())
+	s.do(s.release())
 	s.event("lock-released")
-	write("paused")
-	write("running")
+	s.write("paused")
+	s.write("running")
 	f := s.event("lock-taken-again")
-	if f["VMLOCKD_NAME"] != disk || f["VMLOCKD_OWNER"] != "web" || f["PRIORITY"] != "4" {
+	if f["VMLOCKD_NAME"] != s.disk || f["VMLOCKD_OWNER"] != "web" || f["PRIORITY"] != "4" {
 		t.Errorf("taken again: %v", f)
 	}
-	if isFree(t, disk) {
+	if isFree(t, s.disk) {
 		t.Error("the disk is free")
 	}
 	s.shows(`vmlockd_forgotten_locks_total{result="taken_again"}`, "1", `vmlockd_locks_held{mode="exclusive"}`, "1")
-	if err := s.try(vm(t).Process.Pid, "mail", disk); err == nil {
+	if err := s.try(vm(t).Process.Pid, "mail", s.disk); err == nil {
 		t.Error("another one got the disk")
 	}
 	// A stop and a start keep it.
 	s.end(syscall.SIGKILL)
 	s.start()
-	if isFree(t, disk) {
+	if isFree(t, s.disk) {
 		t.Error("the disk is free after a restart")
+	}
+}
+
+// TestForgottenOverRestart: vmlockd is started again, or replaced in place, when a lock was given back and libvirt has not
+// forgotten it yet; and once more when it was taken again and libvirt has not asked for it.
+func TestForgottenOverRestart(t *testing.T) {
+	for name, restart := range map[string]func(*forgetful, string){
+		"killed": func(s *forgetful, state string) {
+			s.end(syscall.SIGKILL)
+			s.write(state)
+			s.start()
+			s.dial()
+		},
+		"in place": func(s *forgetful, state string) {
+			s.signal(syscall.SIGUSR1)
+			s.write(state)
+			s.event("daemon-ready")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newForgetful(t)
+			s.do(s.acquire())
+			s.do(s.release())
+			restart(s, "running")
+			if f := s.event("lock-taken-again"); f["VMLOCKD_NAME"] != s.disk || f["VMLOCKD_OWNER"] != "web" {
+				t.Errorf("taken again: %v", f)
+			}
+			restart(s, "paused")
+			if isFree(t, s.disk) {
+				t.Error("the disk is free after a restart")
+			}
+			s.do(s.acquire())
+			if err := s.acquire(); err == nil {
+				t.Error("granted twice")
+			}
+			restart(s, "running")
+			if err := s.acquire(); err == nil {
+				t.Error("granted twice, by another start")
+			}
+			s.do(s.release())
+		})
 	}
 }

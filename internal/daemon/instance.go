@@ -60,6 +60,7 @@ type instance struct {
 	cfg       config.Config
 	backend   backend
 	journal   *journal.Journal
+	gifts     *journal.Gifts // nil until the journal is open
 	locks     *locking.Manager
 	version   string
 	metrics   *metrics.Metrics
@@ -124,6 +125,7 @@ func start(c config.Config, version string, log *slog.Logger, from *state, g *gi
 	if err != nil {
 		return i, err
 	}
+	gaveBack := i.openGifts(boot)
 	// Nor later than this: once this start has joined, the next one would find its lockspace.
 	if err := i.judgeLockspace(&found); err != nil {
 		return i, err
@@ -163,6 +165,7 @@ func start(c config.Config, version string, log *slog.Logger, from *state, g *gi
 		Journal:        i.journal,
 		Later:          tellLater(log),
 		Witness:        i.reminder,
+		Gifts:          i.gifts,
 	})
 	i.table.Store(i.locks)
 	i.drain = openDrainer(c.RunDir, i.locks, i.others.drains, log)
@@ -178,6 +181,7 @@ func start(c config.Config, version string, log *slog.Logger, from *state, g *gi
 	} else {
 		i.takeBack(found, i.backend)
 	}
+	i.locks.RestoreGivenBack(gaveBack)
 	i.tellEndings()
 	i.guard.run()
 	if i.part(); !i.parting {
@@ -311,6 +315,9 @@ func (i *instance) closeBackend(f func(context.Context) error) {
 	// While the kernel still works for this process the next one must not begin,
 	// and it is the journal that makes it wait.
 	if i.journal != nil && closed {
+		if err := i.gifts.Close(); err != nil {
+			i.log.Warn("could not close what keeps what was given back", "reason", err)
+		}
 		if err := i.journal.Close(); err != nil {
 			i.log.Warn("could not close the journal", "reason", err)
 		}

@@ -10,6 +10,7 @@ import (
 	"github.com/vmlockd/vmlockd/dlm"
 	"github.com/vmlockd/vmlockd/internal/config"
 	"github.com/vmlockd/vmlockd/internal/journal"
+	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
 // openJournal opens the journal of this backend: what another one holds cannot
@@ -25,6 +26,16 @@ func (i *instance) openJournal(boot string) (journal.Recovered, error) {
 	}
 	i.journal = j
 	return found, nil
+}
+
+// openGifts opens what belongs to it, and returns what virtual machines had given back before this start. A daemon that
+// cannot read it serves all the same: it is about locks that nobody has.
+func (i *instance) openGifts(boot string) (before []locking.Kept) {
+	var err error
+	if i.gifts, before, err = journal.OpenGifts(filepath.Join(i.cfg.RunDir, journalDir(i.cfg)), boot); err != nil {
+		i.log.Warn("not all can be read that virtual machines had given back before this start: what libvirt has forgotten of that is not taken again", "reason", err)
+	}
+	return before
 }
 
 // A journal that is new explains nothing. Whether there is something to explain is found out once for each journal;

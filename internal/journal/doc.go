@@ -31,7 +31,8 @@
 //
 // The files in the directory: "journal", "journal.lock" (held with flock(2) by the
 // user of the journal), "journal.new" (a compaction that has not finished),
-// "journal.other-boot" and "journal.damaged-*" (set aside, never read again).
+// "journal.other-boot" and "journal.damaged-*" (set aside, never read again), and "given-back", a directory with another
+// journal, of what owners gave back (gifts.go).
 //
 // # Why not bbolt
 //
