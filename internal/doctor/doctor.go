@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/vmlockd/vmlockd/dlm/controld"
 	"github.com/vmlockd/vmlockd/internal/config"
@@ -71,7 +72,13 @@ type Options struct {
 	// ConfigNamed.
 	Config      string
 	ConfigNamed bool
+	// Pause is how long what may be so for a moment only has to stay before it is told. 0 is a good value, for 2 seconds.
+	Pause time.Duration
 }
+
+// momentary is what Options.Pause is by default. A change of a lockspace in a cluster that is well takes some
+// milliseconds from the moment on at which its conditions are met.
+const momentary = 2 * time.Second
 
 // maxOfOne bounds how many findings of one id are told one by one.
 const maxOfOne = 20

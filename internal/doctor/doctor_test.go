@@ -32,6 +32,7 @@ type world struct {
 	known     error
 	change    controld.Change // of the lockspace
 	members   []controld.Node // of that change
+	later     func()          // happens between the first question about them and the second; may be nil
 	inquired  int             // questions that need a dlm_controld which ignores SIGPIPE
 	named     bool
 	disks     map[string]Identity // what the daemon takes paths for; others are of NFS
@@ -61,7 +62,12 @@ func (w *world) Nodes(_ context.Context, _ string, of controld.NodesOf) ([]contr
 	if of != controld.NextNodes {
 		return nil, errTest
 	}
-	return w.members, nil
+	members := slices.Clone(w.members)
+	if w.later != nil {
+		w.later()
+		w.later = nil
+	}
+	return members, nil
 }
 
 func (w *world) ask(context.Context) (Daemon, error) {
@@ -77,7 +83,7 @@ func (w *world) ask(context.Context) (Daemon, error) {
 
 func (w *world) examine(t *testing.T) []Finding {
 	t.Helper()
-	return Examine(t.Context(), Options{System: w.tree, Controld: w, Daemon: w.ask, Identify: w.identify, Config: config.DefaultPath(), ConfigNamed: w.named}).Findings
+	return Examine(t.Context(), Options{System: w.tree, Controld: w, Daemon: w.ask, Identify: w.identify, Config: config.DefaultPath(), ConfigNamed: w.named, Pause: time.Nanosecond}).Findings
 }
 
 const (

@@ -99,6 +99,18 @@ var clusterFaults = []fault{
 	{"dlm_controld has refused the message of another one", false, func(w *world) {
 		waits(w, "0000000000001000", controld.Started, controld.Disallowed, 0)
 	}, []string{idStuck}, "lockspace vmlockd", "refused the message of node 2", "then reboot it, at the same time"},
+	{"dlm_controld is about to have its own message", false, func(w *world) {
+		waits(w, "0000000000001000", 0, controld.Started, controld.Started)
+		w.later = func() { w.members[0].Flags |= controld.Started }
+	}, []string{idStopped}, "lockspace vmlockd", "somebody", "goes on by itself"},
+	{"one change follows another", false, func(w *world) {
+		waits(w, "0000000000001000", 0, controld.Started, controld.Started)
+		w.later = func() { w.change.Seq++ }
+	}, []string{idStopped}, "lockspace vmlockd", "somebody", "goes on by itself"},
+	{"the change is over", false, func(w *world) {
+		waits(w, "0000000000001000", controld.Started, controld.Disallowed, controld.Started)
+		w.later = func() { w.change = controld.Change{} }
+	}, []string{idStopped}, "lockspace vmlockd", "somebody", "goes on by itself"},
 	{"hosts that were separated have met again", false, func(w *world) {
 		waits(w, "0000000000001000", controld.Started, controld.Disallowed, controld.Disallowed)
 		w.status.MergeWait = true

@@ -1,11 +1,14 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/vmlockd/vmlockd/dlm/controld"
 )
@@ -23,7 +26,15 @@ func (x *exam) stopped(name string, st controld.Status) {
 			"the lockspace is %s and locks are refused: %s", x.daemon.Lockspace, x.daemon.WaitsFor)
 		return
 	}
-	nodes, err := x.awaited(name)
+	nodes, change, err := x.awaited(name)
+	if err == nil && stuck(nodes, st.NodeID) {
+		// So it looks for a moment in each change, as when another host joins, until dlm_controld has had what it waits for.
+		pause(x.ctx, cmp.Or(x.Pause, momentary))
+		var later uint32
+		if nodes, later, err = x.awaited(name); later != change {
+			nodes = nil
+		}
+	}
 	if err != nil {
 		x.find(idStopped, where, look, "the lockspace is %s and locks are refused: %s", x.daemon.Lockspace, x.daemon.WaitsFor)
 		return
@@ -58,26 +69,44 @@ func (x *exam) stopped(name string, st controld.Status) {
 	}
 }
 
-// awaited lists the members of the change of a lockspace for which dlm_controld waits for messages; none if it does not. That
+// awaited lists the members of the change of a lockspace for which dlm_controld waits for messages, and says which change that is; none if it does not wait. That
 // question may be the end of a dlm_controld that does not ignore SIGPIPE, if this program is killed meanwhile (see package
 // controld). systemd has its services ignore it; where that is not so, nothing is asked.
-func (x *exam) awaited(name string) ([]controld.Node, error) {
+func (x *exam) awaited(name string) (nodes []controld.Node, change uint32, err error) {
 	for _, p := range x.called("dlm_controld") {
 		text, err := x.System.ReadFile(p.dir()+"/status", maxProc)
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		if !ignores(string(text), syscall.SIGPIPE) {
-			return nil, fmt.Errorf("%v does not ignore SIGPIPE", p)
+			return nil, 0, fmt.Errorf("%v does not ignore SIGPIPE", p)
 		}
 	}
 	ls, err := ask(x.ctx, controldTimeout, func(ctx context.Context) (controld.Lockspace, error) { return x.Controld.Lockspace(ctx, name) })
 	if err != nil || !ls.Changing() || !ls.Next.WaitMessages {
-		return nil, err
+		return nil, 0, err
 	}
-	return ask(x.ctx, controldTimeout, func(ctx context.Context) ([]controld.Node, error) {
+	nodes, err = ask(x.ctx, controldTimeout, func(ctx context.Context) ([]controld.Node, error) {
 		return x.Controld.Nodes(ctx, name, controld.NextNodes)
 	})
+	return nodes, ls.Next.Seq, err
+}
+
+// stuck reports whether dlm_controld waits for what it may have refused.
+func stuck(nodes []controld.Node, here int) bool {
+	return slices.ContainsFunc(nodes, func(n controld.Node) bool {
+		return n.Flags&controld.Disallowed != 0 || n.Flags&controld.Started == 0 && n.NodeID == here
+	})
+}
+
+// pause returns after d, or when ctx ends.
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
 }
 
 // ignores reads in the status of a process, as /proc has it, whether it ignores a signal.
