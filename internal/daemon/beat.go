@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"sync"
 	"time"
@@ -35,17 +36,23 @@ func (i *instance) newBeater() *beater {
 	if os.Getenv("NOTIFY_SOCKET") == "" {
 		return nil
 	}
-	every, err := sd.SdWatchdogEnabled(false)
-	if err != nil {
-		i.log.Warn("the watchdog of systemd is not answered: "+err.Error(), "variable", "WATCHDOG_USEC")
-	}
-	b := &beater{every: beatEvery, dog: every > 0, status: i.statusLine, notify: func(state string) { notify(i.log, state) }, loop: make(chan struct{})}
-	if b.dog {
-		b.every = min(every/3, beatEvery)
-	}
+	every, dog := beatInterval(i.log)
+	b := &beater{every: every, dog: dog, status: i.statusLine, notify: func(state string) { notify(i.log, state) }, loop: make(chan struct{})}
 	b.alive = func(ctx context.Context) error { return i.allAnswer(ctx, b.loop) }
 	b.start()
 	return b
+}
+
+// beatInterval is how often a sign of life is due, and whether systemd waits for it.
+func beatInterval(log *slog.Logger) (every time.Duration, dog bool) {
+	dies, err := sd.SdWatchdogEnabled(false)
+	if err != nil {
+		log.Warn("the watchdog of systemd is not answered: "+err.Error(), "variable", "WATCHDOG_USEC")
+	}
+	if dies <= 0 {
+		return beatEvery, false
+	}
+	return min(dies/3, beatEvery), true
 }
 
 func (b *beater) start() {

@@ -103,6 +103,7 @@ func Run(ctx context.Context, p Program, c config.Config, log *slog.Logger) erro
 		log.Info("the earlier program was told to stop when this one was about to take its place")
 		cancel()
 	}
+	g.told, g.toldAgain = ctx.Done(), p.StopAgain
 	self, err := os.Open("/proc/self/exe")
 	if err != nil {
 		log.Warn("a new program that cannot start would not be followed by this one", "reason", err)
@@ -137,7 +138,7 @@ func Run(ctx context.Context, p Program, c config.Config, log *slog.Logger) erro
 				notify(log, sd.SdNotifyStopping)
 			}
 			log.Info("vmlockd is stopping")
-			stopped := i.endOnSignal(p.StopAgain)
+			stopped := i.endOnSignal(ctx.Done(), p.StopAgain)
 			i.stop()
 			stopped()
 			if g.late = i.late; len(g.late) > 0 && ctx.Err() == nil {

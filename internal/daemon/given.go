@@ -18,6 +18,9 @@ type given struct {
 	pid       *pidFile
 	// late are those who connected while the instance before was retiring; the next one serves them.
 	late []*net.UnixConn
+	// told is closed when the process is told to stop, and toldAgain has the signals after that; nil if nobody is.
+	told      <-chan struct{}
+	toldAgain <-chan os.Signal
 }
 
 // take takes what systemd has handed over, or the earlier program has left, and locks the pid

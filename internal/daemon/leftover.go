@@ -3,13 +3,11 @@ package daemon
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"slices"
 	"sync"
 	"time"
 
-	"github.com/vmlockd/vmlockd/internal/config"
 	"github.com/vmlockd/vmlockd/internal/guard"
 )
 
@@ -138,18 +136,4 @@ func (l *leftover) close(last bool) {
 			l.log.Warn("a watchdog could not be closed", "device", d.path, "reason", err)
 		}
 	}
-}
-
-// part is for a start without a guard after an end of a vmlockd with one, which has left its watchdog armed, or processes stopped: what that one had
-// promised is kept until all other hosts have heard that nobody does any more. It takes two messages in a cluster that is well. If this host has lost the cluster it takes
-// as long as that guard would have: what it had promised to stop is stopped, and killed when the grace is over.
-func (i *instance) part() {
-	if !i.parting {
-		return
-	}
-	i.log.Warn("an earlier vmlockd, which had a guard, has left a watchdog armed or processes stopped: its promise is kept until the other hosts have heard that nothing guards this one any more",
-		"grace", time.Duration(i.cfg.Guard.Grace))
-	heard := i.guard.withdraw(fmt.Sprintf("guard.mode is %q now, and it is not certain that the other hosts know it", config.GuardOff))
-	i.within("the guard", func(ctx context.Context) error { return i.guard.close(ctx, heard) })
-	i.guard, i.parting = nil, !heard
 }

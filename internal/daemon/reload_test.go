@@ -68,6 +68,29 @@ func (m *manager) any() string {
 	return string(b[:n])
 }
 
+// all are the notifications that are there already.
+func (m *manager) all() (list []string) {
+	m.t.Helper()
+	raw, err := m.conn.SyscallConn()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	b := make([]byte, 4096)
+	err = raw.Read(func(fd uintptr) bool {
+		for {
+			n, err := unix.Read(int(fd), b)
+			if err != nil {
+				return true
+			}
+			list = append(list, string(b[:n]))
+		}
+	})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return list
+}
+
 // gate passes on what a client sends, but of one message, when it is told to, only the
 // beginning until it is told to go on.
 type gate struct {

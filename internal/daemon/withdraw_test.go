@@ -7,7 +7,9 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -98,6 +100,7 @@ func TestPart(t *testing.T) {
 	for name, fences := range map[string]bool{"nobody hears it": false, "others fence": true} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
+			systemd := newManager(t)
 			device := filepath.Join(dir, "watchdog")
 			if err := os.WriteFile(device, nil, 0o600); err != nil {
 				t.Fatal(err)
@@ -114,7 +117,15 @@ func TestPart(t *testing.T) {
 					t.Fatal(err)
 				}
 				var log words
-				i := &instance{log: slog.New(slog.NewTextHandler(&log, nil)), parting: true}
+				told, again := make(chan struct{}), make(chan os.Signal, 1)
+				i := &instance{log: slog.New(slog.NewTextHandler(&log, nil)), parting: true, given: &given{told: told, toldAgain: again}}
+				again <- syscall.SIGTERM // the first one, which is not for part, or this test ends here
+				if !fences {
+					time.AfterFunc(time.Second, func() {
+						<-again
+						close(told)
+					})
+				}
 				q, err := corosync.Track(t.Context(), corosynctest.NewCluster(1).Node(1).NewProcess(), corosync.Options{})
 				if err != nil {
 					t.Fatal(err)
@@ -124,7 +135,16 @@ func TestPart(t *testing.T) {
 				for g.Status().Mode == guard.Auto {
 					fakeclock.Wait()
 				}
+				begun := time.Now()
 				i.part()
+				// systemd has had a sign of life all the time, and was asked for more of it.
+				const want = "EXTEND_TIMEOUT_USEC=30000000\nWATCHDOG=1"
+				if got := systemd.all(); len(got) != 1+int(time.Since(begun)/beatEvery) || slices.ContainsFunc(got, func(s string) bool { return s != want }) {
+					t.Errorf("systemd is told in %v: %q", time.Since(begun), got)
+				}
+				if !fences && time.Since(begun) < 2*beatEvery {
+					t.Errorf("it took %v, which is too short to see that", time.Since(begun))
+				}
 				if i.guard != nil || i.parting == fences {
 					t.Errorf("there is a guard: %v; to be taken back: %v", i.guard != nil, i.parting)
 				}
@@ -134,6 +154,9 @@ func TestPart(t *testing.T) {
 				}
 				if saved, err := o.Store.Load(); err != nil || (len(saved.Left) == 0) != fences {
 					t.Errorf("noted after that: %+v, %v", saved, err)
+				}
+				if n := strings.Count(log.String(), "told to stop while"); (n == 1) == fences {
+					t.Errorf("a signal to stop is answered %d times: %s", n, log.String())
 				}
 				if text := log.String(); strings.Contains(text, "left armed, and resets this host") == fences {
 					t.Errorf("the log: %s", text)
