@@ -46,7 +46,7 @@ func (t *tidier) until(busy func() bool) {
 // observe is told of what happens to locks.
 func (t *tidier) observe(e locking.Event) {
 	switch e.Kind {
-	case locking.Granted, locking.Released, locking.ReleasedGone:
+	case locking.Granted, locking.TakenAgain, locking.Released, locking.ReleasedGone:
 		t.did(1, nil)
 	}
 }

@@ -63,6 +63,13 @@ func TestTidyWhenCalm(t *testing.T) {
 		granted(tidyFrom)
 		time.Sleep(2 * calm) // by the bubble's clock: past calm
 		want("at the next time", 5)
+		for _, kind := range []locking.EventKind{locking.TakenAgain, locking.Released, locking.ReleasedGone} {
+			for range tidyFrom/3 + 1 {
+				tidy.observe(locking.Event{Kind: kind})
+			}
+		}
+		time.Sleep(2 * calm) // by the bubble's clock: past calm
+		want("each kind of event counts", 6)
 		tidy.did(tidyFrom, func() { finished.Add(1) })
 		tidy.stop()
 		if n := finished.Load(); n != 3 {
@@ -70,6 +77,6 @@ func TestTidyWhenCalm(t *testing.T) {
 		}
 		granted(2 * tidyFrom)
 		time.Sleep(time.Minute)
-		want("after the end", 5)
+		want("after the end", 6)
 	})
 }
