@@ -5,6 +5,8 @@ import (
 	"errors"
 	"testing"
 	"time"
+
+	"github.com/vmlockd/vmlockd/corosync"
 )
 
 // withdraw takes back the promise of node 1, and ends its guard, and says how long the first took.
@@ -101,5 +103,69 @@ func TestWithdrawWhereOthersFence(t *testing.T) {
 			b.t.Errorf("after %v: %v", took, err)
 		}
 		b.is("it goes on", true, false)
+	})
+}
+
+// told tells the guard of node 1 that node 3 is lost, as the group does, and nothing yet of another ring.
+func (b *bench) told() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	x, y := b.nodes[0], b.nodes[2]
+	m := corosync.Membership{Left: []corosync.Change{{Member: y.member(), Reason: corosync.ReasonNodeDown}}}
+	for _, z := range b.nodes[:2] {
+		m.Members = append(m.Members, z.member())
+	}
+	x.deliver(m)
+}
+
+// The group delivers nothing more to a node that it has told to be lost, and corosync's quorum tells of that a moment later. What is
+// delivered in between proves to nobody that this node has heard it.
+func TestHeardByWhoIsLost(t *testing.T) {
+	const between = 2 * time.Second // messages come back many times
+	t.Run("withdrawn", func(t *testing.T) {
+		onBench(t, none, func(b *bench) {
+			b.told()
+			done := make(chan error, 1)
+			go func() { done <- b.nodes[0].guard.Withdraw(b.ctx) }()
+			b.settle(b.ctx, between)
+			select {
+			case err := <-done:
+				t.Fatalf("it is heard by a node that is lost: %v", err)
+			default:
+			}
+			b.nodes[2].power()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		})
+	})
+	t.Run("introduced", func(t *testing.T) {
+		onBench(t, none, func(b *bench) {
+			x := b.nodes[0]
+			x.kill()
+			x.start()
+			g := x.guard
+			introduced := func() bool {
+				g.mu.Lock()
+				defer g.mu.Unlock()
+				return g.introduced
+			}
+			for _, err := g.o.Ring(); err != nil; _, err = g.o.Ring() {
+				time.Sleep(time.Millisecond) // by the bubble's clock: until it has corosync's quorum, and no proof yet
+			}
+			if introduced() {
+				t.Fatal("it is known to the others at once")
+			}
+			b.told()
+			b.settle(b.ctx, between)
+			if introduced() {
+				t.Error("it is known to a node that is lost")
+			}
+			b.nodes[2].power()
+			b.settle(b.ctx, 15*time.Second)
+			if !introduced() {
+				t.Error("it is not known to the others in the new ring")
+			}
+		})
 	})
 }
