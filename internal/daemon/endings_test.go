@@ -22,6 +22,7 @@ import (
 	"github.com/vmlockd/vmlockd/internal/lockprogram"
 	"github.com/vmlockd/vmlockd/internal/logs/logstest"
 	"github.com/vmlockd/vmlockd/internal/owner"
+	"github.com/vmlockd/vmlockd/internal/testenv"
 )
 
 // deafEnv has the socket and the disk that a deaf owner is to use.
@@ -188,7 +189,7 @@ func TestOwnerThatDoesNotEndHoldsUpNobody(t *testing.T) {
 	fakeclock.Test(t, func(t *testing.T) {
 		ps := locktest.NewProcesses(t)
 		m := locking.New(locking.Options{Backend: locktest.NewBackend(t), Processes: ps})
-		var log words
+		var log testenv.Log
 		i := &instance{log: slog.New(slog.NewTextHandler(&log, nil)), locks: m}
 		i.awaitEndings(t.Context())
 		if text := log.String(); text != "" {

@@ -18,6 +18,7 @@ import (
 	"github.com/vmlockd/vmlockd/internal/journal"
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/locking/locktest"
+	"github.com/vmlockd/vmlockd/internal/testenv"
 	"github.com/vmlockd/vmlockd/lab"
 )
 
@@ -43,7 +44,7 @@ func TestWishes(t *testing.T) {
 // Whoever is not to be stopped is warned of at the start, and nobody else is.
 func TestIgnoredIsLoud(t *testing.T) {
 	for on, want := range map[string]bool{config.OnLossIgnore: true, config.OnLossFreeze: false} {
-		log := &words{}
+		log := &testenv.Log{}
 		warnIgnored(config.Guard{OnLoss: config.OnLossKill, VM: []config.GuardVM{{Name: "web", OnLoss: on}}}, slog.New(slog.NewTextHandler(log, nil)))
 		if text := log.String(); strings.Contains(text, "level=WARN") != want || strings.Contains(text, "web") != want {
 			t.Errorf("on_loss is %q: %q", on, text)
@@ -114,7 +115,7 @@ func TestWatchdogLeftOut(t *testing.T) {
 	if err := (guard.File{Path: filepath.Join(c.RunDir, guardFile), Boot: boot}).Save(guard.Saved{Armed: true, Device: device}); err != nil {
 		t.Fatal(err)
 	}
-	log := &words{}
+	log := &testenv.Log{}
 	i, err := start(c, "test", slog.New(slog.NewTextHandler(log, nil)), nil, &given{})
 	if err != nil {
 		t.Fatal(err)

@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -10,32 +9,14 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/vmlockd/vmlockd/internal/config"
 	"github.com/vmlockd/vmlockd/internal/failpoint"
+	"github.com/vmlockd/vmlockd/internal/testenv"
 )
-
-// words is a log that can be read while it is written.
-type words struct {
-	mu sync.Mutex // guards b
-	b  bytes.Buffer
-}
-
-func (w *words) Write(p []byte) (int, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.b.Write(p)
-}
-
-func (w *words) String() string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.b.String()
-}
 
 // TestToldToStopDuringRestart: a signal to stop that comes between the check of the new
 // program and its execution is obeyed. The daemon runs in this process: if the
@@ -53,7 +34,7 @@ func TestToldToStopDuringRestart(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	defer failpoint.Find("daemon.keep.before").Arm(1, cancel)()
-	var log words
+	var log testenv.Log
 	p := Program{Path: program, Args: []string{program}, Config: func() (config.Config, error) { return c, nil }}
 	done := make(chan error, 1)
 	go func() { done <- Run(ctx, p, c, slog.New(slog.NewTextHandler(&log, nil))) }()

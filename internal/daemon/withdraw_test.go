@@ -18,6 +18,7 @@ import (
 	"github.com/vmlockd/vmlockd/dlm/controld"
 	"github.com/vmlockd/vmlockd/internal/fakeclock"
 	"github.com/vmlockd/vmlockd/internal/guard"
+	"github.com/vmlockd/vmlockd/internal/testenv"
 )
 
 // silent is a corosync group that delivers nothing, and a dlm_controld that says only
@@ -67,7 +68,7 @@ func TestWithdraw(t *testing.T) {
 			dir := t.TempDir()
 			fakeclock.Test(t, func(t *testing.T) {
 				o := unheard(silent{make(chan corosync.Event), fences}, dir)
-				var log words
+				var log testenv.Log
 				g := &guarding{log: slog.New(slog.NewTextHandler(&log, nil)), dog: &guard.Device{}}
 				if !g.withdraw("stopping") {
 					t.Error("nothing was promised")
@@ -116,7 +117,7 @@ func TestPart(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				var log words
+				var log testenv.Log
 				told, again := make(chan struct{}), make(chan os.Signal, 1)
 				i := &instance{log: slog.New(slog.NewTextHandler(&log, nil)), parting: true, given: &given{told: told, toldAgain: again}}
 				again <- syscall.SIGTERM // the first one, which is not for part, or this test ends here
@@ -195,7 +196,7 @@ func TestLeftover(t *testing.T) {
 				if err := store.Save(guard.Saved{Armed: true, Device: "/dev/watchdog"}); err != nil {
 					t.Fatal(err)
 				}
-				var log words
+				var log testenv.Log
 				d := &endless{err: tc.err}
 				l := endLeft(store, slog.New(slog.NewTextHandler(&log, nil)), func(string) watchdog { return d })
 				if l == nil {

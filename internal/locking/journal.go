@@ -93,7 +93,30 @@ func (m *Manager) forget(seq uint64, certain bool) {
 
 // sweep forgets the uncertain entries as soon as nothing is uncertain any more.
 func (m *Manager) sweep() {
-	tick := time.NewTicker(sweepInterval)
+	m.every(sweepInterval, func() (done bool) {
+		m.mu.Lock()
+		// An entry that comes between this and the question is in a later list.
+		list := m.uncertain
+		m.mu.Unlock()
+		if m.unsettled() > 0 {
+			return false
+		}
+		for _, seq := range list {
+			_ = m.journal.Forget(seq)
+		}
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.uncertain = m.uncertain[len(list):]; len(m.uncertain) > 0 {
+			return false
+		}
+		m.uncertain = nil
+		return true
+	})
+}
+
+// every calls f again and again, for the first time after d, until f is done or Close begins.
+func (m *Manager) every(d time.Duration, f func() (done bool)) {
+	tick := time.NewTicker(d)
 	defer tick.Stop()
 	for {
 		select {
@@ -101,24 +124,7 @@ func (m *Manager) sweep() {
 			return
 		case <-tick.C:
 		}
-		m.mu.Lock()
-		// An entry that comes between this and the question is in a later list.
-		list := m.uncertain
-		m.mu.Unlock()
-		if m.unsettled() > 0 {
-			continue
-		}
-		for _, seq := range list {
-			_ = m.journal.Forget(seq)
-		}
-		m.mu.Lock()
-		m.uncertain = m.uncertain[len(list):]
-		done := len(m.uncertain) == 0
-		if done {
-			m.uncertain = nil
-		}
-		m.mu.Unlock()
-		if done {
+		if f() {
 			return
 		}
 	}

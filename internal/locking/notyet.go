@@ -68,17 +68,10 @@ func (m *Manager) restoreLater(l *laterRestore, why error) (n int) {
 }
 
 func (m *Manager) askAgain(l *laterRestore, n int) {
-	tick := time.NewTicker(againInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-m.ctx.Done():
-			return
-		case <-tick.C:
-		}
+	m.every(againInterval, func() (done bool) {
 		why := m.again(l)
 		if m.ctx.Err() != nil {
-			return // the next process finds all of it in the journal
+			return true // the next process finds all of it in the journal
 		}
 		m.mu.Lock()
 		if l.why = why; why == nil {
@@ -87,9 +80,9 @@ func (m *Manager) askAgain(l *laterRestore, n int) {
 		m.mu.Unlock()
 		if why == nil {
 			m.tellLater(n, nil, time.Since(l.since))
-			return
 		}
-	}
+		return why == nil
+	})
 }
 
 // again asks once, and returns nil when nothing is left to do. What it returns

@@ -3,7 +3,6 @@ package locking
 import (
 	"errors"
 	"slices"
-	"time"
 )
 
 // An owner whose process cannot be opened when its locks are taken back - the
@@ -51,14 +50,7 @@ func (m *Manager) lockedSeen(pid int32, now *owner) {
 
 // lookAgain looks for the unseen owners until there are none.
 func (m *Manager) lookAgain() {
-	tick := time.NewTicker(sweepInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-m.ctx.Done():
-			return
-		case <-tick.C:
-		}
+	m.every(sweepInterval, func() (done bool) {
 		m.mu.Lock()
 		pids := map[int32]bool{}
 		for _, o := range m.unseen {
@@ -69,12 +61,9 @@ func (m *Manager) lookAgain() {
 			m.lookFor(pid)
 		}
 		m.mu.Lock()
-		done := len(m.unseen) == 0
-		m.mu.Unlock()
-		if done {
-			return
-		}
-	}
+		defer m.mu.Unlock()
+		return len(m.unseen) == 0
+	})
 }
 
 func (m *Manager) lookFor(pid int32) {

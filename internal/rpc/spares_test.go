@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/vmlockd/vmlockd/internal/testenv"
 )
 
 // TestWarnsBeforeDescriptorsRunOut, once, while four fifths of them are in use and
@@ -58,7 +60,7 @@ func TestWarnsBeforeDescriptorsRunOut(t *testing.T) {
 
 // TestAcceptWarnsOfDescriptors: the warning comes with a connection, and that is served.
 func TestAcceptWarnsOfDescriptors(t *testing.T) {
-	log := new(logBuffer)
+	log := new(testenv.Log)
 	s := NewServer(Options{Programs: []Program{newTestProgram()}, Log: slog.New(slog.NewTextHandler(log, nil))})
 	s.descriptors = 2 // any number is beyond that
 	path := filepath.Join(t.TempDir(), "s")

@@ -1,7 +1,6 @@
 package rpc
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,11 +9,12 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/vmlockd/vmlockd/internal/testenv"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -113,37 +113,19 @@ type number uint32
 
 func (n *number) DecodeXDR(d *Decoder) { *n = number(d.Uint32()) }
 
-// logBuffer keeps what is logged.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(b)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 type testServer struct {
 	*Server
 	t      testing.TB
 	path   string
 	prog   *testProgram
-	log    *logBuffer
+	log    *testenv.Log
 	l      *net.UnixListener
 	served chan error
 }
 
 func startServer(t testing.TB, o Options) *testServer {
 	t.Helper()
-	s := &testServer{t: t, prog: newTestProgram(), log: new(logBuffer), served: make(chan error, 1)}
+	s := &testServer{t: t, prog: newTestProgram(), log: new(testenv.Log), served: make(chan error, 1)}
 	s.path = filepath.Join(t.TempDir(), "sock")
 	var err error
 	if s.l, err = Listen(s.path); err != nil {

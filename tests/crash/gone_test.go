@@ -10,9 +10,9 @@ import (
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
 
-// goneRound is about a journal that is removed while something is held. The environment is that of
-// the daemon that finds out so. The one after it keeps everything locked until an operator settles that.
-func (w *world) goneRound(t *testing.T, env string) (killed bool) {
+// killedHolding has a daemon that is killed after the workload, and returns who did it and what they were told.
+func (w *world) killedHolding(t *testing.T) ([]*vm, map[string]*told) {
+	t.Helper()
 	vms := []*vm{newVM(t, 0), newVM(t, 1), newVM(t, 2)}
 	state := map[string]*told{}
 	for _, name := range w.names {
@@ -24,10 +24,17 @@ func (w *world) goneRound(t *testing.T, env string) (killed bool) {
 	}
 	_ = d.cmd.Process.Signal(syscall.SIGKILL)
 	<-d.done
+	return vms, state
+}
+
+// goneRound is about a journal that is removed while something is held. The environment is that of
+// the daemon that finds out so. The one after it keeps everything locked until an operator settles that.
+func (w *world) goneRound(t *testing.T, env string) (killed bool) {
+	vms, state := w.killedHolding(t)
 	if err := os.RemoveAll(filepath.Dir(w.journal(t))); err != nil {
 		t.Fatal(err)
 	}
-	d = w.start(t, env)
+	d := w.start(t, env)
 	if !d.ended() {
 		d.stop(t)
 	}

@@ -22,20 +22,10 @@ import (
 // which finds that, and is told to drain the host and to settle the doubt. What it was
 // killed at is done by the one after it, and everything is checked.
 func (w *world) operatorRound(t *testing.T, env, name string) (killed bool) {
-	vms := []*vm{newVM(t, 0), newVM(t, 1), newVM(t, 2)}
-	state := map[string]*told{}
-	for _, name := range w.names {
-		state[name] = &told{owners: map[*vm]int{}}
-	}
-	d := w.start(t, "")
-	if !w.work(vms, state, d) {
-		t.Fatal("the workload was not completed")
-	}
-	_ = d.cmd.Process.Signal(syscall.SIGKILL)
-	<-d.done
+	vms, state := w.killedHolding(t)
 	w.damage(t, w.names[3])
 
-	d = w.start(t, env)
+	d := w.start(t, env)
 	w.awaitControl(t, d)
 	if !d.ended() {
 		w.refused(t, d, w.names[3])

@@ -1,7 +1,6 @@
 package cluster_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -20,6 +19,7 @@ import (
 	"github.com/vmlockd/vmlockd/internal/fakeclock"
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/locking/locktest"
+	"github.com/vmlockd/vmlockd/internal/testenv"
 )
 
 // lastClose is a process that closes the device last, and that of an earlier daemon.
@@ -123,7 +123,7 @@ func afterKill(t *testing.T, lose func(*controldtest.Daemon), f func(*restarted)
 		begin := time.Now()
 		table := atomic.Pointer[locking.Manager]{}
 		r.b, err = cluster.New(cluster.Options{
-			Lockspace: space, Kernel: w.nodes.Node(1).NewProcess(), Controld: w.controld.Client(), Log: slog.New(slog.NewTextHandler(w, nil)), LastClose: r.last,
+			Lockspace: space, Kernel: w.nodes.Node(1).NewProcess(), Controld: w.controld.Client(), Log: slog.New(slog.NewTextHandler(&w.log, nil)), LastClose: r.last,
 			Identify: ledTo,
 			Holders: func() []locking.Holder {
 				if m := table.Load(); m != nil {
@@ -304,7 +304,7 @@ func (duplicable) Duplicate() (*os.File, error) { return os.Open(os.DevNull) }
 
 func withLastClose(t *testing.T, f func(*testing.T, *cluster.Backend, *lastClose, func() string)) {
 	fakeclock.Test(t, func(t *testing.T) {
-		var log safeBuffer
+		var log testenv.Log
 		last := newLastClose(t)
 		close(last.closed)
 		b, err := cluster.New(cluster.Options{Lockspace: space, Kernel: duplicating{dlmtest.NewCluster(1).Node(1)},
@@ -314,23 +314,6 @@ func withLastClose(t *testing.T, f func(*testing.T, *cluster.Backend, *lastClose
 		}
 		f(t, b, last, log.String)
 	})
-}
-
-type safeBuffer struct {
-	mu sync.Mutex // guards b
-	b  bytes.Buffer
-}
-
-func (s *safeBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *safeBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
 }
 
 // The process that closes the device last is started again when it ends.
@@ -391,7 +374,7 @@ func TestLastCloseIsStuck(t *testing.T) {
 // holds nothing goes without a word.
 func TestDropUnclaimed(t *testing.T) {
 	fakeclock.Test(t, func(t *testing.T) {
-		var log safeBuffer
+		var log testenv.Log
 		nodes := dlmtest.NewCluster(1)
 		o := cluster.Options{Lockspace: space, Kernel: nodes.Node(1).NewProcess(), Log: slog.New(slog.NewTextHandler(&log, nil))}
 		b, err := cluster.New(o)

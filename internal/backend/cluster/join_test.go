@@ -24,7 +24,7 @@ func entering(t *testing.T, f func(w *world, join func(privileged bool) error)) 
 		w := &world{t: t, nodes: dlmtest.NewCluster(3), controld: controldtest.New(3, space)}
 		f(w, func(privileged bool) (err error) {
 			w.b, err = cluster.New(cluster.Options{
-				Lockspace: space, Kernel: w.nodes.Node(1), Controld: w.controld.Client(), Log: slog.New(slog.NewTextHandler(w, nil)),
+				Lockspace: space, Kernel: w.nodes.Node(1), Controld: w.controld.Client(), Log: slog.New(slog.NewTextHandler(&w.log, nil)),
 				Privileged: func() bool { return privileged },
 			})
 			return err

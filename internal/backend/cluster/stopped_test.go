@@ -1,7 +1,6 @@
 package cluster_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +18,7 @@ import (
 	"github.com/vmlockd/vmlockd/internal/backend/cluster"
 	"github.com/vmlockd/vmlockd/internal/fakeclock"
 	"github.com/vmlockd/vmlockd/internal/locking"
+	"github.com/vmlockd/vmlockd/internal/testenv"
 )
 
 const space = "disks"
@@ -32,22 +32,12 @@ type world struct {
 	holders  []locking.Holder
 	identify func(context.Context, string) (cluster.Disk, error)
 
-	mu   sync.Mutex // guards log
-	log  bytes.Buffer
+	log  testenv.Log
+	mu   sync.Mutex  // guards what a test notes of events
 	lost atomic.Bool // the guard says that this host has lost the cluster
 }
 
-func (w *world) Write(p []byte) (int, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.log.Write(p)
-}
-
-func (w *world) logged() string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.log.String()
-}
+func (w *world) logged() string { return w.log.String() }
 
 // lostCluster is what a guard says that has lost the cluster.
 type lostCluster struct{}
@@ -60,7 +50,7 @@ func bubble(t *testing.T, f func(*world)) {
 	fakeclock.Test(t, func(t *testing.T) {
 		w := &world{t: t, nodes: dlmtest.NewCluster(3), controld: controldtest.New(3, space)}
 		b, err := cluster.New(cluster.Options{
-			Lockspace: space, Kernel: w.nodes.Node(1), Controld: w.controld.Client(), Log: slog.New(slog.NewTextHandler(w, nil)),
+			Lockspace: space, Kernel: w.nodes.Node(1), Controld: w.controld.Client(), Log: slog.New(slog.NewTextHandler(&w.log, nil)),
 			Holders: func() []locking.Holder { return w.holders },
 			Admit: func(context.Context) error {
 				if w.lost.Load() {
