@@ -99,16 +99,16 @@ func (m *model) register(pid int32, running bool) *actor {
 }
 
 // died is told when the process with this pid has ended.
-func (m *model) died(pid int32, keep string) {
+func (m *model) died(pid int32, keep string, last ...locking.Holder) {
 	for _, a := range m.actors {
 		if a.pid == pid && a.process && !a.gone {
-			m.gone(a, keep)
+			m.gone(a, keep, last...)
 		}
 	}
 }
 
-// gone ends an owner. The lock on keep cannot be given back by the backend.
-func (m *model) gone(a *actor, keep string) {
+// gone ends an owner. The lock on keep cannot be given back by the backend, and is held as last says then.
+func (m *model) gone(a *actor, keep string, last ...locking.Holder) {
 	if !m.known(a) {
 		a.gone = true
 		return
@@ -118,8 +118,10 @@ func (m *model) gone(a *actor, keep string) {
 	m.departed[a.pid] = true
 	for id, r := range m.res {
 		if id == keep && !slices.ContainsFunc(r.holds, func(h modelHold) bool { return h.actor != a }) {
-			// All are its own: those before the last go, the last one cannot.
-			r.holds = r.holds[:1]
+			// All are its own: those before the last go, the last one cannot. They are released at once, and which comes last is
+			// nobody's to say; but it is one.
+			i := slices.IndexFunc(r.holds, func(h modelHold) bool { return len(last) == 1 && h.ref == last[0].Ref })
+			r.holds = r.holds[max(i, 0) : max(i, 0)+1]
 			continue
 		}
 		m.remove(id, func(h modelHold) bool { return h.actor == a })

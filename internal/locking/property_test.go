@@ -207,7 +207,7 @@ func (p *play) kill(rt *rapid.T) {
 	settle()
 	p.w.b.Forget()
 	delete(p.procs, pid)
-	p.m.died(pid, keep)
+	p.m.died(pid, keep, p.w.m.HoldersOf(keep)...)
 }
 
 func (p *play) register(rt *rapid.T) {
