@@ -110,15 +110,22 @@ func TestNoPromiseForWhatWasStopped(t *testing.T) {
 		b.settle(b.ctx, 100*time.Millisecond)
 		x.start()
 		b.settle(b.ctx, b.timing.Token+b.timing.Consensus)
-		promise := func() bool {
-			g := b.nodes[1].guard
+		g := b.nodes[1].guard
+		heard := func() (ok bool) {
 			g.mu.Lock()
 			defer g.mu.Unlock()
-			_, heard := g.ledger.heard[1]
-			if !heard {
+			_, ok = g.ledger.heard[1]
+			return ok
+		}
+		// The ring may be whole only now, and each node is told of it a moment later.
+		for end := b.now() + 2*time.Second; !heard() && b.now() < end; {
+			b.settle(b.ctx, 100*time.Millisecond)
+		}
+		promise := func() bool {
+			if !heard() {
 				b.t.Error("node 2 has not heard node 1")
 			}
-			return g.ledger.words[1].Promise
+			return b.nodes[1].hears(1).Promise
 		}
 		if promise() || x.guard.Status().Promise {
 			b.t.Error("it is promised that a process is stopped that cannot be opened")
