@@ -66,7 +66,7 @@ func parseDLMStatus(out string) (Membership, error) {
 func (l *Lab) WaitQuorate(ctx context.Context) error {
 	var in []*Node
 	var ids []int
-	for _, n := range l.nodes {
+	for _, n := range l.Nodes() {
 		st, err := n.Status(ctx)
 		if err != nil {
 			return err
@@ -124,12 +124,15 @@ func (n *Node) ring(ctx context.Context) ([]int, Result, error) {
 //	Nodeid      Votes Name
 //	     1          1 node1 (local)
 //	     3          1 node3
+//	     0          1 Qdevice
+//
+// The last one is the quorum device, which is in no ring.
 func ringOf(out string) []int {
 	_, table, _ := strings.Cut(out, " Votes ")
 	var ids []int
 	for line := range strings.Lines(table) {
 		if f := strings.Fields(line); len(f) > 0 {
-			if id, err := strconv.Atoi(f[0]); err == nil {
+			if id, err := strconv.Atoi(f[0]); err == nil && id != 0 {
 				ids = append(ids, id)
 			}
 		}

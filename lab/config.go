@@ -91,6 +91,9 @@ type Config struct {
 	Transport Transport
 	// QuorumOptions are further lines of the quorum section of corosync.conf, such as "two_node: 1"; see votequorum(5).
 	QuorumOptions []string
+	// Witness adds a node that is no member of the cluster, Lab.Witness, on the same network. It runs corosync-qnetd, and corosync on
+	// the members has it as their quorum device: model net, algorithm ffsplit, corosync-qdevice(8)'s own timeouts, no TLS.
+	Witness bool
 	// Fencing is what happens to lost nodes. Empty means NoFencing.
 	Fencing Fencing
 	// FenceScript is the fence agent for ScriptFencing: a program text that starts with "#!", gets "node=N" on its
@@ -135,6 +138,14 @@ type Config struct {
 
 var nameRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9-]{0,39}$`)
 
+// all is how many nodes there are with the witness, which is the last.
+func (c Config) all() int {
+	if c.Witness {
+		return c.Nodes + 1
+	}
+	return c.Nodes
+}
+
 // resolve returns the configuration with its defaults, or everything that is wrong with it.
 func (c Config) resolve() (Config, error) {
 	var errs []error
@@ -145,8 +156,11 @@ func (c Config) resolve() (Config, error) {
 	if c.Nodes == 0 {
 		c.Nodes = 3
 	}
-	if c.Nodes < 1 || c.Nodes > MaxNodes {
-		bad("%d nodes: there can be 1 to %d", c.Nodes, MaxNodes)
+	if c.Nodes < 1 || c.all() > MaxNodes {
+		bad("%d nodes: there can be 1 to %d, a witness included", c.all(), MaxNodes)
+	}
+	if c.Witness && (c.NoCluster || c.Detach) {
+		bad("a witness is for a cluster, and for a lab that ends with the process that starts it")
 	}
 	if c.MemoryMB == 0 {
 		c.MemoryMB = 384

@@ -16,6 +16,8 @@ func TestResolve(t *testing.T) {
 	}{
 		{Config{Name: "a/b"}, "name"},
 		{Config{Nodes: 6}, "6 nodes"},
+		{Config{Nodes: MaxNodes, Witness: true}, "6 nodes"},
+		{Config{Witness: true, Detach: true}, "witness"},
 		{Config{Nodes: -1}, "-1 nodes"},
 		{Config{MemoryMB: 64}, "64 MiB"},
 		{Config{Token: time.Millisecond}, "token"},
@@ -56,6 +58,28 @@ func TestCorosyncConf(t *testing.T) {
 	}
 	if open != 0 || strings.Count(conf, "nodeid:") != 2 || !strings.Contains(conf, "token: 3000") || !strings.Contains(conf, "transport: knet") {
 		t.Errorf("%s", conf)
+	}
+}
+
+func TestWitness(t *testing.T) {
+	c, err := Config{Nodes: 2, Witness: true}.resolve()
+	if err != nil {
+		t.Fatal(err)
+	}
+	nodes := c.wireConfig().Nodes
+	if len(nodes) != 3 || len(nodes[2].Services) != 1 || nodes[2].Services[0].Name != ServiceQNetd {
+		t.Fatalf("%+v", nodes)
+	}
+	if conf := c.corosyncConf(); strings.Count(conf, "nodeid:") != 2 || !strings.Contains(conf, "host: "+nodes[2].Interfaces[0].CIDR[:len("192.0.2.3")]+"\n") {
+		t.Errorf("the witness is a member, or not the device:\n%s", conf)
+	}
+}
+
+func TestRingOf(t *testing.T) {
+	got := ringOf("Quorum:           2  \nFlags:            Quorate Qdevice \n\nMembership information\n----------------------\n" +
+		"    Nodeid      Votes    Qdevice Name\n         2          1    A,V,NMW node2\n         1          1    A,V,NMW node1 (local)\n         0          1            Qdevice\n")
+	if !reflect.DeepEqual(got, []int{1, 2}) {
+		t.Errorf("%v", got)
 	}
 }
 

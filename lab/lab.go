@@ -42,6 +42,7 @@ type Lab struct {
 	logDir  string
 	ownLogs bool // Close removes logDir
 	nodes   []*Node
+	members int // of the cluster: all but a witness
 	client  *http.Client
 
 	pid     int           // of the supervisor; 0 if it was never started
@@ -113,10 +114,13 @@ func (l *Lab) Name() string { return l.name }
 // one per service. They follow what happens in the nodes by a fraction of a second; Dump is up to date.
 func (l *Lab) LogDir() string { return l.logDir }
 
-// Nodes are all nodes, by number.
-func (l *Lab) Nodes() []*Node { return l.nodes }
+// Nodes are all nodes but the witness, by number.
+func (l *Lab) Nodes() []*Node { return l.nodes[:l.members] }
 
-// Node is the node with this number, which starts at 1. It panics if there is none: that is a mistake in the test.
+// Witness is the node that Config.Witness adds. It panics if there is none.
+func (l *Lab) Witness() *Node { return l.Node(l.members + 1) }
+
+// Node is the node with this number, which starts at 1; a witness has the last one. It panics if there is none: that is a mistake in the test.
 func (l *Lab) Node(id int) *Node {
 	if id < 1 || id > len(l.nodes) {
 		panic(fmt.Sprintf("lab: no node %d; the lab has %d", id, len(l.nodes)))

@@ -51,7 +51,8 @@ func (l *Lab) launch(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return errors.Join(err, os.RemoveAll(runDir)) // from here on the supervisor removes it
 	}
-	l.connect(runDir, cfg.Nodes)
+	l.connect(runDir, cfg.all())
+	l.members = cfg.Nodes
 	return l.waitSupervisor(ctx)
 }
 
@@ -66,7 +67,7 @@ func prepareLogs(cfg Config) error {
 			return err
 		}
 	}
-	for id := 1; id <= cfg.Nodes; id++ {
+	for id := 1; id <= cfg.all(); id++ {
 		if err := os.MkdirAll(filepath.Join(cfg.LogDir, nodeName(id)), 0o755); err != nil {
 			return err
 		}
@@ -144,6 +145,7 @@ func (l *Lab) connect(runDir string, nodes int) {
 	for id := 1; id <= nodes; id++ {
 		l.nodes = append(l.nodes, &Node{lab: l, id: id})
 	}
+	l.members = nodes
 }
 
 // Attach connects to a running lab by its name. Close ends it, whoever started it. ErrNotFound if it does

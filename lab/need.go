@@ -50,6 +50,9 @@ func Missing(cfg Config) []string {
 	if !cfg.NoCluster {
 		programs = append(programs, program{"corosync", "corosync"}, program{"dlm_controld", "dlm-controld"}, program{"dlm_tool", "dlm-controld"})
 	}
+	if cfg.Witness {
+		programs = append(programs, program{"corosync-qnetd", "corosync-qnetd"}, program{"corosync-qdevice", "corosync-qdevice"})
+	}
 	if cfg.Libvirt {
 		programs = append(programs, program{"libvirtd", "libvirt-daemon"}, program{"virsh", "libvirt-clients"},
 			program{"qemu-system-i386", "qemu-system-x86"})

@@ -23,6 +23,8 @@ const (
 	ServiceDLM      = "dlm_controld"
 	ServiceLock     = "vmlockd" // also for stock virtlockd: whoever listens on virtlockd's socket
 	ServiceLibvirt  = "libvirtd"
+	ServiceQDevice  = "corosync-qdevice" // in the members of a cluster with a witness
+	ServiceQNetd    = "corosync-qnetd"   // in the witness
 )
 
 // wireConfig translates a resolved configuration into what supervisor and nodes work through.
@@ -30,7 +32,7 @@ func (c Config) wireConfig() wire.LabConfig {
 	out := wire.LabConfig{
 		Name: c.Name, LogDir: c.LogDir, MemoryMB: c.MemoryMB, DeviceMB: c.DeviceMB, Binaries: c.Binaries,
 	}
-	for id := 1; id <= c.Nodes; id++ {
+	for id := 1; id <= c.all(); id++ {
 		out.Nodes = append(out.Nodes, c.node(id))
 	}
 	return out
@@ -62,13 +64,18 @@ func (c Config) node(id int) wire.NodeConfig {
 	}
 	var hosts strings.Builder
 	hosts.WriteString("127.0.0.1 localhost\n")
-	for i := 1; i <= c.Nodes; i++ {
+	for i := 1; i <= c.all(); i++ {
 		fmt.Fprintf(&hosts, "%s %s\n", wire.ClusterAddr(i), nodeName(i))
 	}
 	add("/etc/hosts", 0o644, hosts.String())
 	add("/etc/hostname", 0o644, n.Hostname+"\n")
 	add("/etc/resolv.conf", 0o644, "# The lab has no name server.\n")
 
+	if id > c.Nodes {
+		// Its directory for the socket is systemd's work elsewhere.
+		n.Services = append(n.Services, wire.Service{Name: ServiceQNetd, Args: []string{"sh", "-c", "mkdir -p /run/corosync-qnetd && exec corosync-qnetd -f -d -s off"}})
+		return n
+	}
 	if !c.NoCluster {
 		c.cluster(&n, add)
 	}
@@ -111,6 +118,10 @@ func (c Config) cluster(n *wire.NodeConfig, add func(string, uint32, string)) {
 	}
 	add("/etc/dlm/dlm.conf", 0o644, dlm.String())
 	n.Services = append(n.Services, wire.Service{Name: ServiceCorosync, Args: []string{"corosync", "-f"}})
+	if c.Witness {
+		n.Services = append(n.Services, wire.Service{Name: ServiceQDevice, After: []string{corosyncSocket},
+			Args: []string{"sh", "-c", fmt.Sprintf(startQDevice, c.Nodes)}})
+	}
 	if c.NoControld {
 		return
 	}
@@ -125,6 +136,12 @@ func (c Config) cluster(n *wire.NodeConfig, add func(string, uint32, string)) {
 			RetryOn: "corosync cfg init error"},
 	)
 }
+
+// startQDevice waits a while until corosync has all members. It ends with "Assertion `sender_node != NULL' failed" (votequorum.c in 3.1.7)
+// on a node that is registering its device when it gets another one into its ring, as happens when all boot at once.
+const startQDevice = `mkdir -p /run/corosync-qdevice
+for i in 1 2 3 4 5 6 7 8 9 10; do corosync-quorumtool -s | grep -q '^Nodes: *%d$' && break; sleep 1; done
+exec corosync-qdevice -f -d`
 
 // corosyncConf is the same on all nodes. A section's brace must end its line. After a message the token goes round 3 times
 // as fast as it can, and not 30 times: with a few messages a second corosync would take a third of a node's processor.
@@ -149,6 +166,9 @@ quorum {
 `, c.Transport, c.Token.Milliseconds())
 	for _, line := range c.QuorumOptions {
 		fmt.Fprintf(&b, "\t%s\n", line)
+	}
+	if c.Witness {
+		fmt.Fprintf(&b, "\tdevice {\n\t\tmodel: net\n\t\tvotes: 1\n\t\tnet {\n\t\t\ttls: off\n\t\t\thost: %s\n\t\t\talgorithm: ffsplit\n\t\t}\n\t}\n", wire.ClusterAddr(c.Nodes+1))
 	}
 	b.WriteString("}\nnodelist {\n")
 	for id := 1; id <= c.Nodes; id++ {
