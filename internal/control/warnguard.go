@@ -82,7 +82,7 @@ func (st *Status) warnVanished(v VanishedNode) {
 	text := fmt.Sprintf("%s %s, and may still use its disks: nothing new is granted for %d seconds more. If you have seen that it is off, "+
 		"'vmlockctl confirm-dead %d' ends that at once", node, what, seconds(v.Left), v.NodeID)
 	if v.Forever {
-		why := "as quorum is no majority in this cluster (two_node, last_man_standing), so that it may have quorum too"
+		why := "as quorum is no majority in this cluster (two_node, last_man_standing, or a quorum device that leaves it to more than one part), so that it may have quorum too"
 		if !v.Promised {
 			why = "as its guard had not promised to stop everything there (guard.mode = \"off\", no vmlockd, on_loss = \"ignore\")"
 		}

@@ -193,11 +193,16 @@ func TestTotem(t *testing.T) {
 		keys             map[string]corosync.Value
 		majority, static bool
 	}{
-		"no provider":         {nil, false, false},
-		"votes":               {provider, true, true},
-		"two nodes":           {map[string]corosync.Value{"quorum.two_node": corosync.UintValue(1)}, false, false},
-		"a device":            {map[string]corosync.Value{"quorum.device.model": corosync.TextValue("net")}, true, false},
-		"both":                {map[string]corosync.Value{"quorum.two_node": corosync.UintValue(1), "quorum.device.model": corosync.TextValue("net")}, true, false},
+		"no provider": {nil, false, false},
+		"votes":       {provider, true, true},
+		"two nodes":   {map[string]corosync.Value{"quorum.two_node": corosync.UintValue(1)}, false, false},
+		"a device":    {map[string]corosync.Value{"quorum.device.model": corosync.TextValue("net")}, true, false},
+		// After a reload corosync may leave the device out of account, and not two_node.
+		"both":                {map[string]corosync.Value{"quorum.two_node": corosync.UintValue(1), "quorum.device.model": corosync.TextValue("net")}, false, false},
+		"a device, ffsplit":   {map[string]corosync.Value{"quorum.device.model": corosync.TextValue("net"), "quorum.device.net.algorithm": corosync.TextValue("ffsplit")}, true, false},
+		"a device, lms":       {map[string]corosync.Value{"quorum.device.model": corosync.TextValue("net"), "quorum.device.net.algorithm": corosync.TextValue("lms")}, false, false},
+		"another device":      {map[string]corosync.Value{"quorum.device.model": corosync.TextValue("disk")}, false, false},
+		"a master wins":       {map[string]corosync.Value{"quorum.device.model": corosync.TextValue("net"), "runtime.votequorum.qdevice_master_wins": corosync.UintValue(1)}, false, false},
 		"what is left has it": {map[string]corosync.Value{"quorum.last_man_standing": corosync.UintValue(1)}, false, false},
 		"who remains has it":  {map[string]corosync.Value{"quorum.allow_downscale": corosync.UintValue(1)}, false, false},
 		// Two nodes: with one expected vote each has quorum alone.
@@ -224,7 +229,34 @@ func TestTotem(t *testing.T) {
 			if got.Majority != tc.majority || got.Static != tc.static || len(got.Nodes) != 2 || got.Token != time.Second {
 				t.Errorf("%+v", got)
 			}
+			if device := got.Majority && !got.Static; (got.Device > 0) != device {
+				t.Errorf("the vote of a device may count twice for %v", got.Device)
+			}
 		})
+	}
+}
+
+// corosync-qdevice asks for an echo every 0.8 of its timeout, and not more often than every second.
+func TestDeviceOverlap(t *testing.T) {
+	for timeout, want := range map[uint64]time.Duration{0: 16 * time.Second, 10_000: 16 * time.Second, 20_000: 32 * time.Second, 500: 2 * time.Second} {
+		n := corosynctest.NewCluster(2).Node(1)
+		n.Set("quorum.provider", corosync.TextValue("corosync_votequorum"))
+		n.Set("quorum.device.model", corosync.TextValue("net"))
+		if timeout > 0 {
+			n.Set("quorum.device.timeout", corosync.UintValue(timeout))
+		}
+		got, err := totem(corosync.NewCmap(n.NewProcess()))(t.Context())
+		if err != nil || got.Device != want {
+			t.Errorf("timeout %d ms: %v, %v; want %v", timeout, got.Device, err, want)
+		}
+	}
+	// The default of hold_off is enough for the hosts that docs/guard.md names.
+	for hosts, enough := range map[int]bool{2: true, 5: true, 6: false} {
+		token := 3*time.Second + time.Duration(max(hosts-2, 0))*650*time.Millisecond
+		err := guard.CheckTotem(timing(config.Default().Guard), guard.Totem{Token: token, Consensus: token * 12 / 10, Device: deviceOverlap(defaultDeviceTimeout)})
+		if (err == nil) != enough {
+			t.Errorf("%d hosts: %v", hosts, err)
+		}
 	}
 }
 

@@ -34,6 +34,27 @@ func twoHalves(quorum, nodes map[string]corosync.Value) bool {
 	return 2*(expected/2+1) <= all
 }
 
+// defaultDeviceTimeout is that of quorum.device.timeout (corosync-qdevice(8)).
+const defaultDeviceTimeout = 10 * time.Second
+
+// deviceOverlap is for how long a part of the cluster may count the vote of the quorum device after corosync-qnetd has given it to
+// another one. Who can be told loses it first (qnetd-algo-ffsplit.c). Who cannot finds that out by itself: corosync-qdevice when an echo
+// of qnetd is missing, which it asks for every 0.8 of the timeout and at least every second, so within twice that; corosync, when
+// corosync-qdevice is gone, after the timeout (votequorum.c, qdevice_timer_fn).
+func deviceOverlap(timeout time.Duration) time.Duration {
+	return max(timeout, 2*max(timeout*8/10, time.Second))
+}
+
+// decides reports whether the device of this configuration leaves at most one part of the cluster with quorum, but for a time that is
+// bounded. The algorithm lms does not: with wait_for_all a part that does not reach qnetd goes on with the vote
+// that it had (qdevice-net-algo-lms.c), and one that is told nothing new keeps it while a larger one gets it (qnetd-algo-lms.c). With
+// master_wins the votes do not count at all.
+func decides(quorum, runtime map[string]corosync.Value) bool {
+	algorithm := quorum["quorum.device.net.algorithm"].String()
+	wins, _ := runtime["runtime.votequorum.qdevice_master_wins"].Uint()
+	return quorum["quorum.device.model"].String() == "net" && (algorithm == "" || algorithm == "ffsplit") && wins == 0
+}
+
 // totem asks corosync for what the guard has to know.
 func totem(cmap *corosync.Cmap) func(context.Context) (guard.Totem, error) {
 	return func(ctx context.Context) (t guard.Totem, err error) {
@@ -55,7 +76,12 @@ func totem(cmap *corosync.Cmap) func(context.Context) (guard.Totem, error) {
 		if err != nil {
 			return t, err
 		}
-		// With a device corosync leaves two_node out of account (votequorum(5)).
+		runtime, err := cmap.List(ctx, "runtime.votequorum.")
+		if err != nil {
+			return t, err
+		}
+		// With a device corosync does not start with it. Where both are there after a reload it may leave the device
+		// out of account instead (votequorum.c, votequorum_readconfig).
 		two, _ := quorum["quorum.two_node"].Uint()
 		// With this one what is left has quorum, however few that are.
 		last, _ := quorum["quorum.last_man_standing"].Uint()
@@ -66,9 +92,16 @@ func totem(cmap *corosync.Cmap) func(context.Context) (guard.Totem, error) {
 		if err != nil {
 			return t, err
 		}
-		t.Majority = quorum["quorum.provider"].String() == "corosync_votequorum" && last == 0 && down == 0 && (two == 0 || device) && !twoHalves(quorum, votes)
+		t.Majority = quorum["quorum.provider"].String() == "corosync_votequorum" && last == 0 && down == 0 && two == 0 && (!device || decides(quorum, runtime)) && !twoHalves(quorum, votes)
 		// A device gives its vote to whom it likes, and to another part later.
 		t.Static = t.Majority && !device
+		if t.Majority && device {
+			timeout := defaultDeviceTimeout
+			if ms, ok := quorum["quorum.device.timeout"].Uint(); ok {
+				timeout = time.Duration(ms) * time.Millisecond
+			}
+			t.Device = deviceOverlap(timeout)
+		}
 		return t, nil
 	}
 }

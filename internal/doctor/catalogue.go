@@ -53,6 +53,7 @@ const (
 	idCoroNodes   = "corosync-nodelist"
 	idCoroQuorum  = "corosync-quorum"
 	idCoroTwoNode = "corosync-two-node"
+	idCoroDevice  = "corosync-device"
 	idNodeName    = "node-name"
 	idNodeID      = "node-id"
 
@@ -97,6 +98,7 @@ var catalogue = []Kind{
 	{idCoroNodes, Fault, "corosync.conf has no usable list of nodes"},
 	{idCoroQuorum, Fault, "corosync.conf has no quorum provider"},
 	{idCoroTwoNode, Warning, "two_node does not fit, or wait_for_all is off"},
+	{idCoroDevice, Warning, "the quorum device does not run, or leaves quorum to more than one part of the cluster"},
 	{idCorosync, Fault, "corosync does not run"},
 	{idControld, Fault, "dlm_controld does not run"},
 	{idControldMum, Fault, "dlm_controld does not answer"},

@@ -53,6 +53,7 @@ func (x *exam) corosyncConf() *section {
 		}
 	}
 	x.twoNode(conf, at)
+	x.device(conf, at)
 	return conf
 }
 
@@ -64,10 +65,43 @@ func (x *exam) twoNode(conf *section, at func(int) string) {
 	if n := len(conf.nodes()); n > 2 {
 		x.find(idCoroTwoNode, at(two.line), "remove the line two_node", "two_node is set and there are %d nodes: one host alone would have quorum", n)
 	}
+	if conf.sub("quorum").sub("device").line > 0 {
+		// votequorum.c, votequorum_readconfig: an error at the start, and one of both has no effect after a reload.
+		x.find(idCoroTwoNode, at(two.line), "remove the line two_node", "two_node is set and there is a quorum device: corosync does not start with both, and each host alone may have quorum")
+	}
 	if all := conf.lookup("quorum", "wait_for_all"); all.text != "" && !yes(all.text) {
 		x.find(idCoroTwoNode, at(all.line), "wait_for_all: 1, or remove the line, as two_node sets it",
 			"two_node without wait_for_all: a host that boots while it cannot see the other begins to grant locks that the other has")
 	}
+}
+
+// device looks at the quorum device: corosync-qdevice(8).
+func (x *exam) device(conf *section, at func(int) string) {
+	device := conf.sub("quorum").sub("device")
+	if device.line == 0 {
+		return
+	}
+	algorithm, votes := device.sub("net").values["algorithm"], device.values["votes"]
+	switch {
+	case algorithm.text != "" && algorithm.text != "ffsplit":
+		if !x.fences() {
+			x.find(idCoroDevice, at(algorithm.line), "algorithm: ffsplit there and votes: 1 in the section device, if the number of hosts is even; else have no device",
+				"the quorum device has the algorithm %q, with which more than one part of the cluster can have quorum: a host that has vanished is waited for until somebody says that it is off", algorithm.text)
+		}
+	case votes.text != "1":
+		x.find(idCoroDevice, at(max(device.line, votes.line)), "votes: 1 in the section device", "the quorum device has no votes: 1, without which corosync-qdevice does not start with the algorithm ffsplit")
+	}
+	// The kernel keeps 15 bytes of a program's name.
+	if x.procsErr == nil && len(x.called("corosync-qdevic")) == 0 {
+		x.find(idCoroDevice, "corosync-qdevice", "systemctl enable --now corosync-qdevice; corosync-qdevice-tool -s says how it is",
+			"there is a quorum device, and corosync-qdevice does not run: its vote is missing on this host, which may have no quorum when another host is lost")
+	}
+}
+
+// fences reports what dlm_controld says of fencing; no if it says nothing.
+func (x *exam) fences() bool {
+	c, err := ask(x.ctx, controldTimeout, x.Controld.Config)
+	return err == nil && c.EnableFencing
 }
 
 // fencing looks at what happens to a host that the cluster loses.

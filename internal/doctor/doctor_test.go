@@ -3,6 +3,7 @@ package doctor
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"slices"
@@ -238,7 +239,9 @@ func TestStillHealthy(t *testing.T) {
 			w.replace("/etc/corosync/corosync.conf", "\tnode {\n\t\tnodeid: 3\n\t\tname: host3\n\t\tring0_addr: 192.0.2.3\n\t}\n", "")
 			w.replace("/etc/corosync/corosync.conf", "corosync_votequorum\n", "corosync_votequorum\n\ttwo_node: 1\n\twait_for_all: 1\n")
 		},
-		"a host name with a domain": func(w *world) { w.hostname = "host1.example.org" },
+		"a quorum device":                      func(w *world) { quorumDevice(w, "ffsplit", 1) },
+		"a quorum device for all, and fencing": func(w *world) { quorumDevice(w, "lms", 2) },
+		"a host name with a domain":            func(w *world) { w.hostname = "host1.example.org" },
 	} {
 		w := clusterWorld(t)
 		change(w)
@@ -246,6 +249,13 @@ func TestStillHealthy(t *testing.T) {
 			t.Errorf("%s: %+v", name, f)
 		}
 	}
+}
+
+// quorumDevice adds one, and a corosync-qdevice that runs.
+func quorumDevice(w *world, algorithm string, votes int) {
+	w.replace("/etc/corosync/corosync.conf", "corosync_votequorum\n", fmt.Sprintf(
+		"corosync_votequorum\n\tdevice {\n\t\tmodel: net\n\t\tvotes: %d\n\t\tnet {\n\t\t\thost: 192.0.2.9\n\t\t\talgorithm: %s\n\t\t}\n\t}\n", votes, algorithm))
+	w.write("/proc/910/comm", "corosync-qdevic\n")
 }
 
 // fault is something that is wrong, and what has to be found, no more and no less.

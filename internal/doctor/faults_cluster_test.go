@@ -146,6 +146,21 @@ var clusterFaults = []fault{
 		w.replace(coro, "\tnode {\n\t\tnodeid: 3\n\t\tname: host3\n\t\tring0_addr: 192.0.2.3\n\t}\n", "")
 		w.replace(coro, "corosync_votequorum\n", "corosync_votequorum\n\ttwo_node: 1\n\twait_for_all: 0\n")
 	}, []string{idCoroTwoNode}, coro, "wait_for_all", "wait_for_all: 1"},
+	{"two_node and a quorum device", false, func(w *world) {
+		quorumDevice(w, "ffsplit", 1)
+		w.replace(coro, "\tnode {\n\t\tnodeid: 3\n\t\tname: host3\n\t\tring0_addr: 192.0.2.3\n\t}\n", "")
+		w.replace(coro, "corosync_votequorum\n", "corosync_votequorum\n\ttwo_node: 1\n")
+	}, []string{idCoroTwoNode}, coro, "does not start with both", "remove"},
+	{"a quorum device that votes for both", false, func(w *world) {
+		quorumDevice(w, "lms", 2)
+		noFencing(w)
+		w.daemon.Guarded = true
+	}, []string{idCoroDevice}, coro + ":", `"lms"`, "ffsplit"},
+	{"a quorum device with too many votes", false, func(w *world) { quorumDevice(w, "ffsplit", 2) }, []string{idCoroDevice}, coro + ":", "votes: 1", "votes: 1"},
+	{"a quorum device that nobody asks", false, func(w *world) {
+		quorumDevice(w, "ffsplit", 1)
+		w.remove("/proc/910/comm")
+	}, []string{idCoroDevice}, "corosync-qdevice", "does not run", "systemctl enable"},
 	{"another name", false, func(w *world) { w.hostname = "host7" }, []string{idNodeName}, coro, `"host7"`, "name: host7"},
 	{"another number", false, func(w *world) { w.replace(coro, "nodeid: 1\n", "nodeid: 11\n"); w.status.Nodes[0].NodeID = 11 }, []string{idNodeID}, coro, "node 1", "nodeid: 1"},
 

@@ -118,7 +118,7 @@ func (g *Guard) takeTotem(totem Totem) {
 
 func (g *Guard) lockedTotem(totem Totem) {
 	g.totem = totem
-	g.timing.Token, g.timing.Consensus = totem.Token, totem.Consensus
+	g.timing.Token, g.timing.Consensus, g.timing.Device = totem.Token, totem.Consensus, totem.Device
 	err := g.timing.Check()
 	if err != nil && (g.tooFast == nil || g.tooFast.Error() != err.Error()) && g.lockedMode() != Fencing {
 		g.log.Error("nothing new is granted, as the guard would not be safe", "event", "guard-unsafe", "reason", err)

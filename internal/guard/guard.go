@@ -41,6 +41,8 @@ type Guard struct {
 	began    time.Duration // when this guard was made
 	returned trip          // the latest
 	doubtful trip          // would be a proof, unless the ring is another one in a moment; zero if there is none
+	// woke is the first message that came back after none had for so long that corosync may have stood still.
+	woke trip
 	// provenRing is the number of the ring that the proof is of.
 	provenRing uint64
 	ringSeen   bool // corosync has said who is in the cluster, since the start
@@ -136,7 +138,7 @@ func New(o Options) (*Guard, error) {
 // CheckTotem returns an error with a remedy if these settings are too short for
 // corosync's.
 func CheckTotem(t Timing, c Totem) error {
-	t.Token, t.Consensus = c.Token, c.Consensus
+	t.Token, t.Consensus, t.Device = c.Token, c.Consensus, c.Device
 	return t.Check()
 }
 

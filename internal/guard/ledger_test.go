@@ -29,6 +29,14 @@ func TestTiming(t *testing.T) {
 	if err := three.Check(); err == nil {
 		t.Error("a watchdog that takes as long as the rest makes no difference")
 	}
+	three.Watchdog, three.Device = 0, 16*time.Second
+	if got := three.LeastHoldOff(); got != 54264*time.Millisecond {
+		t.Errorf("with a quorum device the shortest hold-off is %v; docs/guard.md says 54.3 s", got)
+	}
+	three.HoldOff = 50 * time.Second
+	if err := three.Check(); err == nil || !strings.Contains(err.Error(), "quorum.device.timeout") {
+		t.Errorf("a hold-off that is too short for the device: %v", err)
+	}
 }
 
 // seen is what node 1 of three sees.

@@ -56,6 +56,8 @@ type Controld interface {
 // Totem is what corosync's configuration says, as it computed it.
 type Totem struct {
 	Token, Consensus time.Duration
+	// Device is for how long a part of the cluster may count the vote of the quorum device while another part has it already; 0 without a device.
+	Device time.Duration
 	// Majority: what has quorum has a majority of votes, so that no other part has it.
 	Majority bool
 	// Static: while the ring stays the same, what has quorum keeps it, and what has none gets none.

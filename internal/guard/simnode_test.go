@@ -184,7 +184,7 @@ func (x *node) start() {
 	timing := w.timing
 	// What corosync says is not known before it has been asked, and a guard that
 	// starts while it is hung is told nothing.
-	timing.Token, timing.Consensus = 0, 0
+	timing.Token, timing.Consensus, timing.Device = 0, 0, 0
 	heard := false
 	connected := w.now() + w.lockedUpTo(500*time.Millisecond) // to corosync's quorum
 	w.mu.Unlock()
@@ -212,7 +212,7 @@ func (x *node) start() {
 				<-ctx.Done()
 				return Totem{}, ctx.Err()
 			}
-			t := Totem{Token: w.timing.Token, Consensus: w.timing.Consensus, Majority: w.majority, Static: w.majority && w.static}
+			t := Totem{Token: w.timing.Token, Consensus: w.timing.Consensus, Device: w.timing.Device, Majority: w.majority, Static: w.majority && w.static}
 			for _, y := range w.nodes {
 				t.Nodes = append(t.Nodes, y.id)
 			}

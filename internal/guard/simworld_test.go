@@ -23,6 +23,8 @@ const (
 	lateWrites        // A6: writes arrive long after their process was stopped
 	falseWord         // A7: a guard promises to stop processes and does not
 	lateNews          // A8: the DLM's members are known after what the recovery granted
+	lateVote          // A9: a part counts the vote of the quorum device for longer after another one has it
+	untoldVote        // the same, as nobody has said how long that is
 )
 
 // simTiming has the shortest hold-off that is allowed.
@@ -40,6 +42,7 @@ type world struct {
 	timing   Timing
 	majority bool
 	static   bool
+	device   bool // there is a quorum device
 
 	again sync.WaitGroup // restarts in place
 
@@ -47,6 +50,7 @@ type world struct {
 	rng   *rand.Rand
 	nodes []*node // the node with number n is at n-1
 	parts []int   // by node: in which part of the network it is
+	vote  int     // the part for which the device votes; -1 for none
 	forms int     // how often the network changed
 	whole bool    // every node has the ring of its part
 	seq   uint64  // of the newest ring
@@ -58,6 +62,7 @@ type world struct {
 	grant int
 	freed int // processes that went on after they were stopped
 	held  int // grants that were held off
+	moved int // votes of the device that moved
 }
 
 func newWorld(seed uint64, n int, b breach) *world {
@@ -100,7 +105,14 @@ func (w *world) lockedPart(id uint32) (list []uint32) {
 
 func (w *world) lockedRing(id uint32) corosync.Ring {
 	part := w.lockedPart(id)
-	quorate := 2*len(part) > len(w.nodes)
+	votes, all := len(part), len(w.nodes)
+	if w.device {
+		all++
+		if w.parts[id-1] == w.vote {
+			votes++
+		}
+	}
+	quorate := 2*votes > all
 	if !w.majority || w.breach == noMajority {
 		quorate = true
 	}
@@ -113,6 +125,7 @@ func (w *world) change(what string, f func()) {
 	defer w.mu.Unlock()
 	w.lockedSay("%s", what)
 	f()
+	w.lockedVote()
 	w.forms++
 	form := w.forms
 	w.whole = false

@@ -175,6 +175,10 @@ func (g *Guard) lockedHear(msg corosync.Message) {
 //
 // After a while without a proof it counts only when the ring is still the same a moment later.
 //
+// A ring of one that has quorum by the vote of a quorum device may have lost that vote while its corosync stood still, and not know it yet:
+// no token was missed, and corosync-qdevice stood still with it. So after that nothing is proved for as long as it can take to be told. In a
+// new ring the device has voted anew.
+//
 // After a change of the ring it proves nothing before dlm_controld has agreed to the
 // new one: in that ring there may be nodes that have dropped this one, and it is
 // dlm_controld that says so.
@@ -190,6 +194,13 @@ func (g *Guard) lockedProof(sent time.Duration) {
 	g.returned = trip{ring: v.ring.ID.Seq, sent: sent, at: v.at}
 	if before.ring != v.ring.ID.Seq {
 		g.news() // the next one
+		return
+	}
+	if v.at-before.at > g.timing.Token+silence {
+		g.woke = g.returned
+	}
+	if g.woke.ring == v.ring.ID.Seq && v.at-g.woke.at < g.timing.Device {
+		g.doubtful = trip{}
 		return
 	}
 	doubtful := g.doubtful

@@ -31,11 +31,12 @@ const (
 	drift = 5
 )
 
-// Timing is all times of the argument. Token and Consensus are corosync's, as it
+// Timing is all times of the argument. Token, Consensus and Device are corosync's, as it
 // computed them from its configuration; the rest is configured.
 type Timing struct {
 	Token     time.Duration // T: until corosync takes a lost token for lost
 	Consensus time.Duration // C: until it forms a ring without those who do not answer
+	Device    time.Duration // D: for how long two parts may count the vote of the quorum device when it moves; 0 without one
 	Grace     time.Duration // G: from the stop of a process to its end
 	HoldOff   time.Duration // how long what a vanished node may have is granted to nobody
 	Watchdog  time.Duration // W: until it resets the host; 0 without one
@@ -52,9 +53,18 @@ func (t Timing) Lease() time.Duration { return t.Token + t.Consensus + leaseSlac
 // process may go on that was stopped.
 func (t Timing) FenceBy() time.Duration { return t.Lease() + stopTime + t.Grace }
 
+// moves is for how long a host may still prove that it is in the cluster when the quorum device has given its vote to others: until it
+// knows, and as long as corosync may stand still unnoticed, besides Token.
+func (t Timing) moves() time.Duration {
+	if t.Device == 0 {
+		return 0
+	}
+	return t.Device + silence
+}
+
 // LeastHoldOff is the shortest hold-off that is safe.
 func (t Timing) LeastHoldOff() time.Duration {
-	sum := t.Token + t.FenceBy() + killTime + inFlight + t.Watchdog
+	sum := t.Token + t.moves() + t.FenceBy() + killTime + inFlight + t.Watchdog
 	return (sum + sum*drift/100).Round(time.Millisecond)
 }
 
@@ -65,7 +75,11 @@ func (t Timing) Check() error {
 	if t.HoldOff >= least {
 		return nil
 	}
-	return fmt.Errorf("guard.hold_off is %v, and with corosync's token timeout of %v and consensus timeout of %v, guard.grace of %v and a watchdog timeout of %v "+
+	device := ""
+	if t.Device > 0 {
+		device = fmt.Sprintf(" a quorum device whose vote may count in two places for %v (from quorum.device.timeout),", t.Device)
+	}
+	return fmt.Errorf("guard.hold_off is %v, and with corosync's token timeout of %v and consensus timeout of %v,%s guard.grace of %v and a watchdog timeout of %v "+
 		"a lost host may use its disks for up to %v: set guard.hold_off to at least that on all hosts, or make the others shorter",
-		t.HoldOff, t.Token, t.Consensus, t.Grace, t.Watchdog, least)
+		t.HoldOff, t.Token, t.Consensus, device, t.Grace, t.Watchdog, least)
 }
