@@ -3,12 +3,11 @@ package guard_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/vmlockd/vmlockd/lab"
 )
 
 // tries is how often a case is played before a kernel that hangs in each of them is a failure.
@@ -33,10 +32,17 @@ func (s *suite) try(t *testing.T, name string, play func(*testing.T)) {
 // hangs is what vmlockd says of a recovery that has not ended for 20 s (longRecovery in internal/backend/cluster).
 const hangs = "the kernel of a host hangs in it"
 
-// skipIfKernelHangs ends this try, and reboots all nodes, when what was waited for did not come as the DLM hangs.
+// unfinished is what vmlockd says where dlm_controld, and no kernel, keeps a recovery from its end, after as long.
+const unfinished = "dlm_controld here waits for messages"
+
+// looks notes that what is waited for is to be seen on a node.
+func (r *run) looks(node int) { r.looked[node] = true }
+
+// skipIfKernelHangs ends this try, and reboots all nodes, when what was waited for did not come as the DLM hangs on a node on which it was
+// looked for. What hangs elsewhere is no reason.
 func (r *run) skipIfKernelHangs(why error) {
 	r.t.Helper()
-	if text := r.kernelHangs(); text != "" && !r.hangIsOurs {
+	if text := hangOf(r.recoveries(), r.looked); text != "" && !r.hangIsOurs {
 		r.hung = true
 		r.suite.hangs++
 		r.rebootAll()
@@ -44,30 +50,68 @@ func (r *run) skipIfKernelHangs(why error) {
 	}
 }
 
-// kernelHangs says, of the first node of which it is so, that its kernel has begun a recovery of the DLM and does not get to the
-// end of it: both the kernel and vmlockd of that node must say so. It is empty if none does.
+// kernelHangs says, of the first node of which it is so, that its kernel hangs.
 func (r *run) kernelHangs() string {
 	r.t.Helper()
+	all := map[int]bool{}
 	for _, n := range r.Nodes() {
-		if text := kernelHang(r.ctx, n); text != "" {
-			return text
+		all[n.ID()] = true
+	}
+	return hangOf(r.recoveries(), all)
+}
+
+// recovery is what is said on a node of the recovery of the DLM.
+type recovery struct {
+	node   int
+	kernel []string // of one that it has begun and not ended
+	status string   // vmlockctl's; empty if there is no answer
+}
+
+func (r *run) recoveries() (list []recovery) {
+	ctx, cancel := context.WithTimeout(r.ctx, 30*time.Second)
+	defer cancel()
+	for _, n := range r.Nodes() {
+		said, _ := n.Recovery(ctx, "vmlockd")
+		res, _ := n.Exec(ctx, "vmlockctl", "status") // without power there is no answer
+		list = append(list, recovery{n.ID(), said, res.Stdout})
+	}
+	return list
+}
+
+// hangOf says, of the first of some nodes of which it is so, that its kernel has begun a recovery of the DLM and does not get to the
+// end of it: both the kernel and vmlockd of that node must say so. It is empty if none does, and where a node of the cluster knows another
+// reason: its dlm_controld has not finished, and the kernels of others wait for that.
+func hangOf(list []recovery, nodes map[int]bool) string {
+	if slices.ContainsFunc(list, func(o recovery) bool { return strings.Contains(o.status, unfinished) }) {
+		return ""
+	}
+	for _, o := range list {
+		if nodes[o.node] && len(o.kernel) > 0 && strings.Contains(o.status, hangs) {
+			return fmt.Sprintf("kernel of node %d:\n%s\nvmlockd there:\n%s", o.node, strings.Join(o.kernel, "\n"), o.status)
 		}
 	}
 	return ""
 }
 
-func kernelHang(ctx context.Context, n *lab.Node) string {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	said, err := n.Recovery(ctx, "vmlockd")
-	if err != nil || len(said) == 0 {
-		return ""
+func TestHangOf(t *testing.T) {
+	hung := recovery{2, []string{"dlm: vmlockd: dlm_recover 5"}, "lockspace: recovers, for 21s now, and the kernel here waits for node 3: if that goes on, and vmlockctl status there knows no reason, " + hangs}
+	well := recovery{1, nil, "lockspace: running"}
+	for name, c := range map[string]struct {
+		list []recovery
+		of   int // what is waited for is to be seen there
+		want bool
+	}{
+		"the node itself":                        {[]recovery{well, hung}, 2, true},
+		"another one":                            {[]recovery{well, hung}, 1, false},
+		"one that is waited for has a reason":    {[]recovery{well, hung, {3, nil, "lockspace: recovers: " + unfinished}}, 2, false},
+		"one that is waited for has no power":    {[]recovery{well, hung, {3, nil, ""}}, 2, true},
+		"the kernel alone, for less than 20 s":   {[]recovery{well, {2, hung.kernel, "lockspace: recovers"}}, 2, false},
+		"vmlockd alone, as the recovery is over": {[]recovery{well, {2, nil, hung.status}}, 2, false},
+	} {
+		if got := hangOf(c.list, map[int]bool{c.of: true}); (got != "") != c.want {
+			t.Errorf("%s: %q", name, got)
+		}
 	}
-	res, err := n.Exec(ctx, "vmlockctl", "status")
-	if err != nil || !strings.Contains(res.Stdout, hangs) { // without power there is no answer
-		return ""
-	}
-	return fmt.Sprintf("kernel of %s:\n%s\nvmlockd there:\n%s", n.Name(), strings.Join(said, "\n"), res.Stdout)
 }
 
 // dlmPort is where the kernels' DLM talk to each other.

@@ -112,6 +112,8 @@ type run struct {
 	faultAt time.Time
 	// hung: the kernel's DLM hangs, and nothing but an overlap can be judged.
 	hung bool
+	// looked: on which nodes what is waited for is to be seen.
+	looked map[int]bool
 	// hangIsOurs: it is a test's doing that the DLM does not get on, and no reason to play the case again.
 	hangIsOurs bool
 	// limit bounds an overlap that docs/guard.md says is not covered; 0 where there must be none.
@@ -182,7 +184,7 @@ func (r *run) mark() {
 func (s *suite) prepare(t *testing.T) *run {
 	t.Helper()
 	s.runs++
-	r := &run{suite: s, t: t, id: fmt.Sprintf("run%d", s.runs), dir: filepath.Join(s.Shared(), fmt.Sprintf("run%d", s.runs)), logged: map[string]int{}}
+	r := &run{suite: s, t: t, id: fmt.Sprintf("run%d", s.runs), dir: filepath.Join(s.Shared(), fmt.Sprintf("run%d", s.runs)), logged: map[string]int{}, looked: map[int]bool{}}
 	r.must(os.Mkdir(r.dir, 0o777))
 	return r
 }
@@ -216,6 +218,7 @@ func (r *run) must(err error) {
 // await waits for a condition, and fails the test if it takes too long.
 func (r *run) await(what string, most time.Duration, done func() bool) {
 	r.t.Helper()
+	clear(r.looked)
 	ctx, cancel := context.WithTimeout(r.ctx, most)
 	defer cancel()
 	if err := lab.WaitFor(ctx, what, func(context.Context) (bool, error) { return done(), nil }); err != nil {
@@ -236,6 +239,7 @@ func (r *run) sh(node int, script string) string {
 // status is what vmlockctl status says; nil while there is no answer.
 func (r *run) status(node int) *control.Status {
 	r.t.Helper()
+	r.looks(node)
 	res, err := r.Node(node).Exec(r.ctx, "vmlockctl", "status", "--json")
 	r.must(err)
 	var st control.Status
@@ -269,6 +273,7 @@ func (s *suite) whole(st *control.Status) bool {
 // promised reports whether a node has noted that the last one gives a promise.
 func (r *run) promised(node int) bool {
 	r.t.Helper()
+	r.looks(node)
 	b, err := r.Node(node).ReadFile(r.ctx, "/run/vmlockd/guard.json")
 	if errors.Is(err, lab.ErrNotFound) {
 		return false
@@ -304,7 +309,11 @@ func (r *run) writeOwn(node int) {
 }
 
 // records are the times of a node's records by the clock of the storage, in order.
-func (r *run) records(node int) []time.Time { return r.recordsOf(fmt.Sprintf("n%d", node)) }
+func (r *run) records(node int) []time.Time {
+	r.t.Helper()
+	r.looks(node)
+	return r.recordsOf(fmt.Sprintf("n%d", node))
+}
 
 func (r *run) recordsOf(who string) (list []time.Time) {
 	r.t.Helper()
@@ -332,6 +341,7 @@ func (r *run) goesOn(node int, most time.Duration) {
 // said returns what a writer has printed: why it was refused.
 func (r *run) said(node int) string {
 	r.t.Helper()
+	r.looks(node)
 	b, err := r.Node(node).Log(r.ctx, r.name(node))
 	if errors.Is(err, lab.ErrNotFound) {
 		return "" // nothing yet
@@ -343,6 +353,7 @@ func (r *run) said(node int) string {
 // log is what a service of the last node has written since the fault; before that, all.
 func (r *run) log(service string) string {
 	r.t.Helper()
+	r.looks(r.last)
 	b, err := r.loser().Log(r.ctx, service)
 	r.must(err)
 	return string(b[min(r.logged[service], len(b)):])
