@@ -145,7 +145,11 @@ func (x *exam) membership(st controld.Status, conf *section) {
 		}
 	}
 	if !st.Quorate {
-		x.find(idNoQuorum, "corosync", "corosync-quorumtool -s shows who is missing; bring these hosts or the network to them back",
+		remedy := "corosync-quorumtool -s shows who is missing; bring these hosts or the network to them back"
+		if conf != nil && conf.device().line > 0 {
+			remedy += ", or the quorum device: corosync-qdevice-tool -s here, and corosync-qnetd-tool -l where it is"
+		}
+		x.find(idNoQuorum, "corosync", remedy,
 			"the cluster has no quorum; this host sees %s: locks are refused", nodesText(members))
 		return // what is missing is said with it
 	}

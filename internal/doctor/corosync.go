@@ -65,7 +65,7 @@ func (x *exam) twoNode(conf *section, at func(int) string) {
 	if n := len(conf.nodes()); n > 2 {
 		x.find(idCoroTwoNode, at(two.line), "remove the line two_node", "two_node is set and there are %d nodes: one host alone would have quorum", n)
 	}
-	if conf.sub("quorum").sub("device").line > 0 {
+	if conf.device().line > 0 {
 		// votequorum.c, votequorum_readconfig: an error at the start, and one of both has no effect after a reload.
 		x.find(idCoroTwoNode, at(two.line), "remove the line two_node", "two_node is set and there is a quorum device: corosync does not start with both, and each host alone may have quorum")
 	}
@@ -77,7 +77,7 @@ func (x *exam) twoNode(conf *section, at func(int) string) {
 
 // device looks at the quorum device: corosync-qdevice(8).
 func (x *exam) device(conf *section, at func(int) string) {
-	device := conf.sub("quorum").sub("device")
+	device := conf.device()
 	if device.line == 0 {
 		return
 	}

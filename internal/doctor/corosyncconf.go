@@ -36,6 +36,9 @@ func (s *section) sub(name string) *section {
 	return &section{}
 }
 
+// device is the quorum device; without a line if there is none.
+func (s *section) device() *section { return s.sub("quorum").sub("device") }
+
 // lookup is a setting of a section that may be written in several parts.
 func (s *section) lookup(name, key string) (found setting) {
 	for _, c := range s.subs {

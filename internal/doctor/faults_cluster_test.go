@@ -83,6 +83,12 @@ var clusterFaults = []fault{
 		w.status.Quorate = false
 		w.daemon.Lockspace, w.daemon.WaitsFor = "stopped", "quorum"
 	}, []string{idNoQuorum}, "corosync", "only the nodes 1", "corosync-quorumtool"},
+	{"no quorum, and a quorum device", false, func(w *world) {
+		quorumDevice(w, "ffsplit", 1)
+		lose(w, true, 2, 3)
+		w.status.Quorate = false
+		w.daemon.Lockspace, w.daemon.WaitsFor = "stopped", "quorum"
+	}, []string{idNoQuorum}, "corosync", "only the nodes 1", "corosync-qdevice-tool"},
 	{"a node waits for fencing", false, func(w *world) {
 		lose(w, true, 3)
 		w.daemon.Lockspace, w.daemon.WaitsFor = "stopped", "fencing"
