@@ -28,6 +28,7 @@ type setup struct {
 	grace, holdOff time.Duration
 	guard          []string // further lines of the configuration's part about the guard
 	quorum         []string // further lines of corosync's about quorum
+	witness        bool     // with a quorum device
 	modules        []string // of the nodes' kernels
 	fencing        lab.Fencing
 	fenceScript    string
@@ -74,7 +75,7 @@ type suite struct {
 func start(t *testing.T, c setup) *suite {
 	t.Helper()
 	cfg := lab.Config{
-		Nodes: c.nodes, VMLockd: binaries.vmlockd, VMLockdConfig: func(int) string { return c.config() }, QuorumOptions: c.quorum, Modules: c.modules,
+		Nodes: c.nodes, VMLockd: binaries.vmlockd, VMLockdConfig: func(int) string { return c.config() }, QuorumOptions: c.quorum, Witness: c.witness, Modules: c.modules,
 		Fencing: c.fencing, FenceScript: c.fenceScript, DeviceMB: c.deviceMB, Libvirt: c.libvirt, Files: c.files,
 		Binaries: map[string]string{"vmlockctl": binaries.vmlockctl, "writer": binaries.writer},
 	}
