@@ -11,22 +11,82 @@ import (
 	"github.com/vmlockd/vmlockd/lab"
 )
 
+// does is what is done to a daemon.
+type does struct {
+	text   string
+	signal syscall.Signal
+}
+
+var (
+	killed     = does{"is killed", syscall.SIGKILL}
+	standStill = does{"stands still", syscall.SIGSTOP}
+)
+
+var daemonsSetup = setup{nodes: 3, grace: 2 * time.Second, holdOff: 36 * time.Second, table: "daemons"}
+
 // TestDaemons ends, or has stand still, the three daemons of a host in every order.
 func TestDaemons(t *testing.T) {
-	s := start(t, setup{nodes: 3, grace: 2 * time.Second, holdOff: 36 * time.Second, table: "daemons"})
+	s := start(t, daemonsSetup)
 	for _, how := range []struct {
-		name, text string
-		signal     syscall.Signal
-	}{{"Killed", "is killed", syscall.SIGKILL}, {"StandStill", "stands still", syscall.SIGSTOP}} {
+		name string
+		does
+	}{{"Killed", killed}, {"StandStill", standStill}} {
 		for _, order := range orders(lab.ServiceCorosync, lab.ServiceDLM, lab.ServiceLock) {
-			s.try(t, how.name+"/"+strings.Join(order, ","), func(t *testing.T) {
-				r := s.begin(t)
-				t.Cleanup(func() { r.end(theLoser) })
-				r.daemons(order, how.text, how.signal)
-			})
+			s.daemons(t, how.name+"/"+strings.Join(order, ","), order, how.does, how.does, how.does)
 		}
 	}
 	s.writeFaults(t)
+}
+
+// mixes are what is done to the first, the second and the third daemon of an order: all ways in which one is killed and another one
+// stands still. Each order has the one at its own place, so that of the two orders that begin with the same daemon one kills it and the
+// other one has it stand still. All 36 would take an hour.
+var mixes = [][]does{
+	{killed, standStill, standStill},
+	{standStill, killed, killed},
+	{killed, standStill, killed},
+	{standStill, standStill, killed},
+	{killed, killed, standStill},
+	{standStill, killed, standStill},
+}
+
+// TestDaemonsMixed kills some of the three daemons of a host, and has the others stand still, in every order.
+func TestDaemonsMixed(t *testing.T) {
+	s := start(t, daemonsSetup)
+	for i, order := range orders(lab.ServiceCorosync, lab.ServiceDLM, lab.ServiceLock) {
+		s.daemons(t, strings.Join(order, ","), order, mixes[i]...)
+	}
+	s.writeFaults(t)
+}
+
+// TestMixesDiffer: no order has one signal for all, none has the mix of another one, and who begins with a daemon does both to it.
+func TestMixesDiffer(t *testing.T) {
+	list := orders(lab.ServiceCorosync, lab.ServiceDLM, lab.ServiceLock)
+	if len(list) != len(mixes) {
+		t.Fatalf("%d orders and %d mixes", len(list), len(mixes))
+	}
+	begins := map[string]bool{}
+	seen := map[string]bool{}
+	for i, order := range list {
+		mix := mixes[i]
+		if mix[0] == mix[1] && mix[1] == mix[2] {
+			t.Errorf("%v: the same is done to all", order)
+		}
+		seen[fmt.Sprint(mix)] = true
+		begins[order[0]+" "+mix[0].text] = true
+	}
+	if len(seen) != len(mixes) || len(begins) != len(mixes) {
+		t.Errorf("%d different mixes, and %d ways to begin: %v", len(seen), len(begins), begins)
+	}
+}
+
+// daemons plays one case on node 3.
+func (s *suite) daemons(t *testing.T, name string, order []string, mix ...does) {
+	s.try(t, name, func(t *testing.T) {
+		r := s.begin(t)
+		t.Cleanup(func() { r.end(theLoser) })
+		r.daemonsOf(order, mix)
+	})
 }
 
 // orders are all orders of some words.
@@ -44,11 +104,18 @@ func orders(words ...string) (list [][]string) {
 	return list
 }
 
-// daemons sends a signal to one daemon after the other. What is sent to vmlockd comes when the writer has been stopped,
+// daemonsOf does to one daemon after the other what the mix says. What is done to vmlockd is done when the writer has been stopped,
 // or when the others have noticed that nobody guards this host; before that it is not covered without a watchdog.
-func (r *run) daemons(order []string, text string, signal syscall.Signal) {
+func (r *run) daemonsOf(order []string, mix []does) {
 	r.contend()
-	r.fault(fmt.Sprintf("%s %s on node 3, then %s, then %s", order[0], text, order[1], order[2]))
+	what := fmt.Sprintf("%s %s on node 3", order[0], mix[0].text)
+	for i, name := range order[1:] {
+		what += ", then " + name
+		if mix[i+1] != mix[0] || mix[1] != mix[2] {
+			what += " " + mix[i+1].text
+		}
+	}
+	r.fault(what)
 	unguarded := order[0] == lab.ServiceLock
 	for i, name := range order {
 		p := r.loser().Service(name)
@@ -57,10 +124,10 @@ func (r *run) daemons(order []string, text string, signal syscall.Signal) {
 			send = p.Signal // the keeper of its locks is another process
 		}
 		// It has ended by itself where one has that it depends on.
-		if err := send(r.ctx, signal); err != nil && !errors.Is(err, lab.ErrState) {
+		if err := send(r.ctx, mix[i].signal); err != nil && !errors.Is(err, lab.ErrState) {
 			r.t.Fatal(err)
 		}
-		r.step("%s of node 3 %s", name, text)
+		r.step("%s of node 3 %s", name, mix[i].text)
 		switch {
 		case name == lab.ServiceLock && unguarded:
 			r.await("the others to know that nobody guards node 3", 30*time.Second, func() bool { return !r.promised(1) && !r.promised(2) })
