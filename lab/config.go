@@ -121,7 +121,7 @@ type Config struct {
 
 	// Binaries are further programs for the nodes: name there (found in PATH), path here.
 	Binaries map[string]string
-	// Modules are further kernel modules to load, such as "softdog" or "dm-mod".
+	// Modules are further kernel modules to load, such as "dm-mod", or "softdog nowayout=0" with parameters after its name.
 	Modules []string
 	// Files are further files: path in the node, content.
 	Files map[string]string

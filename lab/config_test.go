@@ -122,7 +122,7 @@ func TestDomainXML(t *testing.T) {
 }
 
 func TestGuests(t *testing.T) {
-	for name, img := range map[string][]byte{"idle": IdleGuest(), "off": PowerOffGuest(5), "reboot": RebootGuest(1 << 20), "counting": CountingGuest()} {
+	for name, img := range map[string][]byte{"idle": IdleGuest(), "off": PowerOffGuest(5), "reboot": RebootGuest(1 << 20), "counting": CountingGuest(), "diary": DiaryGuest()} {
 		if len(img) != imageSize || img[510] != 0x55 || img[511] != 0xaa {
 			t.Errorf("%s: no boot sector", name)
 		}

@@ -112,7 +112,42 @@ func CountingGuest() []byte {
 	})
 }
 
-// Counter reads what CountingGuest has counted from a copy of its image.
+// DiaryGuest is CountingGuest for a domain with two disks: what it has written to the first one, from which it boots, it writes to
+// the same place of the second one after that. So the second one, if no other domain has it, tells until when this one has written to the first.
+func DiaryGuest() []byte {
+	return image([]byte{
+		0x31, 0xc0, // xor ax, ax
+		0x8e, 0xd8, // mov ds, ax
+		0x8e, 0xc0, // mov es, ax
+		0x8e, 0xd0, // mov ss, ax
+		0xbc, 0x00, 0x7c, // mov sp, 0x7c00
+		0x88, 0x16, 0x00, 0x7a, // mov [0x7a00], dl: the drive that the BIOS has booted from
+		0xfb,             // sti
+		0xb8, 0x01, 0x02, // mov ax, 0x0201: read one sector
+		0xe8, 0x27, 0x00, // call disk
+		0x72, 0xf8, // jc to the read
+		0xf4,                         // next: hlt
+		0x66, 0xff, 0x06, 0x00, 0x80, // inc dword [0x8000]
+		0xb8, 0x01, 0x03, // mov ax, 0x0301: write one sector
+		0xe8, 0x19, 0x00, // call disk
+		0x73, 0x07, // jnc diary
+		0x66, 0xff, 0x0e, 0x00, 0x80, // dec dword [0x8000]
+		0xeb, 0xeb, // jmp next
+		0xb8, 0x01, 0x03, // diary: mov ax, 0x0301
+		0xfe, 0x06, 0x00, 0x7a, // inc byte [0x7a00]: the drive after that
+		0xe8, 0x06, 0x00, // call disk
+		0xfe, 0x0e, 0x00, 0x7a, // dec byte [0x7a00]
+		0xeb, 0xdb, // jmp next
+		0xbb, 0x00, 0x80, // disk: mov bx, 0x8000: buffer
+		0xb9, 0x02, 0x00, // mov cx, 0x0002: cylinder 0, sector 2
+		0xb6, 0x00, // mov dh, 0: head
+		0x8a, 0x16, 0x00, 0x7a, // mov dl, [0x7a00]
+		0xcd, 0x13, // int 0x13
+		0xc3, // ret
+	})
+}
+
+// Counter reads what CountingGuest or DiaryGuest has counted from a copy of its image.
 func Counter(image []byte) uint32 {
 	if len(image) < CounterOffset+4 {
 		return 0

@@ -20,20 +20,33 @@ const (
 	// repaired bounds the time from the last fault until all nodes are well: one that is stuck is noticed, all of
 	// them are rebooted, and what they may have held is waited out.
 	repaired = stuckAfter + 4*time.Minute
-	// again is within which a lock is granted when all is well. Writers ask every other second.
-	again = 30 * time.Second
 )
 
 func TestChaos(t *testing.T) {
 	w := newWorld(t)
 	t.Cleanup(w.explain) // before the lab's logs
-	for _, d := range disks {
+	for _, d := range w.shape.disks {
 		if err := os.Mkdir(w.dir(d), 0o777); err != nil {
+			t.Fatal(err)
+		}
+		if !w.shape.vms {
+			continue
+		}
+		if err := os.WriteFile(filepath.Join(w.dir(d), diskImage), lab.DiaryGuest(), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if err := w.allWell(2 * time.Minute); err != nil {
 		t.Fatal(err)
+	}
+	if len(w.shape.modules) > 0 {
+		var dogs sync.WaitGroup
+		dogging, stopDogs := context.WithCancel(w.ctx)
+		defer dogs.Wait()
+		defer stopDogs()
+		for _, h := range w.hosts {
+			dogs.Go(func() { w.resetBySoftdog(dogging, h) })
+		}
 	}
 	var writers, operators, faults sync.WaitGroup
 	writing, stopWriters := context.WithCancel(w.ctx)
@@ -50,11 +63,11 @@ func TestChaos(t *testing.T) {
 		w.judge(end)
 	}()
 	for _, h := range w.hosts {
-		for _, d := range disks {
+		for _, d := range w.shape.disks {
 			writers.Go(func() { w.compete(writing, h, d) })
 		}
 	}
-	w.granted(time.Now(), again)
+	w.granted(time.Now(), w.shape.again)
 	w.mu.Lock()
 	w.began = time.Now()
 	w.mu.Unlock()
@@ -73,7 +86,7 @@ func TestChaos(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.note("all nodes are well, %v after the last fault", time.Since(over).Round(time.Second))
-	w.granted(time.Now(), again)
+	w.granted(time.Now(), w.shape.again)
 	end = time.Now()
 	stopWriters()
 	writers.Wait()
@@ -86,13 +99,13 @@ func (w *world) granted(since time.Time, most time.Duration) {
 	w.t.Helper()
 	ctx, cancel := context.WithTimeout(w.ctx, most)
 	defer cancel()
-	for _, d := range disks {
+	for _, d := range w.shape.disks {
 		after := since
 		if d.turn == 0 {
 			after = time.Time{}
 		}
 		err := lab.WaitFor(ctx, "disk "+d.name+" to be granted", func(context.Context) (bool, error) {
-			holds, err := readHolds(w.dir(d))
+			holds, err := w.holds(d)
 			return slices.ContainsFunc(holds, func(h hold) bool { return h.held.After(after) && (d.turn > 0 || h.to().After(since.Add(-time.Second))) }), err
 		})
 		if err != nil {
@@ -104,7 +117,7 @@ func (w *world) granted(since time.Time, most time.Duration) {
 // nothingLeft waits until no host has a lock, as all who had one are gone.
 func (w *world) nothingLeft() {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(w.ctx, again)
+	ctx, cancel := context.WithTimeout(w.ctx, w.shape.again)
 	defer cancel()
 	for _, h := range w.hosts {
 		locks := -1
@@ -125,18 +138,18 @@ func (w *world) nothingLeft() {
 func (w *world) eachOnce() {
 	w.t.Helper()
 	const who = 1_000
-	for i, d := range disks {
-		h := w.hosts[i%nodes]
+	for i, d := range w.shape.disks {
+		h := w.hosts[i%len(w.hosts)]
 		ctx, stop := context.WithCancel(w.ctx)
 		var one sync.WaitGroup
 		one.Go(func() {
-			if err := w.writeOnce(ctx, h, disk{d.name, 0}, who); err != nil {
+			if err := w.once(ctx, h, disk{d.name, 0}, who); err != nil {
 				w.t.Errorf("%s: %v", h.Name(), err)
 			}
 		})
-		wait, cancel := context.WithTimeout(w.ctx, again)
+		wait, cancel := context.WithTimeout(w.ctx, w.shape.again)
 		err := lab.WaitFor(wait, fmt.Sprintf("%s to get disk %s, which nobody has", h.Name(), d.name), func(context.Context) (bool, error) {
-			holds, err := readHolds(w.dir(d))
+			holds, err := w.holds(d)
 			return slices.ContainsFunc(holds, func(g hold) bool { return g.who == fmt.Sprintf("n%d-%d", h.ID(), who) }), err
 		})
 		cancel()
@@ -154,8 +167,8 @@ func (w *world) judge(end time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var all [][]hold
-	for i, d := range disks {
-		holds, err := readHolds(w.dir(d))
+	for i, d := range w.shape.disks {
+		holds, err := w.holds(d)
 		if err != nil {
 			w.t.Error(err)
 			continue
@@ -184,7 +197,7 @@ func (w *world) judge(end time.Time) {
 	p := longestPause(w.began, end, all...)
 	var meanwhile []string
 	for _, f := range w.schedule {
-		if at := w.began.Add(f.At); at.Before(p.to) && w.began.Add(f.end()+holdOff).After(p.from) {
+		if at := w.began.Add(f.At); at.Before(p.to) && w.began.Add(f.end()+w.shape.holdOff).After(p.from) {
 			meanwhile = append(meanwhile, f.String())
 		}
 	}
@@ -193,7 +206,10 @@ func (w *world) judge(end time.Time) {
 	for _, k := range slices.Sorted(maps.Keys(w.done)) {
 		kinds = append(kinds, fmt.Sprintf("%s: %d", k, w.done[k]))
 	}
-	w.t.Logf("seed %d, %v: %d faults done, %d not; %s; reboots by the operator:\n%s", w.seed, w.whole, len(w.schedule)-w.missed, w.missed, strings.Join(kinds, ", "), strings.Join(w.reboots, "\n"))
+	w.t.Logf("shape %s, seed %d, %v: %d faults done, %d not; %s; reboots by the operator:\n%s", w.shape.name, w.seed, w.whole, len(w.schedule)-w.missed, w.missed, strings.Join(kinds, ", "), strings.Join(w.reboots, "\n"))
+	if w.resets > 0 {
+		w.t.Logf("reset by their watchdogs: %d times", w.resets)
+	}
 	if w.hangs > 0 {
 		w.t.Logf("KERNEL HANG, %d times: the DLM of the nodes' kernel did not get to the end of a recovery, and what should have been granted meanwhile is not judged (docs/chaos.md)", w.hangs)
 	}
@@ -237,9 +253,9 @@ func (w *world) explain() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var b strings.Builder
-	fmt.Fprintf(&b, "seed %d, %v\nplanned:\n%s\nhappened:\n%s\n", w.seed, w.whole, w.planned(), strings.Join(w.notes, "\n"))
-	for _, d := range disks {
-		holds, err := readHolds(w.dir(d))
+	fmt.Fprintf(&b, "shape %s, seed %d, %v\nplanned:\n%s\nhappened:\n%s\n", w.shape.name, w.seed, w.whole, w.planned(), strings.Join(w.notes, "\n"))
+	for _, d := range w.shape.disks {
+		holds, err := w.holds(d)
 		if err != nil {
 			fmt.Fprintf(&b, "disk %s: %v\n", d.name, err)
 			continue

@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -51,7 +54,7 @@ func (w *world) claim(f fault) (list []*host) {
 			}
 			list = append(list, h)
 			h.faults++
-			if specOf(f.Kind).unguards {
+			if w.shape.exposes(f.Kind) {
 				h.unguarded++
 			}
 		})
@@ -63,7 +66,7 @@ func (w *world) giveBack(f fault, hit []*host) {
 	for _, h := range hit {
 		h.set(func() {
 			h.faults--
-			if specOf(f.Kind).unguards {
+			if w.shape.exposes(f.Kind) {
 				h.unguarded--
 			}
 		})
@@ -73,12 +76,15 @@ func (w *world) giveBack(f fault, hit []*host) {
 // unfit says why a fault cannot be done now: empty if it can. The schedule leaves time for what was
 // done before; where that did not do, what docs/guard.md does not cover must not happen.
 func (w *world) unfit(f fault, hit []*host) string {
-	s := specOf(f.Kind)
+	s := w.shape.specOf(f.Kind)
 	if len(hit) == 0 {
 		return "the node is being rebooted"
 	}
-	if s.unguards {
-		if st := w.status(hit[0]); !guards(st) {
+	if w.shape.resets && f.Node != 0 && w.off(hit[0]) {
+		return "the node has no power"
+	}
+	if w.shape.exposes(f.Kind) {
+		if st := w.status(hit[0]); !w.shape.guards(st) {
 			return "the node has lost the cluster: " + brief(st)
 		}
 	}
@@ -148,7 +154,7 @@ func (w *world) do(f fault, hit []*host) error {
 		return tc(ctx, h, "qdisc", "add", "root", "netem", "loss", "100%")
 	case lossy:
 		return tc(ctx, h, "qdisc", "add", "root", "netem", "loss", "10%", "delay", "5ms", "5ms")
-	case hostFrozen:
+	case hostFrozen, hostFrozenLong:
 		return h.Freeze(ctx)
 	case powerCut, powerConfirmed:
 		h.set(func() { h.closed = true })
@@ -174,10 +180,8 @@ func (w *world) leave(h *host) error {
 	ctx, cancel := context.WithTimeout(w.ctx, time.Minute)
 	defer cancel()
 	h.set(func() { h.closed = true })
-	for _, d := range disks {
-		if err := h.Service("writer-" + d.name).Kill(ctx); err != nil && !errors.Is(err, lab.ErrNotFound) {
-			return err
-		}
+	if err := w.endWriters(ctx, h); err != nil {
+		return err
 	}
 	for _, name := range []string{lab.ServiceLock, lab.ServiceDLM, lab.ServiceCorosync} {
 		if err := h.Service(name).Stop(ctx); err != nil {
@@ -239,7 +243,7 @@ func (w *world) undo(f fault, hit []*host) {
 		err = tc(ctx, hit[0], "qdisc", "del", "clsact")
 	case mute, lossy:
 		err = tc(ctx, hit[0], "qdisc", "del", "root")
-	case hostFrozen:
+	case hostFrozen, hostFrozenLong:
 		err = hit[0].Thaw(ctx)
 	case powerCut, powerConfirmed, leaves:
 		err = w.boot(ctx, hit[0])
@@ -258,10 +262,10 @@ func (w *world) undo(f fault, hit []*host) {
 	if err != nil && !errors.Is(err, lab.ErrState) && !errors.Is(err, lab.ErrNodeOff) && !errors.Is(err, lab.ErrNotFound) {
 		w.t.Errorf("%s: it cannot be undone: %v", f, err)
 	}
-	if specOf(f.Kind).unguards {
+	if w.shape.specOf(f.Kind).unguards {
 		wait, cancel := context.WithTimeout(w.ctx, time.Minute)
 		defer cancel()
-		if err := lab.WaitFor(wait, "vmlockd to guard", func(context.Context) (bool, error) { return guards(w.status(hit[0])), nil }); err != nil {
+		if err := lab.WaitFor(wait, "vmlockd to guard", func(context.Context) (bool, error) { return w.shape.guards(w.status(hit[0])) || w.off(hit[0]), nil }); err != nil {
 			w.note("%s: a minute after %q: %s", hit[0].Name(), f.Kind, brief(w.status(hit[0])))
 		}
 	}
@@ -291,5 +295,41 @@ func (w *world) boot(ctx context.Context, h *host) error {
 	if err != nil {
 		w.note("%s is booted although others have not noticed that it was off", h.Name())
 	}
-	return h.Boot(ctx)
+	// The others fence what they have lost, also when it boots just then.
+	for try := 1; ; try++ {
+		if err = h.Boot(ctx); err == nil || try == 3 || w.shape.fencing == "" || !w.off(h) {
+			return err
+		}
+		w.note("%s was fenced while it booted", h.Name())
+	}
+}
+
+// off reports whether a host is known to be without power.
+func (w *world) off(h *host) bool {
+	ctx, cancel := context.WithTimeout(w.ctx, 30*time.Second)
+	defer cancel()
+	st, err := h.Status(ctx)
+	return err == nil && st.State == lab.NodeOff
+}
+
+// resetBySoftdog cuts the power of a host whose softdog resets it: in the lab the kernel stands still then, and does not boot.
+func (w *world) resetBySoftdog(ctx context.Context, h *host) {
+	for w.wait(ctx, 200*time.Millisecond) {
+		console, err := os.ReadFile(filepath.Join(w.LogDir(), h.Name(), "console.log"))
+		if err != nil || !wasReset(string(console)) || w.off(h) {
+			continue
+		}
+		w.note("%s is reset by its watchdog", h.Name())
+		w.mu.Lock()
+		w.resets++
+		w.mu.Unlock()
+		if err := h.PowerCut(ctx); err != nil && ctx.Err() == nil {
+			w.t.Errorf("%s cannot be switched off: %v", h.Name(), err)
+		}
+	}
+}
+
+// wasReset reports whether softdog was the last one to say something of this boot (drivers/watchdog/softdog.c).
+func wasReset(console string) bool {
+	return strings.LastIndex(console, "softdog: Initiating system reboot") > strings.LastIndex(console, "\n===== node ")
 }

@@ -102,10 +102,15 @@ func readHolds(dir string) ([]hold, error) {
 		}
 		list = append(list, *h)
 	}
+	return sorted(list), nil
+}
+
+// sorted puts grants into their order.
+func sorted(list []hold) []hold {
 	slices.SortFunc(list, func(a, b hold) int {
 		return cmp.Or(a.held.Compare(b.held), strings.Compare(a.who, b.who), cmp.Compare(a.turn, b.turn))
 	})
-	return list, nil
+	return list
 }
 
 // overlaps lists where somebody has written although another one had begun: each time

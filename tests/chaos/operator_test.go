@@ -32,7 +32,7 @@ func (w *world) operate(ctx context.Context, h *host) {
 		if why == "" && round%4 == 0 {
 			st := w.status(h)
 			var waiting, refusing []*host
-			if !well(st) {
+			if !w.shape.well(st) {
 				waiting, refusing = w.awaiting()
 			}
 			// Where corosync delivers nothing, it is not refused.
@@ -61,7 +61,7 @@ func (w *world) operate(ctx context.Context, h *host) {
 				}
 			case len(refusing) > 0: // it waits for that one
 				ill = time.Now()
-			case well(st), w.somebody(func(o *host) bool { return o.faults > 0 || o.rebooting }):
+			case w.shape.well(st), w.somebody(func(o *host) bool { return o.faults > 0 || o.rebooting }):
 				ill = time.Now()
 			case time.Since(ill) > stuckAfter:
 				known := w.controld(h)
@@ -101,6 +101,9 @@ func (w *world) somebody(f func(*host) bool) bool {
 
 // broken says what has ended on a host that only a reboot brings back. A vmlockd that has ended is started again.
 func (w *world) broken(h *host) string {
+	if w.shape.resets && w.off(h) {
+		return "it is without power: it was fenced, or reset by its watchdog"
+	}
 	ctx, cancel := context.WithTimeout(w.ctx, 30*time.Second)
 	defer cancel()
 	list, err := h.Processes(ctx)
@@ -132,7 +135,7 @@ func (w *world) complete(h *host) bool {
 	ctx, cancel := context.WithTimeout(w.ctx, time.Minute)
 	defer cancel()
 	m, err := h.Membership(ctx)
-	return err == nil && m.Quorate && len(m.Members) == nodes
+	return err == nil && m.Quorate && len(m.Members) == w.shape.nodes
 }
 
 // changing reports whether dlm_controld of any host is in the middle of a change of the lockspace.

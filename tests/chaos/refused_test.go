@@ -44,14 +44,15 @@ func awaiting(said map[int]string) (all, refusing []int) {
 // one change of the lockspace does not end, as another dlm_controld stands still, and then the same one comes again. vmlockd and
 // its doctor name the hosts that have to be rebooted and no other, and when these are, all at once, all is well.
 func TestRefusedMessage(t *testing.T) {
+	of := shapeOf("three")
 	cfg := lab.Config{
-		Nodes: nodes, VMLockd: binaries.vmlockd, VMLockdConfig: func(int) string { return config },
+		Nodes: of.nodes, VMLockd: binaries.vmlockd, VMLockdConfig: func(int) string { return of.config() },
 		Binaries: map[string]string{"vmlockctl": binaries.vmlockctl}, IgnoreSIGPIPE: true,
 	}
 	lab.Need(t, cfg)
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
 	t.Cleanup(cancel)
-	w := &world{Lab: lab.ForTest(t, cfg), t: t, ctx: ctx, began: time.Now()}
+	w := &world{shape: of, Lab: lab.ForTest(t, cfg), t: t, ctx: ctx, began: time.Now()}
 	for _, n := range w.Nodes() {
 		w.hosts = append(w.hosts, &host{Node: n})
 	}

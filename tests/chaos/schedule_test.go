@@ -20,6 +20,7 @@ const (
 	flapping kind = "the link goes and comes"
 
 	hostFrozen     kind = "stands still as a whole"
+	hostFrozenLong kind = "stands still as a whole, for longer than hold-off"
 	powerCut       kind = "power cut, and nobody says so"
 	powerConfirmed kind = "power cut, and an operator says so"
 	leaves         kind = "shut down in good order"
@@ -57,6 +58,7 @@ type spec struct {
 // reboot is until a node that an operator has to reboot is back, from when that shows.
 const reboot = 75 * time.Second
 
+// specs are the kinds of the shape three, of which others take theirs. Schedules of old need their order and all that is in them.
 var specs = []spec{
 	{kind: cut, weight: 4, from: 2 * time.Second, to: 40 * time.Second, loses: true, widely: true, gone: reboot, link: true},
 	{kind: cutAll, weight: 2, from: 2 * time.Second, to: 30 * time.Second, loses: true, widely: true, gone: reboot, link: true},
@@ -79,13 +81,8 @@ var specs = []spec{
 	{kind: lockdRestarted, weight: 2},
 }
 
-func specOf(k kind) spec {
-	return specs[slices.IndexFunc(specs, func(s spec) bool { return s.kind == k })]
-}
-
 const (
-	nodes = 3
-	// longestFreeze is of a host that stands still as a whole: well below holdOff.
+	// longestFreeze is of a host that stands still as a whole: well below any hold-off.
 	longestFreeze = 15 * time.Second
 	// settles is how long after a fault that may lose the cluster its node has
 	// certainly noticed: it has stopped and killed who wrote, or never will.
@@ -138,8 +135,8 @@ func overlap(a, b fault, before, after time.Duration) bool {
 //   - vmlockd killed, hung or stopped on a host and that host cut off, before the others have
 //     heard of the first, or while none of their guards runs that has. Here: no fault that may
 //     take the cluster from a host while its vmlockd does not run, and for some time around that.
-//     Where more than one host may lose it at once (widely), that is any host.
-//   - A host that stands still for longer than hold-off, and goes on: longestFreeze.
+//     Where more than one host may lose it at once (widely), that is any host. Not for what the shape covers.
+//   - A host that stands still for longer than hold-off, and goes on: longestFreeze. Shapes that cover it have frozenLong.
 //   - All hosts rebooted but a lost one that gave no promise. Without vmlockd a host is not lost, as
 //     above, and see crowd for quorum.
 //
@@ -148,11 +145,11 @@ func overlap(a, b fault, before, after time.Duration) bool {
 //
 // Two more are left out as there would be nothing to learn: what is done to a node that is not
 // there, and two things that would undo each other.
-func clash(a, b fault) string {
+func (s *shape) clash(a, b fault) string {
 	for _, p := range [][2]fault{{a, b}, {b, a}} {
 		f, g := p[0], p[1]
-		of, og := specOf(f.Kind), specOf(g.Kind)
-		if of.unguards && og.loses && (f.hits(g) || og.widely) && overlap(f, g, heard, settles) {
+		of, og := s.specOf(f.Kind), s.specOf(g.Kind)
+		if s.exposes(f.Kind) && og.loses && (f.hits(g) || og.widely) && overlap(f, g, heard, settles) {
 			return "no vmlockd on a host that may lose the cluster"
 		}
 		if f.hits(g) && of.alone && overlap(f, g, 0, 0) {
@@ -165,7 +162,7 @@ func clash(a, b fault) string {
 	if !a.hits(b) || !overlap(a, b, 0, time.Second) && !overlap(b, a, 0, time.Second) {
 		return ""
 	}
-	oa, ob := specOf(a.Kind), specOf(b.Kind)
+	oa, ob := s.specOf(a.Kind), s.specOf(b.Kind)
 	switch {
 	case oa.link && ob.link:
 		return "there is one link"
@@ -185,21 +182,21 @@ func sameProcess(a, b kind, of ...kind) bool { return slices.Contains(of, a) && 
 //   - then its vmlockd must run, since others that meet it without having lost
 //     what they had may end its corosync, and all but it may be rebooted;
 //   - and a third fault would find nothing to take the cluster from.
-func crowd(list []fault, f fault) string {
+func (s *shape) crowd(list []fault, f fault) string {
 	list = append(slices.Clone(list), f)
 	for _, f := range list {
-		unguards := specOf(f.Kind).unguards
+		exposed := s.exposes(f.Kind)
 		away := map[int]bool{}
 		for _, g := range list {
-			if g != f && specOf(g.Kind).loses && overlap(f, g, heard, settles+reboot) {
+			if g != f && s.specOf(g.Kind).loses && overlap(f, g, heard, settles+reboot) {
 				away[g.Node] = true
 			}
 		}
 		delete(away, f.Node)
-		if unguards && len(away) > 1 {
+		if exposed && len(away) > 1 {
 			return "no vmlockd on a host that may be left alone"
 		}
-		if specOf(f.Kind).loses && len(away) > 1 {
+		if s.specOf(f.Kind).loses && len(away) > 1 {
 			return "no host is left"
 		}
 	}
@@ -208,7 +205,7 @@ func crowd(list []fault, f fault) string {
 
 // draw makes a schedule from a seed: of all faults that have ended after that time. One for a
 // longer time has the same ones first.
-func draw(seed uint64, whole time.Duration) []fault {
+func (s *shape) draw(seed uint64, whole time.Duration) []fault {
 	rng := rand.New(rand.NewPCG(seed, 6))
 	var list []fault
 	between := func(from, to time.Duration) time.Duration {
@@ -216,14 +213,14 @@ func draw(seed uint64, whole time.Duration) []fault {
 		return from + time.Duration(rng.Int64N(int64((to-from)/tick)+1))*tick
 	}
 	at, last := between(5*time.Second, 15*time.Second), time.Duration(0) // last is when all of them have ended
-	f := pick(rng, between)
+	f := s.pick(rng, between)
 	for at < whole {
 		f.At = at
 		near := list[max(0, len(list)-12):] // more do not reach as far as this
-		why := crowd(near, f)
+		why := s.crowd(near, f)
 		for _, g := range near {
 			if why == "" {
-				why = clash(f, g)
+				why = s.clash(f, g)
 			}
 		}
 		if why != "" {
@@ -231,7 +228,7 @@ func draw(seed uint64, whole time.Duration) []fault {
 			// be little but what goes together with all the others.
 			at += between(100*time.Millisecond, 2*time.Second)
 			if rng.IntN(6) == 0 {
-				f = pick(rng, between)
+				f = s.pick(rng, between)
 			}
 			continue
 		}
@@ -246,24 +243,24 @@ func draw(seed uint64, whole time.Duration) []fault {
 		case p < 0.8: // while the others still hold off
 			at = last + between(5*time.Second, 25*time.Second)
 		default: // when locks are granted again
-			at = last + holdOff + between(5*time.Second, 20*time.Second)
+			at = last + s.holdOff + between(5*time.Second, 20*time.Second)
 		}
-		f = pick(rng, between)
+		f = s.pick(rng, between)
 	}
 	return list
 }
 
 // pick draws all of a fault but the time.
-func pick(rng *rand.Rand, between func(from, to time.Duration) time.Duration) fault {
+func (s *shape) pick(rng *rand.Rand, between func(from, to time.Duration) time.Duration) fault {
 	sum := 0
-	for _, s := range specs {
-		sum += s.weight
+	for _, k := range s.specs {
+		sum += k.weight
 	}
 	at := rng.IntN(sum)
-	i := slices.IndexFunc(specs, func(s spec) bool { at -= s.weight; return at < 0 })
-	s := specs[i]
-	f := fault{Kind: s.kind, Node: 1 + rng.IntN(nodes), For: between(s.from, s.to)}
-	switch s.kind {
+	i := slices.IndexFunc(s.specs, func(k spec) bool { at -= k.weight; return at < 0 })
+	k := s.specs[i]
+	f := fault{Kind: k.kind, Node: 1 + rng.IntN(s.nodes), For: between(k.from, k.to)}
+	switch k.kind {
 	case cutAll:
 		f.Node = 0
 	case flapping:

@@ -1,11 +1,13 @@
-// Package chaos_test does one thing after another, and several at once, to three real nodes
-// without fencing, as a seed wants it, while writers on all of them compete for disks; and
-// judges at the end that no two of them have had one at once. docs/chaos.md is about it.
+// Package chaos_test does one thing after another, and several at once, to real nodes, as a seed
+// wants it, while writers on all of them compete for disks; and judges at the end that no two of
+// them have had one at once. Clusters have several shapes, with fencing and without, which the seed
+// decides as well. docs/chaos.md is about it.
 //
 // A seed gives the same faults at the same moments each time (draw). What the nodes make of
 // them depends on time as well.
 //
 //	VMLOCKD_CHAOS_SEED  the seed; otherwise a new one each time
+//	VMLOCKD_CHAOS_SHAPE the shape, if the seed is not to decide it: three, two, fencing, watchdog or qemu
 //	VMLOCKD_CHAOS_TIME  for how long there are faults, such as 10m; otherwise 2m
 //	VMLOCKD_LAB_LOGS    where the lab's logs, and Porcupine's pictures of a failure, go
 package chaos_test
@@ -19,7 +21,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -32,21 +33,10 @@ import (
 const controlSocket = "/run/vmlockd/control.sock"
 
 const (
-	seedEnv = "VMLOCKD_CHAOS_SEED"
-	timeEnv = "VMLOCKD_CHAOS_TIME"
+	seedEnv  = "VMLOCKD_CHAOS_SEED"
+	shapeEnv = "VMLOCKD_CHAOS_SHAPE"
+	timeEnv  = "VMLOCKD_CHAOS_TIME"
 )
-
-// config has the default guard mode, which is freeze here, and little more than the
-// shortest times that corosync's timeouts in the lab allow: the longer the hold-off, the fewer
-// grants there are.
-const config = `backend = "cluster"
-[guard]
-grace = "5s"
-hold_off = "40s"
-`
-
-// holdOff is what config says.
-const holdOff = 40 * time.Second
 
 // disks are what writers want, and for how long at a time. The last one is kept until its
 // writer ends: there is always somebody who has something to lose.
@@ -72,6 +62,7 @@ type world struct {
 	*lab.Lab
 	t        *testing.T
 	ctx      context.Context
+	shape    *shape
 	seed     uint64
 	whole    time.Duration
 	schedule []fault
@@ -86,17 +77,22 @@ type world struct {
 	hangs   int                 // of the kernel's DLM, of all those
 	refused int                 // of all those, as dlm_controld had refused a message
 	changes int                 // of all those, in a change of the lockspace that had not ended for another reason
+	resets  int                 // by watchdogs
 	writers map[string][]writer // by disk
+
+	guestsMu sync.Mutex          // guards what follows
+	guests   map[string][]*guest // turns of virtual machines, by disk
 }
 
 // host is a node, and what is being done to it.
 type host struct {
 	*lab.Node
-	mu        sync.Mutex // guards what follows
-	faults    int        // that last
-	rebooting bool       // by an operator
-	closed    bool       // no writer is started
-	unguarded int        // faults for which its vmlockd does not run
+	starts    sync.RWMutex // held while a virtual machine is being started
+	mu        sync.Mutex   // guards what follows
+	faults    int          // that last
+	rebooting bool         // by an operator
+	closed    bool         // no writer is started
+	unguarded int          // faults for which its vmlockd does not run, and nothing else covers it
 }
 
 func (h *host) set(f func()) {
@@ -113,25 +109,26 @@ func (h *host) is(f func() bool) bool {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
+	seed, of, err := choose(os.Getenv(seedEnv), os.Getenv(shapeEnv), rand.Uint64N)
+	if err != nil {
+		t.Fatal(err)
+	}
 	cfg := lab.Config{
-		Nodes: nodes, VMLockd: binaries.vmlockd, VMLockdConfig: func(int) string { return config },
-		Binaries: map[string]string{"vmlockctl": binaries.vmlockctl, "writer": binaries.writer}, Modules: linkModules,
+		Nodes: of.nodes, VMLockd: binaries.vmlockd, VMLockdConfig: func(int) string { return of.config() }, QuorumOptions: of.quorum, Fencing: of.fencing, Libvirt: of.vms,
+		Binaries: map[string]string{"vmlockctl": binaries.vmlockctl, "writer": binaries.writer}, Modules: slices.Concat(linkModules, of.modules),
 	}
 	lab.Need(t, cfg)
-	w := &world{t: t, seed: rand.Uint64N(1_000_000), whole: 2 * time.Minute, done: map[kind]int{}, writers: map[string][]writer{}, began: time.Now()}
-	var err error
-	if s := os.Getenv(seedEnv); s != "" {
-		if w.seed, err = strconv.ParseUint(s, 10, 64); err != nil {
-			t.Fatalf("%s: %q is no number", seedEnv, s)
-		}
+	w := &world{
+		t: t, shape: of, seed: seed, whole: 2 * time.Minute, began: time.Now(),
+		done: map[kind]int{}, writers: map[string][]writer{}, guests: map[string][]*guest{},
 	}
 	if s := os.Getenv(timeEnv); s != "" {
 		if w.whole, err = time.ParseDuration(s); err != nil || w.whole < time.Minute {
 			t.Fatalf("%s: %q is no duration of a minute or more, such as 10m", timeEnv, s)
 		}
 	}
-	w.schedule = draw(w.seed, w.whole)
-	t.Logf("seed %d, %v:\n%s\nagain: %s", w.seed, w.whole, w.planned(), w.again())
+	w.schedule = of.draw(w.seed, w.whole)
+	t.Logf("shape %s, seed %d, %v:\n%s\nagain: %s", of.name, w.seed, w.whole, w.planned(), w.again())
 	ctx, cancel := context.WithTimeout(context.Background(), w.whole+20*time.Minute)
 	t.Cleanup(cancel)
 	w.ctx, w.Lab = ctx, lab.ForTest(t, cfg)
@@ -143,7 +140,7 @@ func newWorld(t *testing.T) *world {
 
 // again is the command that plays the same schedule.
 func (w *world) again() string {
-	return fmt.Sprintf("make chaos CHAOS_SEED=%d CHAOS_TIME=%v", w.seed, w.whole)
+	return fmt.Sprintf("make chaos CHAOS_SHAPE=%s CHAOS_SEED=%d CHAOS_TIME=%v", w.shape.name, w.seed, w.whole)
 }
 
 func (w *world) planned() string {
@@ -198,17 +195,6 @@ func (w *world) status(h *host) *control.Status {
 	return &st
 }
 
-// guards reports whether a host has the cluster, and its vmlockd guards it.
-func guards(st *control.Status) bool {
-	return st != nil && st.Cluster.Guard.Mode == "freeze" && st.Cluster.Guard.Promise && st.Cluster.Guard.Lost == ""
-}
-
-// well reports whether a host guards, is in the lockspace with all others, and holds off for nobody.
-func well(st *control.Status) bool {
-	return guards(st) && st.Cluster.Lockspace.State == control.LockspaceRunning && len(st.Cluster.Guard.Vanished) == 0 && len(st.Members) == nodes &&
-		!slices.ContainsFunc(st.Members, func(m control.Member) bool { return m.Member != control.Yes || m.Version == "" })
-}
-
 // brief is a status in one line.
 func brief(st *control.Status) string {
 	if st == nil {
@@ -235,7 +221,7 @@ func (w *world) allWell(most time.Duration) error {
 		for _, h := range w.hosts {
 			st := w.status(h)
 			last = append(last, h.Name()+": "+brief(st))
-			ok = ok && well(st)
+			ok = ok && w.shape.well(st)
 		}
 		return ok || !w.wait(ctx, time.Second), nil
 	})

@@ -18,11 +18,19 @@ func (w *world) compete(ctx context.Context, h *host, d disk) {
 			w.wait(ctx, time.Second)
 			continue
 		}
-		if err := w.writeOnce(ctx, h, d, n); err != nil && ctx.Err() == nil {
+		if err := w.once(ctx, h, d, n); err != nil && ctx.Err() == nil {
 			w.wait(ctx, time.Second) // its node is off, or about to be
 		}
 		w.wait(ctx, 2*time.Second) // without vmlockd it ends at once
 	}
+}
+
+// once has one writer of the kind that the shape wants, from its start until it is gone.
+func (w *world) once(ctx context.Context, h *host, d disk, n int) error {
+	if w.shape.vms {
+		return w.guestOnce(ctx, h, d, n)
+	}
+	return w.writeOnce(ctx, h, d, n)
 }
 
 // writeOnce starts a writer and returns when it is gone, which it notes. When the context ends it ends the writer.

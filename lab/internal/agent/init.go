@@ -160,9 +160,10 @@ func release() string {
 	return unix.ByteSliceToString(u.Release[:])
 }
 
-// insertModule loads a module and what it depends on, by modules.dep. A name that modules.dep does not
-// have is an error: it would be discovered much later otherwise.
-func insertModule(name string) error {
+// insertModule loads a module, with the parameters that follow its name, and what it depends on, by modules.dep. A name
+// that modules.dep does not have is an error: it would be discovered much later otherwise.
+func insertModule(module string) error {
+	name, parameters, _ := strings.Cut(module, " ")
 	dir := filepath.Join(modulesDir, release())
 	dep, err := os.ReadFile(filepath.Join(dir, "modules.dep"))
 	if err != nil {
@@ -180,7 +181,11 @@ func insertModule(name string) error {
 			if err != nil {
 				return err
 			}
-			err = unix.FinitModule(int(f.Fd()), "", 0)
+			with := ""
+			if i == 0 {
+				with = parameters
+			}
+			err = unix.FinitModule(int(f.Fd()), with, 0)
 			f.Close()
 			if err != nil && !errors.Is(err, unix.EEXIST) {
 				return fmt.Errorf("load module %s: %w", files[i], err)
