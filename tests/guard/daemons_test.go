@@ -39,8 +39,8 @@ func TestDaemons(t *testing.T) {
 }
 
 // mixes are what is done to the first, the second and the third daemon of an order: all ways in which one is killed and another one
-// stands still. Each order has the one at its own place, so that of the two orders that begin with the same daemon one kills it and the
-// other one has it stand still. All 36 would take an hour.
+// stands still. Each order has the one at its own place, and the opposite of it: so whatever comes at which place, both are done to it.
+// All 36 would take more than half an hour.
 var mixes = [][]does{
 	{killed, standStill, standStill},
 	{standStill, killed, killed},
@@ -50,33 +50,48 @@ var mixes = [][]does{
 	{standStill, killed, standStill},
 }
 
+// opposite kills what a mix has stand still, and the other way round.
+func opposite(mix []does) (other []does) {
+	for _, d := range mix {
+		if d == killed {
+			other = append(other, standStill)
+		} else {
+			other = append(other, killed)
+		}
+	}
+	return other
+}
+
 // TestDaemonsMixed kills some of the three daemons of a host, and has the others stand still, in every order.
 func TestDaemonsMixed(t *testing.T) {
 	s := start(t, daemonsSetup)
 	for i, order := range orders(lab.ServiceCorosync, lab.ServiceDLM, lab.ServiceLock) {
-		s.daemons(t, strings.Join(order, ","), order, mixes[i]...)
+		s.daemons(t, "One/"+strings.Join(order, ","), order, mixes[i]...)
+		s.daemons(t, "Opposite/"+strings.Join(order, ","), order, opposite(mixes[i])...)
 	}
 	s.writeFaults(t)
 }
 
-// TestMixesDiffer: no order has one signal for all, none has the mix of another one, and who begins with a daemon does both to it.
+// TestMixesDiffer: all ways to mix are there, and at each place of an order a daemon is killed once and stands still once.
 func TestMixesDiffer(t *testing.T) {
 	list := orders(lab.ServiceCorosync, lab.ServiceDLM, lab.ServiceLock)
 	if len(list) != len(mixes) {
 		t.Fatalf("%d orders and %d mixes", len(list), len(mixes))
 	}
-	begins := map[string]bool{}
-	seen := map[string]bool{}
+	seen, places := map[string]bool{}, map[string]bool{}
 	for i, order := range list {
-		mix := mixes[i]
-		if mix[0] == mix[1] && mix[1] == mix[2] {
-			t.Errorf("%v: the same is done to all", order)
+		seen[fmt.Sprint(mixes[i])] = true
+		for _, mix := range [][]does{mixes[i], opposite(mixes[i])} {
+			if mix[0] == mix[1] && mix[1] == mix[2] {
+				t.Errorf("%v: the same is done to all", order)
+			}
+			for at := range order {
+				places[fmt.Sprint(order, at, mix[at].text)] = true
+			}
 		}
-		seen[fmt.Sprint(mix)] = true
-		begins[order[0]+" "+mix[0].text] = true
 	}
-	if len(seen) != len(mixes) || len(begins) != len(mixes) {
-		t.Errorf("%d different mixes, and %d ways to begin: %v", len(seen), len(begins), begins)
+	if len(seen) != 6 || len(places) != 6*3*2 {
+		t.Errorf("%d different mixes, and %d things done at a place of an order: %v", len(seen), len(places), places)
 	}
 }
 
