@@ -113,7 +113,8 @@ func CountingGuest() []byte {
 }
 
 // DiaryGuest is CountingGuest for a domain with two disks: what it has written to the first one, from which it boots, it writes to
-// the same place of the second one after that. So the second one, if no other domain has it, tells until when this one has written to the first.
+// the same place of the second one after that. So the second one, which no other domain has, tells until when this one has written to the first.
+// The domain needs AllDisks.
 func DiaryGuest() []byte {
 	return image([]byte{
 		0x31, 0xc0, // xor ax, ax

@@ -40,6 +40,8 @@ type Disk struct {
 	// Cache is writethrough if empty: hostfs has no O_DIRECT, which the usual "none" needs, and what stays in one node's cache
 	// the other nodes do not see.
 	Cache string
+
+	boot int // its place in the order of the BIOS, which leaves out disks without one, from 1; 0 for none
 }
 
 // Lease is a <lease> of a domain.
@@ -61,6 +63,8 @@ type Domain struct {
 	ACPI   bool
 	Disks  []Disk
 	Leases []Lease
+	// AllDisks has the BIOS serve all disks to the guest, and not only the first one, from which it boots.
+	AllDisks bool
 	// OnReboot is libvirt's on_reboot, such as "destroy"; empty leaves libvirt's default, restart.
 	OnReboot string
 	// QemuLocks must be that of the lab's Config.
@@ -83,7 +87,11 @@ func (d Domain) XML() string {
 		fmt.Fprintf(&b, "  <uuid>%s</uuid>\n", escape(d.UUID))
 	}
 	fmt.Fprintf(&b, "  <memory unit='MiB'>%d</memory>\n  <vcpu>1</vcpu>\n", memory)
-	b.WriteString("  <os><type arch='" + guestArch + "' machine='pc'>hvm</type><boot dev='hd'/></os>\n")
+	boot := "<boot dev='hd'/>"
+	if d.AllDisks {
+		boot = "" // each disk has its own
+	}
+	b.WriteString("  <os><type arch='" + guestArch + "' machine='pc'>hvm</type>" + boot + "</os>\n")
 	if d.ACPI {
 		b.WriteString("  <features><acpi/></features>\n")
 	}
@@ -94,6 +102,9 @@ func (d Domain) XML() string {
 	for i, disk := range d.Disks {
 		if disk.Target == "" && disk.Bus == "" {
 			disk.Target = "vd" + string(rune('a'+i))
+		}
+		if d.AllDisks {
+			disk.boot = i + 1
 		}
 		b.WriteString(disk.XML())
 	}
@@ -122,6 +133,9 @@ func (d Disk) XML() string {
 	access := ""
 	if d.Access != Exclusive {
 		access = fmt.Sprintf("<%s/>", d.Access)
+	}
+	if d.boot > 0 {
+		access += fmt.Sprintf("<boot order='%d'/>", d.boot)
 	}
 	return fmt.Sprintf("    <disk type='%s' device='disk'><driver name='qemu' type='%s' cache='%s'/><source %s='%s'/><target dev='%s' bus='%s'/>%s</disk>\n",
 		typ, escape(or(d.Format, "raw")), escape(or(d.Cache, "writethrough")), attr, escape(d.Path), escape(target), escape(bus), access)

@@ -86,7 +86,7 @@ func (g *guest) until(ctx context.Context, made time.Time) {
 // domain is the virtual machine for a disk.
 func domain(d disk, who string) lab.Domain {
 	dir := lab.SharedDir + "/" + d.name + "/"
-	return lab.Domain{Name: vmName(d), Disks: []lab.Disk{{Path: dir + diskImage}, {Path: dir + who + ".img"}}}
+	return lab.Domain{Name: vmName(d), AllDisks: true, Disks: []lab.Disk{{Path: dir + diskImage}, {Path: dir + who + ".img"}}}
 }
 
 // vmName is the same on all hosts: nobody else's libvirt minds.
