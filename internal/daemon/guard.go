@@ -59,6 +59,16 @@ func (a *admission) admit(ctx context.Context) error {
 	return g.Admit(ctx)
 }
 
+// arm has the guard arm its watchdog before a client is told that it has a lock.
+func (i *instance) arm(e locking.Event) {
+	if e.Kind != locking.Granted && e.Kind != locking.TakenAgain {
+		return
+	}
+	if g := i.admission.guard.Load(); g != nil {
+		g.Granted()
+	}
+}
+
 func guarded(c config.Config) bool {
 	return c.Backend == config.BackendCluster && c.Guard.Mode != config.GuardOff
 }

@@ -52,6 +52,35 @@ func TestIgnoredIsLoud(t *testing.T) {
 	}
 }
 
+// countingDog notes how often it was fed.
+type countingDog struct{ fed int }
+
+func (d *countingDog) Feed() error   { d.fed++; return nil }
+func (d *countingDog) Disarm() error { return nil }
+
+// The watchdog is armed by the news of a grant, which come before its client is told, and by no others.
+func TestGrantArms(t *testing.T) {
+	i, d := &instance{}, &countingDog{}
+	i.arm(locking.Event{Kind: locking.Granted}) // there is no guard
+	g, err := guard.New(guard.Options{
+		Mode: guard.Freeze, Clock: func() time.Duration { return time.Hour }, Store: guard.File{Path: filepath.Join(t.TempDir(), "guard.json")}, Dog: d,
+		Node: func() (uint32, error) { return 1, nil }, Members: func() ([]uint32, error) { return []uint32{1}, nil },
+		Ring: func() (corosync.Ring, error) { return corosync.Ring{Quorate: true}, nil }, Owners: func() []guard.Owner { return []guard.Owner{{PID: 7, Start: 1}} },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	i.admission.guard.Store(g)
+	i.arm(locking.Event{Kind: locking.Refused})
+	if d.fed != 0 {
+		t.Error("it is armed for a refusal")
+	}
+	i.arm(locking.Event{Kind: locking.Granted})
+	if d.fed != 1 {
+		t.Errorf("for a grant it is fed %d times", d.fed)
+	}
+}
+
 // Before there is a guard nothing is admitted, unless there is to be none.
 func TestAdmission(t *testing.T) {
 	a := &admission{}

@@ -78,6 +78,7 @@ type Guard struct {
 	failed      string            // what the log was told last of saving
 	suspect     bool              // what was noted cannot be read
 	dog         dogState
+	grants      uint64 // of locks, of which Granted was told
 	left        []*leftDog
 	// introduced: all others in the ring have heard this guard, and count no more on what an earlier one of this host had said.
 	introduced bool
@@ -236,6 +237,9 @@ func (g *Guard) lockedMode() Mode {
 
 // step looks once and does what follows. It waits for nobody.
 func (g *Guard) step(ctx context.Context, wg *sync.WaitGroup) {
+	g.mu.Lock()
+	grants := g.grants
+	g.mu.Unlock()
 	owners := g.o.Owners()
 	g.hold(owners)
 	g.mu.Lock()
@@ -267,7 +271,7 @@ func (g *Guard) step(ctx context.Context, wg *sync.WaitGroup) {
 		g.lockedFreeze(v)
 	}
 	g.lockedTend(ctx, v, why == "", wg)
-	g.lockedDog(v, mode)
+	g.lockedDog(v, mode, g.grants != grants) // of which owners may know nothing yet
 	if g.doubtful.ring != 0 && v.at-g.doubtful.at >= ringLag && v.agreed(0) {
 		g.news() // what comes back now makes it a proof
 	}

@@ -23,10 +23,28 @@ func (d dogState) text(configured bool) string {
 	return "closed"
 }
 
+// Granted is told that a process has got a lock, which Owners has, before that process is told: from then on it may write, and the others
+// count on the watchdog. Without one, or where the lock is on what only this host can use, it does nothing.
+func (g *Guard) Granted() {
+	if g.o.Dog == nil {
+		return
+	}
+	g.mu.Lock()
+	g.grants++
+	open := g.dog.open
+	g.mu.Unlock()
+	if open || len(g.o.Owners()) == 0 {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.lockedDog(g.lockedView(), g.lockedMode(), true)
+}
+
 // lockedDog feeds the watchdog while there is something to protect and the promise
-// is kept, and disarms it when there is nothing any more.
-func (g *Guard) lockedDog(v view, mode Mode) {
-	idle := len(g.owners) == 0 && len(g.frozen) == 0
+// is kept, and disarms it when there is nothing any more. There is something if granted says so, whatever is known of owners.
+func (g *Guard) lockedDog(v view, mode Mode, granted bool) {
+	idle := len(g.owners) == 0 && len(g.frozen) == 0 && !granted
 	// Who counts on a watchdog that an earlier daemon has left armed has heard of this one before it is disarmed.
 	free := idle || g.introduced || g.lockedFenced()
 	g.lockedLeft(v, free)

@@ -45,6 +45,10 @@ func (r *run) armed() {
 	r.t.Helper()
 	r.hold()
 	r.await("the watchdog to be armed", 30*time.Second, func() bool { return r.dog() == "open" })
+	// Nobody may write before: a host that stands still just then would go on.
+	if log := r.log(lab.ServiceLock); strings.Index(log, "watchdog is armed") > strings.Index(log, "event=lock-granted") {
+		r.t.Errorf("the lock was told of before the watchdog was armed:\n%s", log)
+	}
 	r.awaitPromise()
 	r.contend()
 	r.mark()
