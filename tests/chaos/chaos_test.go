@@ -177,6 +177,13 @@ func (w *world) judge(end time.Time) {
 		for _, p := range overlaps(holds) {
 			w.t.Errorf("OVERLAP on disk %s: %s wrote %v after %s had begun:\n  %s\n  %s", d.name, p[0].who, p[0].to().Sub(p[1].held), p[1].who, w.line(p[0]), w.line(p[1]))
 		}
+		pairs, err := lost(w.written(d))
+		if err != nil {
+			w.t.Error(err)
+		}
+		for _, p := range pairs {
+			w.t.Errorf("OVERLAP on disk %s: what the older one wrote is lost: %s, %s", d.name, p[0], p[1])
+		}
 		dir := os.Getenv(lab.LogsEnv)
 		if dir != "" {
 			dir = filepath.Join(dir, w.t.Name())

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -34,6 +35,7 @@ type guest struct {
 	mu          sync.Mutex // guards what follows
 	asks        time.Time
 	held        time.Time // the last look at which its first record was not there yet; zero while it is not
+	first       uint32    // what it had counted to when its first record was found
 	gives, gave time.Time
 }
 
@@ -55,26 +57,67 @@ func (g *guest) hold() (hold, bool, error) {
 	if err != nil {
 		return h, false, err
 	}
-	// One at least: the counter is that of the disk, which others have written to before.
-	h.last, h.records = info.ModTime(), 1
-	return h, true, nil
+	count, err := counted(g.diary)
+	h.last, h.records = info.ModTime(), int(count-g.first)+1
+	return h, true, err
 }
 
-// until looks at the diary until its first record is there, or the context ends.
+// counted is how far a virtual machine has counted, by its diary.
+func counted(diary string) (uint32, error) {
+	f, err := os.Open(diary)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	b := make([]byte, lab.CounterOffset+4)
+	if _, err := f.ReadAt(b, 0); err != nil {
+		return 0, err
+	}
+	return lab.Counter(b), nil
+}
+
+// lost lists where what a virtual machine has written was written over by an older one, or not read by a younger one: each counts on from
+// what the disk has when it starts, so it has counted further with its first record than the one before with its last. The guests are in the order of
+// their first records.
+func lost(list []*guest) (pairs [][2]string, err error) {
+	for i, g := range list[min(1, len(list)):] {
+		old := list[i]
+		count, err := counted(old.diary)
+		if err != nil {
+			return nil, err
+		}
+		if g.first <= count {
+			pairs = append(pairs, [2]string{fmt.Sprintf("%s had counted to %d", old.who, count), fmt.Sprintf("%s began with %d", g.who, g.first)})
+		}
+	}
+	return pairs, nil
+}
+
+// written are the turns with a disk that have written, in the order of their first records, when nobody writes any more.
+func (w *world) written(d disk) (list []*guest) {
+	w.guestsMu.Lock()
+	defer w.guestsMu.Unlock()
+	for _, g := range w.guests[d.name] {
+		if _, have, _ := g.hold(); have {
+			list = append(list, g)
+		}
+	}
+	slices.SortFunc(list, func(a, b *guest) int { return a.held.Compare(b.held) })
+	return list
+}
+
+// until looks at the diary, which was made empty at some time, until its first record is there, or the context ends.
 func (g *guest) until(ctx context.Context, made time.Time) {
 	each := time.NewTicker(look)
 	defer each.Stop()
 	for before := made; ; {
 		now := time.Now()
-		info, err := os.Stat(g.diary)
-		switch {
-		case err != nil:
-		case !info.ModTime().Equal(made):
-			g.set(func() { g.held = before })
+		count, err := counted(g.diary)
+		if err == nil && count > 0 {
+			g.set(func() { g.held, g.first = before, count })
 			return
-		default:
-			before = now
 		}
+		before = now
 		select {
 		case <-each.C:
 		case <-ctx.Done():
@@ -99,13 +142,10 @@ func (w *world) guestOnce(ctx context.Context, h *host, d disk, n int) error {
 	if err := os.WriteFile(g.diary, make([]byte, 1<<20), 0o600); err != nil {
 		return err
 	}
-	info, err := os.Stat(g.diary)
-	if err != nil {
-		return err
-	}
+	made := time.Now()
 	watching, stop := context.WithCancel(w.ctx)
 	var watch sync.WaitGroup
-	watch.Go(func() { g.until(watching, info.ModTime()) })
+	watch.Go(func() { g.until(watching, made) })
 	defer func() {
 		stop()
 		watch.Wait()
