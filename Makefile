@@ -80,6 +80,7 @@ faults: ## the guard on real nodes, in every case, and docs/faults.md made anew 
 	VMLOCKD_FAULTS=$(CURDIR)/docs/faults.md $(LAB_TEST) -timeout 2h ./tests/guard
 
 chaos: ## a seeded random mix of faults on real nodes, CHAOS_TIME (default 10m) long, CHAOS_SEED to play one again, CHAOS_SHAPE for one kind of cluster; docs/chaos.md
+	scripts/install-deps test
 	$(LAB_BINARY)
 	VMLOCKD_CHAOS_TIME=$${CHAOS_TIME:-10m} VMLOCKD_CHAOS_SEED=$${CHAOS_SEED:-} VMLOCKD_CHAOS_SHAPE=$${CHAOS_SHAPE:-} $(LAB_TEST) -v -timeout 3h -run '^TestChaos$$' ./tests/chaos
 
