@@ -24,6 +24,10 @@ func (r *run) fault(what string) {
 	r.step("%s", what)
 }
 
+// clockBehind is how much the clock of a node, by which it logs, may be behind that of this machine, which faults are noted by. It was
+// a third of a second.
+const clockBehind = time.Second
+
 // logTime is when an event was logged.
 var logTime = regexp.MustCompile(`(?m)^time=(\S+) .*event=(guard-stopped|guard-continued|guard-killed) `)
 
@@ -43,11 +47,11 @@ func (r *run) row() string {
 		at, err := time.Parse(time.RFC3339Nano, string(m[1]))
 		r.must(err)
 		word := words[string(m[2])]
-		if word == "" || at.Before(r.faultAt.Add(-100*time.Millisecond)) {
+		if word == "" || at.Before(r.faultAt.Add(-clockBehind)) {
 			continue
 		}
 		delete(words, string(m[2]))
-		did = append(did, fmt.Sprintf("%s after %.1f s", word, at.Sub(r.faultAt).Seconds()))
+		did = append(did, fmt.Sprintf("%s after %.1f s", word, max(at.Sub(r.faultAt), 0).Seconds()))
 	}
 	old, fresh := r.records(r.last), r.records(1)
 	last, first := old[len(old)-1].Sub(r.faultAt).Seconds(), fresh[0].Sub(r.faultAt).Seconds()
