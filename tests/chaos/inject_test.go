@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/vmlockd/vmlockd/internal/control"
 	"github.com/vmlockd/vmlockd/lab"
 )
 
@@ -265,7 +266,11 @@ func (w *world) undo(f fault, hit []*host) {
 	if w.shape.specOf(f.Kind).unguards {
 		wait, cancel := context.WithTimeout(w.ctx, time.Minute)
 		defer cancel()
-		if err := lab.WaitFor(wait, "vmlockd to guard", func(context.Context) (bool, error) { return w.shape.guards(w.status(hit[0])) || w.off(hit[0]), nil }); err != nil {
+		err := lab.WaitFor(wait, "vmlockd to guard, or its host to need a reboot", func(context.Context) (bool, error) {
+			st := w.status(hit[0])
+			return w.shape.guards(st) || st != nil && st.Cluster.Lockspace.State == control.LockspaceDead || w.off(hit[0]), nil
+		})
+		if err != nil {
 			w.note("%s: a minute after %q: %s", hit[0].Name(), f.Kind, brief(w.status(hit[0])))
 		}
 	}
