@@ -17,6 +17,8 @@ const (
 	SharedDir = wire.SharedDir
 	// PrivateDir belongs to one node and survives its power cut, except what the node had not yet synced.
 	PrivateDir = wire.PrivateDir
+	// LogsDir is one node's directory of logs: what a program there writes to NAME.log is Node.Log(ctx, NAME).
+	LogsDir = wire.LogDir
 	// Device is the shared block device, a LUN; it exists if Config.DeviceMB is not 0.
 	Device = wire.Device
 )
@@ -35,6 +37,8 @@ const (
 	Virtlockd LockDaemon = "virtlockd"
 	// VMLockd is the program at Config.VMLockd.
 	VMLockd LockDaemon = "vmlockd"
+	// LaterLockDaemon: whom the test starts itself, or has started, as by Pacemaker. libvirt asks it, and runs before it is there.
+	LaterLockDaemon LockDaemon = "later"
 )
 
 // Fencing says what dlm_controld does with a node that the cluster lost.
@@ -83,6 +87,10 @@ type Config struct {
 	IgnoreSIGPIPE bool
 	// NoControld leaves only dlm_controld out, for whom else starts it, such as Pacemaker. Start does not wait for the cluster then.
 	NoControld bool
+
+	// Systemd has systemd as process 1 of the nodes, with cgroups, dbus, and this machine's units of corosync and dlm_controld, which it starts:
+	// they are no Service of the node then. Other units are in Files, or started by a test. A node takes some seconds more to boot.
+	Systemd bool
 
 	// Token is corosync's token timeout. A lost node is noticed after 2.2 times this plus up to a second and a half per node
 	// beyond two. Less than 2 s risks false alarms on a busy machine. 0 means 5 s.
@@ -206,7 +214,7 @@ func (c Config) resolve() (Config, error) {
 		}
 	}
 	switch c.LockDaemon {
-	case NoLockDaemon, Virtlockd:
+	case NoLockDaemon, Virtlockd, LaterLockDaemon:
 	case VMLockd:
 		if c.VMLockd == "" {
 			bad("lock daemon %q needs the path of the program", c.LockDaemon)

@@ -145,3 +145,27 @@ func TestWithLine(t *testing.T) {
 		t.Error("root is there already")
 	}
 }
+
+func TestSystemdStartsTheCluster(t *testing.T) {
+	for _, controld := range []bool{true, false} {
+		c, err := Config{Systemd: true, NoControld: !controld, LockDaemon: LaterLockDaemon, Libvirt: true}.resolve()
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := c.node(1)
+		if len(n.Services) != 1 || n.Services[0].Name != ServiceLibvirt || n.Services[0].After != nil {
+			t.Errorf("the agent starts %+v, and is to start libvirtd alone, at once", n.Services)
+		}
+		files := map[string]string{}
+		for _, f := range n.Files {
+			files[f.Path] = string(f.Data)
+		}
+		target := files["/etc/systemd/system/default.target"]
+		if !strings.Contains(target, " corosync.service") || strings.Contains(target, " dlm.service") != controld {
+			t.Errorf("with dlm_controld: %v; systemd starts\n%s", controld, target)
+		}
+		if !strings.Contains(files["/etc/libvirt/qemu.conf"], `lock_manager = "lockd"`) {
+			t.Error("libvirt asks no lock daemon")
+		}
+	}
+}

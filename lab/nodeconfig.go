@@ -83,6 +83,9 @@ func (c Config) node(id int) wire.NodeConfig {
 	if c.Libvirt {
 		c.libvirt(&n, id, add)
 	}
+	if c.Systemd {
+		c.systemd(&n, add)
+	}
 	for path, text := range c.Files {
 		add(path, 0o644, text)
 	}
@@ -210,8 +213,11 @@ func (c Config) libvirt(n *wire.NodeConfig, id int, add func(string, uint32, str
 	n.Mounts = append(n.Mounts, wire.Mount{Path: "/var/lib/libvirt"}, wire.Mount{Path: "/var/cache/libvirt", Host: "libvirt-cache"}, wire.Mount{Path: "/var/log/libvirt"})
 	// In the cache is what libvirt has found out about QEMU; a node that boots again need not ask again.
 	lockManager, after := "lockd", []string{lockSocket}
-	if c.LockDaemon == NoLockDaemon {
+	switch c.LockDaemon {
+	case NoLockDaemon:
 		lockManager, after = "nop", nil
+	case LaterLockDaemon:
+		after = nil // the plug-in connects when the first virtual machine starts
 	}
 	// host_uuid: libvirt refuses to migrate between hosts of the same UUID, and all nodes have this machine's.
 	add("/etc/libvirt/libvirtd.conf", 0o644, fmt.Sprintf(`listen_tls = 0

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -51,7 +52,7 @@ func start(configFile string) error {
 			return err
 		}
 	}
-	return reap(b)
+	return reap(b, cfg.Systemd)
 }
 
 // newRoot puts an overlay over the host's root: reads go to the host, writes stay in the node's memory.
@@ -224,14 +225,28 @@ func writeFiles(cfg *wire.NodeConfig) error {
 }
 
 // reap starts the agent and from then on only collects orphans. The agent is a process of its own
-// because waiting for any child, which process 1 must do, would take the exit statuses away from os/exec.
-func reap(config []byte) error {
+// because waiting for any child, which process 1 must do, would take the exit statuses away from os/exec. With systemd
+// that collects the orphans, and has the agent in its init.scope, where it ends nobody.
+func reap(config []byte, systemd bool) error {
 	cmd := exec.Command("/proc/self/exe", "agent")
 	cmd.Stdin = strings.NewReader(string(config))
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.Env = environment(nil)
+	if systemd {
+		// What os/exec copies to a pipe would end with this program.
+		f, err := memory(config)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		cmd.Stdin = f
+	}
 	if err := cmd.Start(); err != nil {
 		return err
+	}
+	if systemd {
+		const program = "/lib/systemd/systemd"
+		return fmt.Errorf("%s: %w", program, unix.Exec(program, []string{program}, environment(nil)))
 	}
 	for {
 		var ws unix.WaitStatus
@@ -244,6 +259,24 @@ func reap(config []byte) error {
 			return fmt.Errorf("the agent ended: %v", ws)
 		}
 	}
+}
+
+// memory is a file in memory with that content, to be read from its beginning.
+func memory(content []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate("config", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("memfd_create: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "config")
+	_, err = f.Write(content)
+	if err == nil {
+		_, err = f.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // environment is what programs in a node start with.

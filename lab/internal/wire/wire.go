@@ -66,6 +66,7 @@ type NodeConfig struct {
 	Links      map[string]string `json:"links"` // path of the link: its target
 	Services   []Service         `json:"services"`
 	Env        []string          `json:"env"`
+	Systemd    bool              `json:"systemd,omitempty"` // systemd is process 1, once the agent runs
 }
 
 // Interface is a network interface and its address with prefix length.
