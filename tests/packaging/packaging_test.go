@@ -196,6 +196,19 @@ func TestVirtlockdStaysAway(t *testing.T) {
 	}
 }
 
+// TestRestartedUnderPacemaker: Pacemaker's Restart=no for what it has started is in 50-pacemaker.conf, and of all drop-ins that whose name
+// sorts last is right.
+func TestRestartedUnderPacemaker(t *testing.T) {
+	unit, dropin := settings(t, packaging+"vmlockd.service"), settings(t, packaging+"dropins/vmlockd.service.conf")
+	if !slices.Equal(dropin["Restart"], unit["Restart"]) || len(dropin) != 1 {
+		t.Errorf("the drop-in has %q, and the unit Restart=%q", dropin, unit["Restart"])
+	}
+	name := regexp.MustCompile(`\.d/(50-\w+\.conf)"`).FindStringSubmatch(read(t, "../../scripts/deb"))
+	if name == nil || name[1] <= "50-pacemaker.conf" {
+		t.Errorf("scripts/deb names it %q, which does not come after Pacemaker's", name)
+	}
+}
+
 // TestScripts: the maintainer scripts have the paths that the programs have, and are scripts.
 func TestScripts(t *testing.T) {
 	c := defaults(t)
