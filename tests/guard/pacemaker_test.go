@@ -3,6 +3,7 @@ package guard_test
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,9 +26,12 @@ func TestPacemaker(t *testing.T) {
 		{"pcs", "pcs", pcsCommands},
 	} {
 		t.Run(shell.name, func(t *testing.T) {
-			s := startPacemaker(t, shell.command)
+			s := startPacemaker(t, setup{nodes: 3, grace: 10 * time.Second, holdOff: 45 * time.Second, table: "fencing"}, shell.command, lab.Config{
+				MemoryMB: 640,
+				Files:    map[string]string{"/etc/default/sbd": sbdDefaults(t), agentDir + "lab/writer": writerAgent},
+			})
 			r := s.prepare(t)
-			r.pacemaker()
+			r.pacemaker(true)
 			r.sh(1, shell.commands(t))
 			r.cutOff(shell.name)
 		})
@@ -37,20 +41,19 @@ func TestPacemaker(t *testing.T) {
 // pacemakerPrograms are of the Debian packages pacemaker, pacemaker-cli-utils, crmsh, pcs, resource-agents and sbd.
 var pacemakerPrograms = []string{"pacemakerd", "crm_mon", "crm_attribute", "sbd", "killall"}
 
-func startPacemaker(t *testing.T, shell string) *suite {
+// startPacemaker boots nodes on which Pacemaker can run dlm_controld and vmlockd, with the settings and the files of cfg besides. What the
+// shell is called is one of the programs that have to be there.
+func startPacemaker(t *testing.T, c setup, shell string, cfg lab.Config) *suite {
 	t.Helper()
-	c := setup{nodes: 3, grace: 10 * time.Second, holdOff: 45 * time.Second, table: "fencing"}
-	cfg := lab.Config{
-		Nodes: c.nodes, NoControld: true, MemoryMB: 640,
-		Binaries: map[string]string{"vmlockd": binaries.vmlockd, "vmlockctl": binaries.vmlockctl, "writer": binaries.writer},
-		Files: map[string]string{
-			"/etc/vmlockd/vmlockd.toml":  c.config(),
-			"/etc/dlm/dlm.conf":          "post_join_delay=3\n", // no agent: dlm_controld asks Pacemaker
-			"/etc/default/sbd":           sbdDefaults(t),
-			agentDir + "vmlockd/vmlockd": must(os.ReadFile("../../packaging/ocf/vmlockd")),
-			agentDir + "lab/writer":      writerAgent,
-		},
+	cfg.Nodes, cfg.NoControld, cfg.Libvirt = c.nodes, true, c.libvirt
+	cfg.Binaries = map[string]string{"vmlockd": binaries.vmlockd, "vmlockctl": binaries.vmlockctl, "writer": binaries.writer}
+	files := map[string]string{
+		"/etc/vmlockd/vmlockd.toml":  c.config(),
+		"/etc/dlm/dlm.conf":          "post_join_delay=3\n", // no agent: dlm_controld asks Pacemaker
+		agentDir + "vmlockd/vmlockd": must(os.ReadFile("../../packaging/ocf/vmlockd")),
 	}
+	maps.Copy(files, cfg.Files)
+	cfg.Files = files
 	lab.Need(t, cfg)
 	for _, name := range append([]string{shell}, pacemakerPrograms...) {
 		if _, err := exec.LookPath(name); err != nil {
@@ -147,7 +150,7 @@ func sbdDefaults(t *testing.T) string {
 func crmCommands(t *testing.T) string {
 	page := fencingPage(t, "With crm:")
 	before, rest, _ := strings.Cut(page, "primitive web ")
-	_, after, _ := strings.Cut(rest, "allow-migrate=true\n")
+	_, after, _ := strings.Cut(rest, "failure-timeout=30s\n")
 	page = before + "primitive web ocf:lab:writer op start timeout=120s op monitor interval=30s timeout=60s\n" + after +
 		"location first web 100: node3\nlocation second web 50: node1\n"
 	return "crm configure <<'END'\n" + replaced(t, page, "systemd:vmlockd", "ocf:vmlockd:vmlockd", pageReset, slowReset) + "commit\nquit\nEND\n"
@@ -156,7 +159,7 @@ func crmCommands(t *testing.T) string {
 func pcsCommands(t *testing.T) string {
 	page := fencingPage(t, "With pcs:")
 	before, rest, _ := strings.Cut(page, "pcs resource create web ")
-	_, after, _ := strings.Cut(rest, "allow-migrate=true\n")
+	_, after, _ := strings.Cut(rest, "failure-timeout=30s\n")
 	// What pcs does is done at once: it is to start when it is known where.
 	page = before + "pcs resource create web ocf:lab:writer op start timeout=120s op monitor interval=30s timeout=60s --disabled\n" + after +
 		"pcs constraint location web prefers node3=100 node1=50\npcs resource enable web\n"
@@ -164,34 +167,56 @@ func pcsCommands(t *testing.T) string {
 	return "set -e\n" + replaced(t, page, "systemd:vmlockd", "ocf:vmlockd:vmlockd", pageReset, slowReset+" --force")
 }
 
-// pacemaker starts sbd and Pacemaker on all nodes, as systemd would.
-func (r *run) pacemaker() {
+// pacemaker starts Pacemaker on all nodes, and sbd before it if that is wanted, as systemd would.
+func (r *run) pacemaker(sbd bool) {
 	r.t.Helper()
 	for _, n := range r.Nodes() {
 		r.must(n.WaitRing(r.ctx, 1, 2, 3))
-		r.sh(n.ID(), "modprobe softdog nowayout=0 && chmod 755 "+agentDir+"vmlockd/vmlockd "+agentDir+"lab/writer && "+
+		r.sh(n.ID(), "modprobe softdog nowayout=0 && chmod 755 $(find "+agentDir+"vmlockd "+agentDir+"lab -type f) && "+
 			"mkdir -p /run/crm /run/resource-agents && chown hacluster:haclient /run/crm && chown -R hacluster:haclient /var/lib/pacemaker && rm -f /var/lib/pacemaker/*/*")
-		const env = "set -a; . /etc/default/sbd; PCMK_logfile=none PCMK_stderr=1 "
+		const env = "set -a; . /etc/default/sbd; PCMK_logfile=" + lab.LogsDir + "/pacemaker.log PCMK_stderr=1 "
 		// sbd first: what Pacemaker does depends on whether it is there.
 		for _, p := range []struct{ name, command string }{{"sbd", "exec sbd -p /run/sbd.pid -P watch"}, {"pacemakerd", "exec pacemakerd -f"}} {
+			if p.name == "sbd" && !sbd {
+				continue
+			}
 			_, err := n.Start(r.ctx, p.name, "sh", "-c", env+"; "+p.command)
 			r.must(err)
 		}
 	}
+	r.awaitPacemaker()
+}
+
+func (r *run) awaitPacemaker() {
+	r.t.Helper()
 	r.await("Pacemaker to have all nodes", 3*time.Minute, func() bool {
 		res, err := r.Node(1).Exec(r.ctx, "crm_mon", "-1", "-r")
 		return err == nil && strings.Contains(res.Stdout, "Online: [ node1 node2 node3 ]")
 	})
 }
 
-// cutOff waits for the writer on node 3, cuts that node off, and sees it reset before the writer is on node 1.
-func (r *run) cutOff(shell string) {
+// awaitMode waits until the cluster is whole, and the guards of all nodes are in that mode.
+func (r *run) awaitMode(mode string) {
+	r.t.Helper()
 	for _, n := range r.Nodes() {
-		r.await("vmlockd of "+n.Name()+" to be in a cluster that fences", 4*time.Minute, func() bool {
+		r.await("vmlockd of "+n.Name()+" to be in the cluster, in mode "+mode, 4*time.Minute, func() bool {
 			st := r.status(n.ID())
-			return r.whole(st) && st.Cluster.Guard.Mode == "fencing" && st.Cluster.Guard.Refuses == ""
+			return r.whole(st) && st.Cluster.Guard.Mode == mode && st.Cluster.Guard.Refuses == ""
 		})
 	}
+}
+
+// unfailed fails the test if Pacemaker knows of an action that has failed.
+func (r *run) unfailed(when string) {
+	r.t.Helper()
+	if out := r.sh(1, "crm_mon -1 -r -f"); strings.Contains(out, "Failed Resource Actions") {
+		r.t.Errorf("%s:\n%s", when, out)
+	}
+}
+
+// cutOff waits for the writer on node 3, cuts that node off, and sees it reset before the writer is on node 1.
+func (r *run) cutOff(shell string) {
+	r.awaitMode("fencing")
 	r.goesOn(3, 3*time.Minute)
 	r.crashed()
 	r.logged[logConsole] = len(r.log(logConsole))
