@@ -228,6 +228,7 @@ func (r domain) pacemakerLog(node int) string {
 // stopsInOrder stops the locks on all nodes, before which web has to be stopped, and starts them again.
 func (r domain) stopsInOrder() {
 	r.t.Helper()
+	from := len(r.pacemakerLog(3))
 	r.sh(1, "crm_resource --resource locks-all --meta --set-parameter target-role --parameter-value Stopped")
 	for _, n := range r.Nodes() {
 		r.await("dlm_controld of "+n.Name()+" to have ended", 3*time.Minute, func() bool {
@@ -236,11 +237,15 @@ func (r domain) stopsInOrder() {
 			return !res.OK()
 		})
 	}
-	log, last := r.pacemakerLog(3), -1
+	// Pacemaker says so a little later than dlm_controld has ended.
+	r.await("Pacemaker to have stopped dlm on node 3", time.Minute, func() bool {
+		return strings.Contains(r.pacemakerLog(3)[from:], "Result of stop operation for dlm on node3: ok")
+	})
+	log, last := r.pacemakerLog(3)[from:], -1
 	for _, what := range []string{"web", "vmlockd", "dlm"} {
 		at := strings.LastIndex(log, "Result of stop operation for "+what+" on node3: ok")
 		if at <= last {
-			r.t.Errorf("node 3 has not stopped web, vmlockd and dlm in this order:\n%s", log)
+			r.t.Errorf("node 3 has not stopped web, vmlockd and dlm in this order:\n%s", strings.Join(stopped.FindAllString(log, -1), "\n"))
 		}
 		last = at
 	}
@@ -266,6 +271,8 @@ func (r domain) takenOver(soonest time.Duration) {
 		r.t.Errorf("web counts again %v after the power cut, and was not to for %v", took, soonest)
 	}
 }
+
+var stopped = regexp.MustCompile(`(?m)^.*Result of stop operation for .*$`)
 
 var results = regexp.MustCompile(`(?m)^.*Result of (start|stop) operation for web .*$`)
 

@@ -83,6 +83,7 @@ func TestPacemakerSystemd(t *testing.T) {
 	_, after, _ := strings.Cut(rest, "property ")
 	r.sh(1, "crm configure <<'END'\n"+replaced(t, before+"property "+after, withoutFencing(t)...)+"commit\nquit\nEND\n")
 	r.awaitMode("freeze")
+	r.unfailed("after the start")
 	r.write(3)
 	r.hasLock()
 	r.awaitPromise()
