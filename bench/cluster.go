@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -17,7 +18,8 @@ import (
 	"github.com/vmlockd/vmlockd/lab"
 )
 
-// insideTimeout bounds the run in the node, of which most is taking 10,000 locks.
+// insideTimeout bounds a part that runs in the node. The longest is the one that takes 10,000 locks, and waits twice until
+// their owners are written into them.
 const insideTimeout = 25 * time.Minute
 
 // nodeSocket is where the nodes' own vmlockd listens.
@@ -36,19 +38,25 @@ func cluster(ctx context.Context, o *options, r *report, work string) (err error
 	}
 	s := &series{backend: "cluster"}
 	defer func() { r.Results = append(r.Results, s.results()...) }()
+	var errs []error
+	// Each has a lab of its own, and what goes wrong in one is nothing to the others.
 	if o.wants(partSanlock) {
-		if err := sanlock(ctx, o, s, r, work); err != nil {
-			return err
-		}
+		errs = append(errs, sanlock(ctx, o, s, r, work))
 	}
 	if o.wants(partRecovery) {
-		if err := recovery(ctx, o, s, work); err != nil {
-			return err
-		}
+		errs = append(errs, recovery(ctx, o, s, work))
 	}
-	if !o.wants(partDeath) && !o.wants(partHeld) && !o.wants(partRecords) && !o.wants(partDLM) {
-		return nil
+	if o.wants(partDeath) || slices.ContainsFunc(partsInside, o.wants) {
+		errs = append(errs, twoNodes(ctx, o, s, r, cfg, work))
 	}
+	return errors.Join(errs...)
+}
+
+// partsInside are measured by this program in node 1.
+var partsInside = []string{partDLM, partRecords, partHeld}
+
+// twoNodes measures what is measured in a lab of two nodes.
+func twoNodes(ctx context.Context, o *options, s *series, r *report, cfg lab.Config, work string) (err error) {
 	if o.wants(partDLM) {
 		program, err := buildLibdlm(ctx, work)
 		if err != nil {
@@ -73,7 +81,7 @@ func cluster(ctx context.Context, o *options, r *report, work string) (err error
 			return err
 		}
 	}
-	if !o.wants(partHeld) && !o.wants(partRecords) && !o.wants(partDLM) {
+	if !slices.ContainsFunc(partsInside, o.wants) {
 		return nil
 	}
 	_, other, err := sleeper(ctx, l.Node(2), "other")
@@ -93,22 +101,34 @@ func cluster(ctx context.Context, o *options, r *report, work string) (err error
 	if err := l.Node(1).Service(lab.ServiceLock).Stop(ctx); err != nil {
 		return err
 	}
+	var errs []error
+	for _, part := range partsInside {
+		if o.wants(part) {
+			list, err := runInside(ctx, o, l.Node(1), part)
+			r.Results, errs = append(r.Results, list...), append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// runInside has this program measure a part in a node.
+func runInside(ctx context.Context, o *options, n *lab.Node, part string, more ...string) ([]result, error) {
 	ctx, cancel := context.WithTimeout(ctx, insideTimeout)
 	defer cancel()
-	res, err := l.Node(1).Run(ctx, lab.Cmd{Args: []string{"bench", "-inside", "-vmlockd", "vmlockd", "-locks", o.counts, "-rounds", fmt.Sprint(o.rounds), "-only", o.only, "-guard", o.guard, "-window", o.window.String()}, Env: []string{"HOME=/root"}})
+	args := append([]string{"bench", "-inside", "-vmlockd", "vmlockd", "-locks", o.counts, "-rounds", fmt.Sprint(o.rounds), "-only", part, "-guard", o.guard, "-window", o.window.String()}, more...)
+	res, err := n.Run(ctx, lab.Cmd{Args: args, Env: []string{"HOME=/root"}})
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("%s, in the node: %w", part, err)
 	}
 	fmt.Fprint(os.Stderr, res.Stderr)
 	if !res.OK() {
-		return fmt.Errorf("in the node: %v", res)
+		return nil, fmt.Errorf("%s, in the node: %v", part, res)
 	}
 	var list []result
 	if err := json.Unmarshal([]byte(res.Stdout), &list); err != nil {
-		return fmt.Errorf("in the node: %w: %v", err, res)
+		return nil, fmt.Errorf("%s, in the node: %w: %v", part, err, res)
 	}
-	r.Results = append(r.Results, list...)
-	return nil
+	return list, nil
 }
 
 // clusterConfig is a lab with the daemon to measure, and with this program, which is to

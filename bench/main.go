@@ -100,10 +100,13 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	ctx, cancel := context.WithTimeout(ctx, time.Hour)
+	ctx, cancel := context.WithTimeout(ctx, runTimeout)
 	defer cancel()
 	exit(run(ctx, &o))
 }
+
+// runTimeout bounds a run of all parts, which takes most of an hour.
+const runTimeout = 3 * time.Hour
 
 func exit(err error) {
 	if err != nil {
@@ -142,27 +145,30 @@ func run(ctx context.Context, o *options) error {
 		}
 	}
 	r := &report{Machine: thisMachine(), Begin: time.Now().UTC().Truncate(time.Second), Missing: []string{}}
+	var errs []error
 	for _, b := range []struct {
 		name    string
 		measure func(context.Context, *options, *report, string) error
 	}{{"local", local}, {"cluster", cluster}} {
 		if o.backend == b.name || o.backend == "all" {
 			if err := b.measure(ctx, o, r, work); err != nil {
-				return fmt.Errorf("backend %s: %w", b.name, err)
+				errs = append(errs, fmt.Errorf("backend %s: %w", b.name, err))
 			}
 		}
+	}
+	// What was measured before something failed has cost its time as well.
+	for _, err := range errs {
+		r.Missing = append(r.Missing, err.Error())
 	}
 	r.Took, r.LoadEnd = time.Since(r.Begin).Round(time.Second).String(), load()
 	r.print(os.Stdout)
 	if o.tables != "" {
-		if err := r.markdown(o.tables); err != nil {
-			return err
-		}
+		errs = append(errs, r.markdown(o.tables))
 	}
 	if o.json != "" {
-		return r.write(o.json)
+		errs = append(errs, r.write(o.json))
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // build builds a program of this module, linked statically, for nodes of the lab too.
