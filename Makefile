@@ -24,7 +24,7 @@ LAB_BINARY = CGO_ENABLED=0 $(GO) build -o bin/lab ./lab/cmd/lab
 LAB_TEST = VMLOCKD_LAB=1 VMLOCKD_LAB_BINARY=$(CURDIR)/bin/lab scripts/told $(GO) test -count=1
 
 .DEFAULT_GOAL := help
-.PHONY: help build unit unit-long test lab-test lab-more faults chaos capture demo lint fuzz man bench bench-parts lab clean deb deb-test
+.PHONY: help build unit unit-long test lab-test lab-more faults chaos capture demo lint fuzz man bench bench-parts plots lab clean deb deb-test
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -47,6 +47,7 @@ anyOf = ^($(subst $(empty) $(empty),|,$(1)))$$
 unit: ## tests that need nothing but Go and a C compiler, with the race detector
 	$(UNIT_TEST) -race ./...
 	$(UNIT_TEST) -run '$(call anyOf,$(WITHOUT_RACE))' $(WITHOUT_RACE_PACKAGES)
+	cd bench/plots && $(GO) test -vet=off .
 
 unit-long: ## those of them that choose at random, with ten times as many rounds, and a reload with 15,000 locks
 	VMLOCKD_HISTORIES=20000 VMLOCKD_SEEDS=250 VMLOCKD_KILLS=250 VMLOCKD_LOCKS=15000 VMLOCKD_STRESS_OPS=25000 \
@@ -56,6 +57,7 @@ lint: ## gofmt, go vet and staticcheck
 	@test -z "$$(gofmt -l .)" || { echo "gofmt would change:"; gofmt -l .; exit 1; }
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
+	staticcheck=$$($(GO) tool -n staticcheck) && cd bench/plots && $(GO) vet . && "$$staticcheck" .
 
 lab-test: ## tests on cluster nodes with stock libvirt (root; boots User-Mode Linux)
 	$(LAB_BINARY)
@@ -117,10 +119,16 @@ deb: ## build out/vmlockd_VERSION_ARCH.deb for amd64 and arm64, the same to the 
 deb-test: ## test the package: lintian, and installed, upgraded and removed in a fresh Debian with systemd (root; installs what is missing)
 	GO='$(GO)' scripts/deb-test
 
-bench: ## measure restarts, memory, deaths, throughput and recovery, beside virtlockd, and in the lab beside the bare DLM (root)
+bench: ## measure restarts, memory, deaths, throughput, recovery and curves, beside virtlockd, the bare DLM and sanlock, and draw plots (root; takes an hour)
 	-scripts/install-deps bench
 	mkdir -p out
-	$(GO) run ./bench --json out/bench.json --markdown out/bench.md
+	$(GO) run ./bench --json out/bench.json --markdown out/bench.md; status=$$?; $(PLOTS) && exit $$status
+
+# The library for plots is the dependency of a module of its own, and of nothing else.
+PLOTS = cd bench/plots && $(GO) run . $(CURDIR)/out/bench.json $(CURDIR)/out/plots
+
+plots: ## draw the plots of out/bench.json into out/plots
+	$(PLOTS)
 
 bench-parts: ## Go benchmarks of the parts
 	$(GO) test -run '^$$' -bench . -benchmem ./dlm/... ./internal/...

@@ -67,19 +67,20 @@ func TestPrints(t *testing.T) {
 	}
 }
 
-func TestPending(t *testing.T) {
+func TestReadMetrics(t *testing.T) {
 	for _, tc := range []struct {
 		metrics string
-		want    int
+		pending int
+		heap    float64
 		bad     bool
 	}{
-		{"# TYPE vmlockd_owner_records_pending gauge\nvmlockd_owner_records_pending 12\n", 12, false},
-		{"vmlockd_holder_up 1\n", 0, false}, // the backend local
-		{"go_goroutines 7\n", 0, true},
-		{"vmlockd_owner_records_pending many\n", 0, true},
+		{"# TYPE vmlockd_owner_records_pending gauge\ngo_memstats_heap_alloc_bytes 1.5e+06\nvmlockd_owner_records_pending 12\n", 12, 1.5e6, false},
+		{"vmlockd_holder_up 1\n", 0, 0, false}, // the backend local
+		{"go_goroutines 7\ngo_memstats_heap_alloc_bytes 8\n", 0, 0, true},
+		{"vmlockd_owner_records_pending many\n", 0, 0, true},
 	} {
-		if n, err := pending(strings.NewReader(tc.metrics)); n != tc.want || (err != nil) != tc.bad {
-			t.Errorf("%q: %d, %v", tc.metrics, n, err)
+		if n, heap, err := readMetrics(strings.NewReader(tc.metrics)); n != tc.pending || heap != tc.heap || (err != nil) != tc.bad {
+			t.Errorf("%q: %d, %v, %v", tc.metrics, n, heap, err)
 		}
 	}
 }

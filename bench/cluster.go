@@ -46,6 +46,9 @@ func cluster(ctx context.Context, o *options, r *report, work string) (err error
 	if o.wants(partRecovery) {
 		errs = append(errs, recovery(ctx, o, s, work))
 	}
+	if o.wants(partCurves) {
+		errs = append(errs, curves(ctx, o, r, work))
+	}
 	if o.wants(partDeath) || slices.ContainsFunc(partsInside, o.wants) {
 		errs = append(errs, twoNodes(ctx, o, s, r, cfg, work))
 	}
@@ -153,13 +156,20 @@ func inside(ctx context.Context, o *options) (err error) {
 		return err
 	}
 	s := &series{backend: "cluster"}
+	if o.wants(partCurves) {
+		if err := curvesInside(ctx, s, o); err != nil {
+			return err
+		}
+	}
 	if o.wants(partDLM) {
 		d, err := newVmlockd(ctx, whoDaemon, "cluster", []string{o.vmlockd}, o.guardLine())
 		if err != nil {
 			return err
 		}
 		err = dlmInside(ctx, s, d, o.rounds, o.window)
-		if err = errors.Join(err, d.close()); err != nil {
+		// In order, so that it leaves its lockspace: who finds himself in it with a new journal takes what is
+		// there for locks that he does not know.
+		if err = errors.Join(err, d.stop(ctx), d.close()); err != nil {
 			return err
 		}
 	}

@@ -41,6 +41,8 @@ type daemon struct {
 
 	counters *counters // of its processes; nil where the kernel does not count
 
+	heap float64 // KiB in objects of its heap, when it rested last
+
 	reexecs  int // so far
 	failures int // of these
 }

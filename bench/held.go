@@ -47,6 +47,8 @@ func held(ctx context.Context, s *series, ours, theirs *daemon, bare peer, count
 	}
 	empty := map[*daemon]size{}
 	for _, d := range daemons {
+		// As later: what the look at it needs is none of the locks' memory.
+		d.rest(ctx)
 		empty[d] = d.size()
 	}
 	for round := range rounds {
@@ -190,6 +192,7 @@ func (d *daemon) stillHeld(ctx context.Context, vms []*vm, count int) error {
 // size is what a daemon needs, in KiB.
 type size struct {
 	daemon, holder float64
+	heap           float64 // of daemon: what its heap has objects for; 0 if it does not say
 	what           string
 }
 
@@ -199,6 +202,7 @@ func (d *daemon) size() size {
 	if d.holder != 0 {
 		z.holder, _ = memory(d.holder)
 	}
+	z.heap = d.heap
 	return z
 }
 
@@ -224,7 +228,8 @@ func (d *daemon) rest(ctx context.Context) (note string) {
 		case <-ctx.Done():
 			return fmt.Sprintf("; measured before it had come to rest: %s", note)
 		}
-		left, err := d.unpublished(ctx)
+		left, heap, err := d.says(ctx)
+		d.heap = heap / 1024
 		switch used := processorTime(d.cmd.Process.Pid) - before; {
 		case err != nil:
 			note = "it does not say how many owners are yet to be written into their locks: " + err.Error()
@@ -238,11 +243,11 @@ func (d *daemon) rest(ctx context.Context) (note string) {
 	}
 }
 
-// unpublished is how many locks have an owner that is yet to be written into them; 0 for virtlockd, which knows of none,
-// and for the backend local.
-func (d *daemon) unpublished(ctx context.Context) (int, error) {
+// says is how many locks have an owner that is yet to be written into them, and how many bytes there are in objects of the
+// heap. Of both there is nothing for virtlockd, and of the first nothing for the backend local.
+func (d *daemon) says(ctx context.Context) (pending int, heap float64, err error) {
 	if d.isPeer() {
-		return 0, nil
+		return 0, 0, nil
 	}
 	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
 		DisableKeepAlives: true,
@@ -252,31 +257,44 @@ func (d *daemon) unpublished(ctx context.Context) (int, error) {
 	}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://vmlockd/metrics", nil)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	res, err := client.Do(req)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer res.Body.Close()
-	return pending(res.Body)
+	return readMetrics(res.Body)
 }
 
-// pending reads it from the metrics.
-func pending(metrics io.Reader) (int, error) {
-	local := false
+// readMetrics finds what the daemon says in its metrics.
+func readMetrics(metrics io.Reader) (pending int, heap float64, err error) {
+	known := false
 	lines := bufio.NewScanner(metrics)
 	for lines.Scan() {
-		local = local || strings.HasPrefix(lines.Text(), "vmlockd_holder_up ")
-		if value, ok := strings.CutPrefix(lines.Text(), "vmlockd_owner_records_pending "); ok {
-			n, err := strconv.ParseFloat(value, 64)
-			return int(n), err
+		name, value, _ := strings.Cut(lines.Text(), " ")
+		switch name {
+		case "vmlockd_holder_up": // the backend local
+			known = true
+			continue
+		case "vmlockd_owner_records_pending", "go_memstats_heap_alloc_bytes":
+		default:
+			continue
+		}
+		n, err := strconv.ParseFloat(value, 64)
+		if err != nil {
+			return 0, 0, err
+		}
+		if name == "vmlockd_owner_records_pending" {
+			known, pending = true, int(n)
+		} else {
+			heap = n
 		}
 	}
-	if err := lines.Err(); err != nil || local {
-		return 0, err
+	if err := lines.Err(); err != nil || known {
+		return pending, heap, err
 	}
-	return 0, errors.New("its metrics have no vmlockd_owner_records_pending")
+	return 0, 0, errors.New("its metrics have no vmlockd_owner_records_pending")
 }
 
 // perLock adds the rows about memory.
@@ -289,6 +307,9 @@ func (d *daemon) perLock(ctx context.Context, s *series, when string, empty size
 		row.Goal = ""
 	}
 	row.Note = fmt.Sprintf("%s of the daemon %.0f KiB with no lock, %.0f KiB with %d", z.what, empty.daemon, z.daemon, count)
+	if z.heap > 0 {
+		row.Note += fmt.Sprintf("; in objects of its heap %.0f and %.0f KiB", empty.heap, z.heap)
+	}
 	row.Note += note
 	if d.holder != 0 {
 		row.Note += fmt.Sprintf("; of its holder %.0f and %.0f KiB", empty.holder, z.holder)

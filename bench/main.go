@@ -60,11 +60,24 @@ const (
 	partRecords = "records"
 )
 
-func (o *options) countList() (list []int, err error) {
-	for text := range strings.SplitSeq(o.counts, ",") {
-		n, err := strconv.Atoi(text)
-		if err != nil || n < 1 || n > 100_000 || n > 15_000 && o.backend != "local" || len(list) > 0 && n <= list[len(list)-1] {
-			return nil, fmt.Errorf("--locks %s: growing numbers from 1 to 15000, or to 100000 with --backend local", o.counts)
+func (o *options) countList() ([]int, error) {
+	most := 15000
+	if o.backend == "local" {
+		most = 100_000
+	}
+	list, err := growing(o.counts, most)
+	if err != nil {
+		err = fmt.Errorf("--locks %w", err)
+	}
+	return list, err
+}
+
+// growing reads numbers with commas, from 1 to most, each greater than the one before.
+func growing(text string, most int) (list []int, err error) {
+	for word := range strings.SplitSeq(text, ",") {
+		n, err := strconv.Atoi(word)
+		if err != nil || n < 1 || n > most || len(list) > 0 && n <= list[len(list)-1] {
+			return nil, fmt.Errorf("%s: growing numbers from 1 to %d", text, most)
 		}
 		list = append(list, n)
 	}
@@ -84,7 +97,7 @@ func main() {
 	}
 	var o options
 	flag.StringVar(&o.backend, "backend", "all", "local, cluster (needs root) or all")
-	flag.StringVar(&o.only, "only", "", "parts, with commas: held (restart, re-exec, memory), death, pairs, hang (clients beside files that hang), start (of a daemon, and its memory), endings (clients beside an owner that is being ended), records (who holds a lock), dlm (beside the bare DLM), recovery (after a power cut), sanlock (beside it); all if empty")
+	flag.StringVar(&o.only, "only", "", "parts, with commas: held (restart, re-exec, memory), death, pairs, hang (clients beside files that hang), start (of a daemon, and its memory), endings (clients beside an owner that is being ended), records (who holds a lock), dlm (beside the bare DLM), recovery (after a power cut), curves (how a pair grows with nodes, locks and owners), sanlock (beside it); all if empty")
 	flag.StringVar(&o.json, "json", "", "`file` for the results")
 	flag.StringVar(&o.tables, "markdown", "", "`file` for the tables of docs/performance.md")
 	flag.StringVar(&o.vmlockd, "vmlockd", "", "the vmlockd `program` to measure, linked statically; built if empty")
@@ -126,6 +139,11 @@ func run(ctx context.Context, o *options) error {
 	}
 	if _, err := o.countList(); err != nil {
 		return err
+	}
+	for name := range curvePoints {
+		if _, err := points(name); err != nil {
+			return err
+		}
 	}
 	if err := prepare(); err != nil {
 		return err

@@ -37,7 +37,7 @@ func records(ctx context.Context, s *series, rounds int, window time.Duration) (
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, b.Close(ctx, false)) }()
+	defer func() { err = errors.Join(err, b.Close(ctx, err == nil)) }() // as the daemon does, for who comes next
 	r := &recordBench{b: b}
 	defer func() { err = errors.Join(err, r.meet(ctx, false)) }()
 	for _, clients := range []int{1, 8, 64} {

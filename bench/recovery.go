@@ -95,14 +95,16 @@ func recoveryMeasures() (first, last string) {
 }
 
 // ratio adds a row with the last round of one to that of another.
-func (s *series) ratio(measure, who, beside, goal string) {
+func (s *series) ratio(measure, who, beside, goal string) *result {
 	last := map[string]float64{}
 	for _, r := range s.list {
 		if r.Measure == measure && len(r.Rounds) > 0 {
 			last[r.Who] = r.Rounds[len(r.Rounds)-1]
 		}
 	}
-	s.add(measure, who+" / "+beside+", of each round", "", last[who]/last[beside]).Goal = goal
+	row := s.add(measure, who+" / "+beside+", of each round", "", last[who]/last[beside])
+	row.Goal = goal
+	return row
 }
 
 // enter makes a node a member of both lockspaces.

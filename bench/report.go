@@ -23,6 +23,9 @@ type result struct {
 	Rounds  []float64 `json:"rounds"`         // in the order in which they were run
 	Goal    string    `json:"goal,omitempty"` // in words
 	Note    string    `json:"note,omitempty"`
+	// Of which curve it is a point, and where; "" and 0 if of none.
+	Curve string  `json:"curve,omitempty"`
+	X     float64 `json:"x,omitempty"`
 }
 
 // report is all that a run has to say.

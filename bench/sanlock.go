@@ -36,7 +36,42 @@ const (
 )
 
 // sanlockStore is where leases are.
-type sanlockStore struct{ what, path string }
+type sanlockStore struct {
+	what, path string
+	nodes      int    // 1 and 2 have leases; another one is a server
+	server     string // what it does for that
+	client     string // what 1 and 2 do for it
+}
+
+// sanlockStores are a block device that both have, and a file that both have by NFS, as the nodes' shared
+// directory does not know O_DIRECT, with which sanlock opens its files. The server has it on a disk of its own, and
+// answers a write when it is there.
+var sanlockStores = []sanlockStore{
+	{what: "the shared block device", path: lab.Device, nodes: 2},
+	{what: "a file by NFS", path: "/mnt/leases/sanlock", nodes: 3, server: `mkdir -p /srv/leases /var/lib/nfs/v4recovery
+mkfs.ext4 -q -F ` + lab.Device + `; mount ` + lab.Device + ` /srv/leases; truncate -s 16M /srv/leases/sanlock
+modprobe nfsd; mount -t nfsd nfsd /proc/fs/nfsd; : > /var/lib/nfs/etab; : > /var/lib/nfs/rmtab
+exportfs -o rw,sync,no_root_squash,no_subtree_check,fsid=0 '*:/srv/leases'
+rpcbind; rpc.mountd; rpc.nfsd 2; echo Y > /proc/fs/nfsd/v4_end_grace`,
+		client: `modprobe nfs; modprobe nfsv4; mkdir -p /mnt/leases; mount -t nfs -o vers=4.2 192.0.2.3:/ /mnt/leases`},
+}
+
+// prepare makes the place.
+func (st sanlockStore) prepare(ctx context.Context, l *lab.Lab) error {
+	for n := st.nodes; n >= 1; n-- {
+		script := st.client
+		if n > 2 {
+			script = st.server
+		}
+		if script == "" {
+			continue
+		}
+		if _, err := l.Node(n).MustSucceed(ctx, "sh", "-ec", script); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 func (s sanlockStore) space(host int) string {
 	return fmt.Sprintf("%s:%d:%s:0", sanlockSpace, host, s.path)
@@ -58,62 +93,68 @@ func sanlock(ctx context.Context, o *options, s *series, r *report, work string)
 		r.Missing = append(r.Missing, err.Error())
 		return nil
 	}
-	for _, store := range []sanlockStore{{"the shared block device", lab.Device}, {"a shared file", lab.SharedDir + "/sanlock"}} {
-		missing, err := sanlockOn(ctx, o, s, store, program)
-		if err != nil {
-			return fmt.Errorf("sanlock on %s: %w", store.what, err)
+	var errs []error
+	for _, store := range sanlockStores {
+		if err := store.needs(); err != nil {
+			r.Missing = append(r.Missing, fmt.Sprintf("sanlock on %s: %v; Debian has what it needs in nfs-kernel-server, nfs-common and rpcbind", store.what, err))
+			continue
 		}
-		if missing != "" && store.path != lab.Device {
-			missing += " (it asks for O_DIRECT, which the directory that the nodes share does not know)"
-		}
-		if missing != "" {
-			r.Missing = append(r.Missing, fmt.Sprintf("sanlock on %s: %s", store.what, missing))
+		if err := sanlockOn(ctx, o, s, store, program); err != nil {
+			errs = append(errs, fmt.Errorf("sanlock on %s: %w", store.what, err))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
-// sanlockOn measures it in a lab of its own. missing says why it cannot have its leases
-// there.
-func sanlockOn(ctx context.Context, o *options, s *series, store sanlockStore, program string) (missing string, err error) {
-	progress("sanlock on %s: two nodes boot", store.what)
+// needs says what its script would not find.
+func (st sanlockStore) needs() error {
+	if st.server == "" {
+		return nil
+	}
+	var errs []error
+	for _, name := range []string{"exportfs", "rpcbind", "rpc.mountd", "rpc.nfsd", "mount.nfs"} {
+		_, err := exec.LookPath(name)
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// sanlockOn measures it in a lab of its own.
+func sanlockOn(ctx context.Context, o *options, s *series, store sanlockStore, program string) (err error) {
+	progress("sanlock on %s: %d nodes boot", store.what, store.nodes)
 	ctx, cancel := context.WithTimeout(ctx, 2*takeOverTimeout)
 	defer cancel()
-	cfg := lab.Config{Nodes: 2, NoCluster: true, DeviceMB: 16, Binaries: map[string]string{sanlockName: program}}
+	cfg := lab.Config{Nodes: store.nodes, NoCluster: true, DeviceMB: 32, Binaries: map[string]string{sanlockName: program}}
 	if o.logs != "" {
 		cfg.LogDir = o.logs + "/sanlock"
 	}
 	l, err := lab.Start(ctx, cfg)
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
-	if res, err := l.Node(1).Exec(ctx, "truncate", "-s", ">16M", store.path); err != nil || store.path != lab.Device && !res.OK() {
-		return "", fmt.Errorf("%v, %w", res, err)
+	if err := store.prepare(ctx, l); err != nil {
+		return err
 	}
 	for _, args := range [][]string{{"-s", store.space(0)}, {"-r", strings.Join(store.lease(1), ":")}, {"-r", strings.Join(store.lease(2), ":")}} {
-		res, err := l.Node(1).Exec(ctx, "sanlock", append([]string{"direct", "init"}, args...)...)
-		if err != nil {
-			return "", err
-		}
-		if !res.OK() {
-			return strings.Join(strings.Fields(res.Stdout+" "+res.Stderr), " "), nil
+		if _, err := l.Node(1).MustSucceed(ctx, "sanlock", append([]string{"direct", "init"}, args...)...); err != nil {
+			return err
 		}
 	}
-	joined := make([]time.Duration, len(l.Nodes()))
+	joined := make([]time.Duration, 2)
 	errs := make([]error, len(joined))
 	var wg sync.WaitGroup
-	for i, n := range l.Nodes() {
-		wg.Go(func() { joined[i], errs[i] = sanlockJoin(ctx, n, store) })
+	for i := range joined {
+		wg.Go(func() { joined[i], errs[i] = sanlockJoin(ctx, l.Node(i+1), store) })
 	}
 	wg.Wait()
 	if err := errors.Join(errs...); err != nil {
-		return "", err
+		return err
 	}
 	for _, took := range joined {
 		s.addTime("join, on "+store.what, whoSanlock, took)
 	}
-	return "", sanlockLeases(ctx, s, l, store, o)
+	return sanlockLeases(ctx, s, l, store, o)
 }
 
 // sanlockJoin starts sanlock, without its watchdog, and joins the lockspace.
