@@ -44,7 +44,7 @@ func cluster(ctx context.Context, o *options, r *report, work string) (err error
 		errs = append(errs, sanlock(ctx, o, s, r, work))
 	}
 	if o.wants(partRecovery) {
-		errs = append(errs, recovery(ctx, o, s, work))
+		errs = append(errs, recovery(ctx, o, s, r, work))
 	}
 	if o.wants(partCurves) {
 		errs = append(errs, curves(ctx, o, r, work))

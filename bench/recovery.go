@@ -47,30 +47,18 @@ type inheritance struct {
 }
 
 // recovery measures all of it in a lab of its own.
-func recovery(ctx context.Context, o *options, s *series, work string) (err error) {
+func recovery(ctx context.Context, o *options, s *series, r *report, work string) (err error) {
 	if *recoveryLocks < 1 || *recoveryLocks > 15000 || *recoveryRounds < 1 || *recoveryRounds > 10 {
 		return errors.New("--recovery-locks has 1 to 15000, and --recovery-rounds 1 to 10")
 	}
-	cfg := clusterConfig(o, work)
-	cfg.Nodes, cfg.Token = recoveryNodes, recoveryToken
-	if cfg.LogDir != "" {
-		cfg.LogDir += "/recovery"
-	}
-	progress("recovery: %d nodes boot", cfg.Nodes)
-	l, err := lab.Start(ctx, cfg)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, l.Close()) }()
-	for _, n := range l.Nodes() {
-		if err := enter(ctx, n); err != nil {
-			return err
-		}
-	}
+	b := &recoveryBench{cfg: clusterConfig(o, work), r: r}
+	b.cfg.Nodes, b.cfg.Token = recoveryNodes, recoveryToken
+	defer func() { err = errors.Join(err, b.close()) }()
 	for round := range *recoveryRounds {
-		for i, how := range []string{howDaemon, howBare} {
-			if err := powerCut(ctx, s, l, how, fmt.Sprintf("%s%d", how, round), round+i == 0); err != nil {
-				return fmt.Errorf("recovery, round %d: %w", round, err)
+		for _, how := range []string{howDaemon, howBare} {
+			name := fmt.Sprintf("%s%d", how, round)
+			if err := b.play(ctx, name, func(ctx context.Context, fresh bool) error { return powerCut(ctx, s, b.l, how, name, fresh) }); err != nil {
+				return err
 			}
 		}
 		first, last := recoveryMeasures()
@@ -78,7 +66,15 @@ func recovery(ctx context.Context, o *options, s *series, work string) (err erro
 			s.ratio(what, whoDaemon, whoBare, "1.1 or less")
 		}
 	}
-	return quorumBack(ctx, s, l)
+	for round := range *recoveryRounds {
+		name := fmt.Sprintf("quorum%d", round)
+		progress("recovery: quorum lost, and back")
+		if err := b.play(ctx, name, func(ctx context.Context, fresh bool) error { return quorumRound(ctx, s, b.l, name, fresh) }); err != nil {
+			return err
+		}
+		s.ratio(measureQuorum, whoDaemon, whoBare, "")
+	}
+	return nil
 }
 
 // How locks are taken in a round, and who that is in the table.
@@ -220,22 +216,19 @@ func kernelRecovery(ctx context.Context, n *lab.Node, space string) (time.Durati
 	return time.Duration(ms) * time.Millisecond, nil
 }
 
-// quorumBack measures the time from corosync's word that there is quorum again to the
+// quorumRound measures the time from corosync's word that there is quorum again to the
 // first lock, on a node whose neighbours had all lost their power. Node 3 has none.
-func quorumBack(ctx context.Context, s *series, l *lab.Lab) error {
-	for round := range *recoveryRounds {
-		progress("recovery: quorum lost, and back")
-		if err := quorumRound(ctx, s, l, fmt.Sprintf("quorum%d", round)); err != nil {
-			return fmt.Errorf("quorum back, round %d: %w", round, err)
-		}
-		s.ratio(measureQuorum, whoDaemon, whoBare, "")
-	}
-	return nil
-}
-
-func quorumRound(ctx context.Context, s *series, l *lab.Lab, name string) error {
+func quorumRound(ctx context.Context, s *series, l *lab.Lab, name string, fresh bool) error {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
+	if fresh {
+		if err := l.Node(recoveryNodes).PowerCut(ctx); err != nil {
+			return err
+		}
+		if err := l.Node(1).WaitRing(ctx, 1, 2); err != nil {
+			return err
+		}
+	}
 	p, err := startRole(ctx, l.Node(1), name, roleQuorum)
 	if err != nil {
 		return err
