@@ -16,25 +16,32 @@ const (
 	// calm is how long nothing must happen before it. A restart in place would
 	// otherwise keep its first clients waiting for it.
 	calm = time.Second
+	// quietGC is GOGC while only work of the daemon's own goes on, which may take
+	// minutes for thousands of locks. It leaves little at a time, and with the usual
+	// GOGC would leave as much again as is in use before any of it is collected.
+	quietGC = 25
 )
 
 // tidier gives memory back once there is little to do. A daemon that holds many
 // locks does nothing for hours, and what taking them has left over, as much again
 // as is in use, would stay for that long.
 type tidier struct {
-	free   func()       // gives memory back
-	events atomic.Int64 // since the last time
+	free   func()        // gives memory back
+	gc     func(int) int // sets GOGC, and returns what it was
+	events atomic.Int64  // since the last time
 
 	mu      sync.Mutex // guards what follows; held while free runs
 	timer   *time.Timer
 	busy    func() bool // work of its own goes on, for each lock that was taken; nil if there never is any
 	freed   bool        // since it went on
+	quiet   bool        // GOGC is quietGC
+	usual   int         // what it was before; of use while quiet
 	seen    int64       // events when the timer was set
 	stopped bool
 	after   []func() // done when the timer runs out, calm or not
 }
 
-func newTidier() *tidier { return &tidier{free: debug.FreeOSMemory} }
+func newTidier() *tidier { return &tidier{free: debug.FreeOSMemory, gc: debug.SetGCPercent} }
 
 // until has memory given back once more when busy is not true any more.
 func (t *tidier) until(busy func() bool) {
@@ -77,6 +84,7 @@ func (t *tidier) look() {
 	}
 	switch now := t.events.Load(); {
 	case now != t.seen:
+		t.lockedQuiet(false) // requests come, and are not to wait for collections
 		t.seen = now
 		t.timer.Reset(calm)
 		return
@@ -86,15 +94,28 @@ func (t *tidier) look() {
 			t.free()
 			t.freed = true
 		}
+		t.lockedQuiet(true)
 		t.timer.Reset(calm)
 		return
 	case now >= tidyFrom:
 		t.free()
 	}
+	t.lockedQuiet(false)
 	t.freed = false
 	// What was counted since the look is for the next time, or for nobody.
 	t.events.Store(0)
 	t.timer = nil
+}
+
+func (t *tidier) lockedQuiet(quiet bool) {
+	switch {
+	case quiet == t.quiet:
+	case quiet:
+		t.usual = t.gc(quietGC)
+	default:
+		t.gc(t.usual)
+	}
+	t.quiet = quiet
 }
 
 // finish does what was put off.
@@ -114,4 +135,5 @@ func (t *tidier) stop() {
 		t.timer.Stop()
 	}
 	t.finish()
+	t.lockedQuiet(false)
 }

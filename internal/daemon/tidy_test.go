@@ -12,7 +12,15 @@ import (
 func TestTidyWhenCalm(t *testing.T) {
 	fakeclock.Test(t, func(t *testing.T) {
 		var freed, finished atomic.Int64
-		tidy := &tidier{free: func() { freed.Add(1) }}
+		var percent atomic.Int64
+		percent.Store(100)
+		tidy := &tidier{free: func() { freed.Add(1) }, gc: func(n int) int { return int(percent.Swap(int64(n))) }}
+		wantGC := func(what string, n int64) {
+			t.Helper()
+			if got := percent.Load(); got != n {
+				t.Fatalf("%s: GOGC is %d, not %d", what, got, n)
+			}
+		}
 		granted := func(n int) {
 			for range n {
 				tidy.observe(locking.Event{Kind: locking.Granted})
@@ -57,9 +65,17 @@ func TestTidyWhenCalm(t *testing.T) {
 		granted(tidyFrom)
 		time.Sleep(time.Minute) // by the bubble's clock: long past calm
 		want("while they are published", 3)
+		wantGC("while they are published", quietGC)
+		granted(1)
+		time.Sleep(calm * 3 / 2) // by the bubble's clock: a look, and not two
+		wantGC("while they are published and requests come", 100)
+		time.Sleep(time.Minute)
+		want("while they are published still", 3)
+		wantGC("and none comes any more", quietGC)
 		busy.Store(false)
 		time.Sleep(2 * calm) // by the bubble's clock: past calm
 		want("when that is over", 4)
+		wantGC("when that is over", 100)
 		granted(tidyFrom)
 		time.Sleep(2 * calm) // by the bubble's clock: past calm
 		want("at the next time", 5)
@@ -70,8 +86,12 @@ func TestTidyWhenCalm(t *testing.T) {
 		}
 		time.Sleep(2 * calm) // by the bubble's clock: past calm
 		want("each kind of event counts", 6)
+		busy.Store(true)
 		tidy.did(tidyFrom, func() { finished.Add(1) })
+		time.Sleep(2 * calm) // by the bubble's clock: past calm
+		wantGC("before the end", quietGC)
 		tidy.stop()
+		wantGC("after the end", 100)
 		if n := finished.Load(); n != 3 {
 			t.Errorf("finished %d times of 3", n)
 		}
