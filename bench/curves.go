@@ -184,6 +184,12 @@ func curvesInside(ctx context.Context, s *series, o *options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.end(ctx, name)) }()
+	if err := c.grow(ctx, 1, 0); err != nil {
+		return err
+	}
+	if err := c.granted(ctx); err != nil {
+		return err
+	}
 	for _, x := range list {
 		begin := time.Now()
 		switch name {
@@ -191,8 +197,6 @@ func curvesInside(ctx context.Context, s *series, o *options) (err error) {
 			err = c.grow(ctx, x, x)
 		case curveHeld:
 			err = c.grow(ctx, min(owners, x), x)
-		default:
-			err = c.grow(ctx, 1, 0)
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", curveMeasure(name, x), err)
@@ -277,6 +281,17 @@ func inParallel(f func(worker int) error) error {
 	}
 	wg.Wait()
 	return errors.Join(errs...)
+}
+
+// granted waits until the daemon grants, which it does not until it has joined the lockspace.
+func (c *curveBench) granted(ctx context.Context) error {
+	return lab.WaitFor(ctx, "the daemon to grant", func(ctx context.Context) (bool, error) {
+		ref := locking.Ref{Name: "bench-joined"}
+		if err := c.conns[0].Acquire(ctx, ref, 0); err != nil {
+			return false, nil
+		}
+		return true, c.conns[0].Release(ctx, ref)
+	})
 }
 
 // point measures the pairs of one caller. A round that does not count comes first.
