@@ -5,8 +5,8 @@
 //
 // The backend "local" is measured on this machine; virtlockd needs root, as its
 // socket is in /run, which is replaced in a namespace of its own. The backend
-// "cluster" is measured in a lab of two nodes, and of three for a power cut (package
-// lab), where this program runs once more, inside the nodes.
+// "cluster" is measured in a lab of two nodes, of three for a power cut and of five for
+// curves (package lab), where this program runs once more, inside the nodes.
 //
 // Every load is bounded in number and in time. What is measured is what a client
 // sees on a socket of a daemon that was started like any other, with its journal
