@@ -124,14 +124,15 @@ func runInside(ctx context.Context, o *options, n *lab.Node, part string, more .
 		return nil, fmt.Errorf("%s, in the node: %w", part, err)
 	}
 	fmt.Fprint(os.Stderr, res.Stderr)
-	if !res.OK() {
-		return nil, fmt.Errorf("%s, in the node: %v", part, res)
-	}
 	var list []result
 	if err := json.Unmarshal([]byte(res.Stdout), &list); err != nil {
 		return nil, fmt.Errorf("%s, in the node: %w: %v", part, err, res)
 	}
-	return list, nil
+	if !res.OK() {
+		lines := strings.Split(strings.TrimSpace(res.Stderr), "\n")
+		err = fmt.Errorf("%s, in the node: status %d: %s", part, res.Status, lines[len(lines)-1])
+	}
+	return list, err
 }
 
 // clusterConfig is a lab with the daemon to measure, and with this program, which is to
@@ -146,16 +147,21 @@ func clusterConfig(o *options, work string) lab.Config {
 
 func (o *options) guardLine() string { return fmt.Sprintf("guard.mode = %q\n", o.guard) }
 
-// inside measures in the node, and prints the results as JSON.
-func inside(ctx context.Context, o *options) (err error) {
+// inside measures in the node, and prints the results as JSON: those before a failure as well.
+func inside(ctx context.Context, o *options) error {
 	if *role != "" {
 		return play(ctx)
 	}
+	s := &series{backend: "cluster"}
+	err := partInside(ctx, o, s)
+	return errors.Join(err, json.NewEncoder(os.Stdout).Encode(s.results()))
+}
+
+func partInside(ctx context.Context, o *options, s *series) (err error) {
 	counts, err := o.countList()
 	if err != nil {
 		return err
 	}
-	s := &series{backend: "cluster"}
 	if o.wants(partCurves) {
 		if err := curvesInside(ctx, s, o); err != nil {
 			return err
@@ -179,7 +185,7 @@ func inside(ctx context.Context, o *options) (err error) {
 		}
 	}
 	if !o.wants(partHeld) {
-		return json.NewEncoder(os.Stdout).Encode(s.results())
+		return nil
 	}
 	bare, err := newBareAdoption(ctx)
 	if err != nil {
@@ -191,10 +197,7 @@ func inside(ctx context.Context, o *options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.close()) }()
-	if err := held(ctx, s, d, nil, bare, counts, o.rounds); err != nil {
-		return err
-	}
-	return json.NewEncoder(os.Stdout).Encode(s.results())
+	return held(ctx, s, d, nil, bare, counts, o.rounds)
 }
 
 func waitServing(ctx context.Context, n *lab.Node) error {
