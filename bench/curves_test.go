@@ -41,7 +41,7 @@ func TestBends(t *testing.T) {
 		add(measure, whoBare, curveHeld, x, []float64{100, 400, 300}[i])
 		add("processor time for "+measure, whoDaemon, curveHeld, x, 1e6/x)
 		add("processor time for "+measure, whoBare, curveHeld, x, 1)
-		add(measure, whoDaemon+" / "+whoBare+", of each round", curveHeld, x, 1)
+		add(measure, whoDaemon+" / "+whoBare+", of each round", curveHeld, x, []float64{20, 1, 10}[i])
 	}
 	add(curveMeasure(curveOwners, 1), whoDaemon, curveOwners, 1, 5) // one point is no curve
 	got := map[string]float64{}
@@ -51,7 +51,7 @@ func TestBends(t *testing.T) {
 		}
 		got[r.Who] = r.Median
 	}
-	if len(got) != 3 || got[whoDaemon] != 1.5 || got[whoBare] != 3 || got[whoDaemon+" / "+whoBare] != 0.5 {
+	if len(got) != 3 || got[whoDaemon] != 1.5 || got[whoBare] != 3 || got[whoDaemon+" / "+whoBare+", of each round"] != 0.5 {
 		t.Errorf("%v", got)
 	}
 }
