@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"sync"
@@ -26,43 +27,8 @@ func BenchmarkPairHeld(b *testing.B) {
 }
 
 func pairHeld(b *testing.B, held int) {
-	backend, err := cluster.New(cluster.Options{Lockspace: "vmlockd", Kernel: dlmtest.NewCluster(1).Node(1)})
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer backend.Close(b.Context(), false)
-	j, _, err := journal.Open(b.TempDir(), "this")
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer j.Close()
-	if err := j.Settled(); err != nil {
-		b.Fatal(err)
-	}
-	m := locking.New(locking.Options{Backend: backend, Processes: owner.Processes{}, Journal: j})
-	defer m.Close(b.Context())
-	g, err := m.Register(locking.Owner{PID: int32(os.Getpid()), Name: "web"})
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer g.Close()
-	const clients = 64
-	var wg sync.WaitGroup
-	for client := range clients {
-		wg.Go(func() {
-			for n := client; n < held; n += clients {
-				// A shared one has no owner written into it, which would go on meanwhile.
-				if err := g.Acquire(b.Context(), locking.Ref{Name: fmt.Sprint("held", n)}, locking.Shared, false); err != nil {
-					b.Error(err)
-					return
-				}
-			}
-		})
-	}
-	wg.Wait()
-	if b.Failed() {
-		return
-	}
+	g := newSimulated(b)
+	takeShared(b, g, 0, held)
 	n, used := 0, usedTime(b)
 	for b.Loop() {
 		n++
@@ -75,6 +41,53 @@ func pairHeld(b *testing.B, held int) {
 		}
 	}
 	b.ReportMetric(float64((usedTime(b)-used).Microseconds())/float64(b.N), "cpu-us/op")
+}
+
+// newSimulated are the rules with a journal and the backend "cluster" on a simulated DLM, and an owner there.
+func newSimulated(tb testing.TB) *locking.Registration {
+	backend, err := cluster.New(cluster.Options{Lockspace: "vmlockd", Kernel: dlmtest.NewCluster(1).Node(1)})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { backend.Close(context.Background(), false) })
+	j, _, err := journal.Open(tb.TempDir(), "this")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { j.Close() })
+	if err := j.Settled(); err != nil {
+		tb.Fatal(err)
+	}
+	m := locking.New(locking.Options{Backend: backend, Processes: owner.Processes{}, Journal: j})
+	tb.Cleanup(func() { m.Close(context.Background()) })
+	g, err := m.Register(locking.Owner{PID: int32(os.Getpid()), Name: "web"})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(g.Close)
+	return g
+}
+
+// takeShared takes locks as many clients at a time do. A shared one has no owner written into it, which would go on
+// meanwhile. Its name has 48 bytes.
+func takeShared(tb testing.TB, g *locking.Registration, from, to int) {
+	tb.Helper()
+	const clients = 64
+	var wg sync.WaitGroup
+	for client := range clients {
+		wg.Go(func() {
+			for n := from + client; n < to; n += clients {
+				if err := g.Acquire(tb.Context(), locking.Ref{Name: fmt.Sprintf("%048d", n)}, locking.Shared, false); err != nil {
+					tb.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if tb.Failed() {
+		tb.FailNow()
+	}
 }
 
 // usedTime is what this process has used of the processors, which says more on a busy machine than the time that has passed.

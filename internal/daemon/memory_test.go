@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
 
@@ -89,4 +90,47 @@ func inUse() int {
 	var s runtime.MemStats
 	runtime.ReadMemStats(&s)
 	return int(s.HeapAlloc)
+}
+
+// mostPerClusterLock is mostPerLock with the backend "cluster", which has no holder, but more in the heap: the lock of
+// package dlm, and the name in the DLM. With 630 to 640 of them it is below 1024 with the room between objects.
+const mostPerClusterLock = 704
+
+// TestMemoryOfAClusterLock takes locks on a simulated DLM, and counts what stays without what the simulation needs.
+func TestMemoryOfAClusterLock(t *testing.T) {
+	defer func(rate int) { runtime.MemProfileRate = rate }(runtime.MemProfileRate)
+	runtime.MemProfileRate = 1
+	const locks = 3000
+	g := newSimulated(t)
+	takeShared(t, g, 0, locks/4)
+	before := inUseOfOurs(t)
+	takeShared(t, g, locks/4, locks)
+	per := (inUseOfOurs(t) - before) / (locks - locks/4)
+	t.Logf("%d bytes a lock", per)
+	if per > mostPerClusterLock || per < mostPerClusterLock/2 {
+		t.Errorf("a held lock has %d bytes in the heap, more than %d, or so few that they are not counted", per, mostPerClusterLock)
+	}
+}
+
+// inUseOfOurs is what is in use in the heap, in bytes, but for what the simulated DLM has taken.
+func inUseOfOurs(t *testing.T) (sum int) {
+	runtime.GC()
+	runtime.GC() // what pools had
+	list := make([]runtime.MemProfileRecord, 10000)
+	n, ok := runtime.MemProfile(list, false)
+	if !ok {
+		t.Fatalf("%d places in the profile", n)
+	}
+	for _, r := range list[:n] {
+		ours := true
+		for frames, more := runtime.CallersFrames(r.Stack()), true; more && ours; {
+			var f runtime.Frame
+			f, more = frames.Next()
+			ours = !strings.Contains(f.Function, "/dlmtest.")
+		}
+		if ours {
+			sum += int(r.InUseBytes())
+		}
+	}
+	return sum
 }
