@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"image/color"
 	"math"
 	"os"
@@ -95,7 +96,18 @@ func (f *figure) lines(list []result) (lines []*line) {
 	for _, l := range lines {
 		l.places = places
 	}
+	// vmlockd looks the same in all figures.
+	slices.SortStableFunc(lines, func(a, b *line) int {
+		return cmp.Compare(rank(a.who), rank(b.who))
+	})
 	return lines
+}
+
+func rank(who string) int {
+	if who == "vmlockd" {
+		return 0
+	}
+	return 1
 }
 
 // The colours can be told apart by who does not see all of them (Okabe and Ito).

@@ -9,6 +9,8 @@ import (
 	"testing"
 )
 
+const document = "../../docs/performance.md"
+
 // TestFigures looks whether the file of a run becomes figures of what is in it, and of nothing else.
 func TestFigures(t *testing.T) {
 	row := func(backend, measure, who string, median float64) result {
@@ -17,7 +19,7 @@ func TestFigures(t *testing.T) {
 	var r report
 	r.Machine.Load = "1.25 2 3"
 	r.Results = []result{
-		row("local", "pairs/s, clients 1 kept", "vmlockd", 4000), row("local", "pairs/s, clients 1 kept", "virtlockd", 6000),
+		row("local", "pairs/s, clients 1 kept", "virtlockd", 6000), row("local", "pairs/s, clients 1 kept", "vmlockd", 4000),
 		row("local", "pairs/s, clients 64 new", "virtlockd", 7000),
 		row("cluster", "a pair, new each time, 1 owners", "vmlockd", 500), row("cluster", "a pair, new each time, 10 owners", "vmlockd", 900),
 		row("cluster", "a pair, new each time, 1 owners", "vmlockd / bare loop of package dlm, of each round", 3),
@@ -68,5 +70,34 @@ func TestNothingToDraw(t *testing.T) {
 	}
 	if _, err := drawAll(file, t.TempDir()); err == nil {
 		t.Error("a file without rows is no error")
+	}
+}
+
+// TestDocument looks whether each figure finds rows in the tables of the document, which the bench has written, so that
+// rows and figures keep the same names; and whether the document shows each.
+func TestDocument(t *testing.T) {
+	b, err := os.ReadFile(document)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []result
+	for line := range strings.Lines(string(b)) {
+		if cells := strings.Split(line, " | "); len(cells) > 4 {
+			measure, who := strings.TrimPrefix(cells[0], "| "), cells[1]
+			for _, backend := range []string{"local", "cluster"} { // the tables do not say which
+				list = append(list, result{Backend: backend, Measure: measure, Who: who, Median: 1, Min: 1, Max: 1})
+			}
+		}
+	}
+	for _, f := range figures {
+		if len(f.lines(list)) == 0 {
+			t.Errorf("%s: no table of the document has a row of %s", f.file, f.measure)
+		}
+		if !strings.Contains(string(b), "](plots/"+f.file+")") {
+			t.Errorf("the document does not show %s", f.file)
+		}
+		if _, err := os.Stat(filepath.Join(filepath.Dir(document), "plots", f.file)); err != nil {
+			t.Error(err)
+		}
 	}
 }
