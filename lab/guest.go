@@ -81,17 +81,31 @@ func RebootGuest(seconds int) []byte {
 	return image(wait(uint16(float64(min(seconds, 3600))*ticksPerSecond)), reset, idle)
 }
 
+// begin is how guests begin that use their disks.
+var begin = []byte{
+	0x31, 0xc0, // xor ax, ax
+	0x8e, 0xd8, // mov ds, ax
+	0x8e, 0xc0, // mov es, ax
+	0x8e, 0xd0, // mov ss, ax
+	0xbc, 0x00, 0x7c, // mov sp, 0x7c00
+	0x88, 0x16, 0x00, 0x7a, // mov [0x7a00], dl: the drive that the BIOS has booted from
+	0xfb, // sti
+}
+
+// disk is what such a guest ends with, which it calls with ax: one sector, the second one, of the drive whose number is at 0x7a00, from or to 0x8000.
+var disk = []byte{
+	0xbb, 0x00, 0x80, // disk: mov bx, 0x8000: buffer
+	0xb9, 0x02, 0x00, // mov cx, 0x0002: cylinder 0, sector 2
+	0xb6, 0x00, // mov dh, 0: head
+	0x8a, 0x16, 0x00, 0x7a, // mov dl, [0x7a00]
+	0xcd, 0x13, // int 0x13
+	0xc3, // ret
+}
+
 // CountingGuest is the disk image of a guest that writes to its disk at every tick of the timer: a counter, 32 bits little endian, at
 // CounterOffset. It starts with what the disk has there, so it goes on where the last one stopped. A failed write is not counted.
 func CountingGuest() []byte {
-	return image([]byte{
-		0x31, 0xc0, // xor ax, ax
-		0x8e, 0xd8, // mov ds, ax
-		0x8e, 0xc0, // mov es, ax
-		0x8e, 0xd0, // mov ss, ax
-		0xbc, 0x00, 0x7c, // mov sp, 0x7c00
-		0x88, 0x16, 0x00, 0x7a, // mov [0x7a00], dl: the drive that the BIOS has booted from
-		0xfb,             // sti
+	return image(begin, []byte{
 		0xb8, 0x01, 0x02, // mov ax, 0x0201: read one sector
 		0xe8, 0x1a, 0x00, // call disk
 		0x72, 0xf8, // jc to the read
@@ -103,27 +117,14 @@ func CountingGuest() []byte {
 		0x66, 0xff, 0x0e, 0x00, 0x80, // dec dword [0x8000]
 		0xeb, 0xeb, // jmp next
 		0x90, 0x90, 0x90, // nop
-		0xbb, 0x00, 0x80, // disk: mov bx, 0x8000: buffer
-		0xb9, 0x02, 0x00, // mov cx, 0x0002: cylinder 0, sector 2
-		0xb6, 0x00, // mov dh, 0: head
-		0x8a, 0x16, 0x00, 0x7a, // mov dl, [0x7a00]
-		0xcd, 0x13, // int 0x13
-		0xc3, // ret
-	})
+	}, disk)
 }
 
 // DiaryGuest is CountingGuest for a domain with two disks: what it has written to the first one, from which it boots, it writes to
 // the same place of the second one after that. So the second one, which no other domain has, tells until when this one has written to the first.
 // The domain needs AllDisks.
 func DiaryGuest() []byte {
-	return image([]byte{
-		0x31, 0xc0, // xor ax, ax
-		0x8e, 0xd8, // mov ds, ax
-		0x8e, 0xc0, // mov es, ax
-		0x8e, 0xd0, // mov ss, ax
-		0xbc, 0x00, 0x7c, // mov sp, 0x7c00
-		0x88, 0x16, 0x00, 0x7a, // mov [0x7a00], dl: the drive that the BIOS has booted from
-		0xfb,             // sti
+	return image(begin, []byte{
 		0xb8, 0x01, 0x02, // mov ax, 0x0201: read one sector
 		0xe8, 0x27, 0x00, // call disk
 		0x72, 0xf8, // jc to the read
@@ -139,13 +140,7 @@ func DiaryGuest() []byte {
 		0xe8, 0x06, 0x00, // call disk
 		0xfe, 0x0e, 0x00, 0x7a, // dec byte [0x7a00]
 		0xeb, 0xdb, // jmp next
-		0xbb, 0x00, 0x80, // disk: mov bx, 0x8000: buffer
-		0xb9, 0x02, 0x00, // mov cx, 0x0002: cylinder 0, sector 2
-		0xb6, 0x00, // mov dh, 0: head
-		0x8a, 0x16, 0x00, 0x7a, // mov dl, [0x7a00]
-		0xcd, 0x13, // int 0x13
-		0xc3, // ret
-	})
+	}, disk)
 }
 
 // Counter reads what CountingGuest or DiaryGuest has counted from a copy of its image.

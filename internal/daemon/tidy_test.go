@@ -34,30 +34,30 @@ func TestTidyWhenCalm(t *testing.T) {
 			}
 		}
 		granted(tidyFrom - 1)
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) // by the bubble's clock: long past calm
 		want("few locks", 0)
 		for range 10 {
 			granted(1)
-			time.Sleep(calm / 2)
+			time.Sleep(calm / 2) // by the bubble's clock: before calm is over
 		}
 		want("while locks are taken", 0)
-		time.Sleep(2 * calm)
+		time.Sleep(2 * calm) // by the bubble's clock: past calm
 		want("when that is over", 1)
 		for range tidyFrom {
 			tidy.observe(locking.Event{Kind: locking.Refused})
 		}
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) // by the bubble's clock: long past calm
 		want("nothing since", 1)
 
 		tidy.did(3, func() { finished.Add(1) })
-		time.Sleep(2 * calm)
+		time.Sleep(2 * calm) // by the bubble's clock: past calm
 		want("little was taken back", 1)
 		tidy.did(tidyFrom, func() { finished.Add(1) })
-		time.Sleep(calm / 2)
+		time.Sleep(calm / 2) // by the bubble's clock: before calm is over
 		if n := finished.Load(); n != 1 {
 			t.Fatalf("finished %d times", n)
 		}
-		time.Sleep(2 * calm)
+		time.Sleep(2 * calm) // by the bubble's clock: past calm
 		want("much was taken back", 2)
 		var busy atomic.Bool
 		busy.Store(true)
@@ -69,7 +69,7 @@ func TestTidyWhenCalm(t *testing.T) {
 		granted(1)
 		time.Sleep(calm * 3 / 2) // by the bubble's clock: a look, and not two
 		wantGC("while they are published and requests come", 100)
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) // by the bubble's clock: long past calm
 		want("while they are published still", 3)
 		wantGC("and none comes any more", quietGC)
 		busy.Store(false)
@@ -97,7 +97,7 @@ func TestTidyWhenCalm(t *testing.T) {
 			t.Errorf("finished %d times of 3", n)
 		}
 		granted(2 * tidyFrom)
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) // by the bubble's clock: long past calm
 		want("after the end", 7)
 	})
 }

@@ -159,7 +159,11 @@ func deviceLost(r *run) {
 	r.fault("corosync-qnetd is killed; then the power of node 2 is cut; corosync-qnetd is back when the other writer of node 1 was killed")
 	r.bystanderKilled()
 	r.await("node 1 to be refused for want of quorum", detection, func() bool { return strings.Contains(r.said(1), "quorum") })
-	r.t.Logf("node 1 says:\n%s", r.sh(1, "vmlockctl status; vmlockctl doctor || true"))
+	// What is found here has doctor end with status 7 (a fault); and it is to name the device.
+	said := r.sh(1, "vmlockctl status; vmlockctl doctor || [ $? = 7 ]")
+	if !strings.Contains(said, "quorum device") {
+		r.t.Errorf("nothing says that the quorum device may be what is missing:\n%s", said)
+	}
 	r.idle()
 	r.must(r.Witness().Service(lab.ServiceQNetd).Start(r.ctx))
 	r.step("corosync-qnetd is started")
