@@ -70,12 +70,17 @@ func TestPacemakerSystemd(t *testing.T) {
 	s := startSystemd(t, lab.Config{NoControld: true, Files: map[string]string{
 		"/etc/default/sbd":  "",
 		"/etc/dlm/dlm.conf": "post_join_delay=3\nenable_fencing=0\n",
+		"/etc/systemd/system/vmlockd.service.d/pacemaker.conf": fencingPage(t, "vmlockd.service.d/pacemaker.conf"),
 	}})
 	r := s.prepare(t)
 	for _, n := range r.Nodes() {
 		r.must(n.WaitRing(r.ctx, 1, 2, 3))
 		r.sh(n.ID(), "mkdir -p /run/crm /run/resource-agents && chown hacluster:haclient /run/crm && chown -R hacluster:haclient /var/lib/pacemaker && "+
-			"rm -f /var/lib/pacemaker/*/* && systemctl start pacemaker")
+			"rm -f /var/lib/pacemaker/*/* && systemctl start vmlockd && systemctl start pacemaker")
+		// As at boot, where it is enabled.
+		if u := r.unit(n.ID()); u["ActiveState"] != "inactive" {
+			t.Fatalf("%s: vmlockd is started before dlm_controld: %v", n.Name(), u)
+		}
 	}
 	r.awaitPacemaker()
 	page := fencingPage(t, "With crm:")
