@@ -38,6 +38,7 @@ func start(t *testing.T, cfg lab.Config) *suite {
 	s := &suite{lab.ForTest(t, cfg), ctx}
 	for _, n := range s.Nodes() {
 		s.waitMembers(t, n.ID(), 3)
+		s.logged(t, nil, n.ID(), "vmlockd is ready") // it joins before it has its socket
 	}
 	return s
 }

@@ -78,7 +78,7 @@ func (s *suite) switchOff(t *testing.T, ids ...int) {
 }
 
 // reboot switches nodes off, unless they are, and on, and waits until all use the
-// lockspace. They are booted at once, as at the lab's start, but not before all
+// lockspace, and those serve. They are booted at once, as at the lab's start, but not before all
 // others have missed all of them: see lab.Node.Boot.
 func (s *suite) reboot(t *testing.T, ids ...int) {
 	t.Helper()
@@ -100,12 +100,16 @@ func (s *suite) reboot(t *testing.T, ids ...int) {
 			return s.Node(id).WaitMembers(ctx, rest...)
 		})
 	}
+	before := s.logLengths(t)
 	s.do(t, fmt.Sprintf("switch on nodes %v", ids), func(ctx context.Context) error {
 		return s.atOnce(ids, func(n *lab.Node) error { return n.Boot(ctx) })
 	})
 	s.do(t, "wait for quorum", s.WaitQuorate)
 	for _, n := range s.Nodes() {
 		s.waitMembers(t, n.ID(), 3)
+	}
+	for _, id := range ids {
+		s.logged(t, before, id, "vmlockd is ready") // it joins before it has its socket
 	}
 }
 

@@ -7,6 +7,7 @@ package identity_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -43,7 +44,22 @@ func boot(t *testing.T, cfg lab.Config) *suite {
 	lab.Need(t, cfg)
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
 	t.Cleanup(cancel)
-	return &suite{ctx: ctx, Lab: lab.ForTest(t, cfg)}
+	s := &suite{ctx: ctx, Lab: lab.ForTest(t, cfg)}
+	up, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	for _, n := range s.Nodes() {
+		err := lab.WaitFor(up, "vmlockd of "+n.Name()+" to serve", func(ctx context.Context) (bool, error) {
+			log, err := n.Log(ctx, lab.ServiceLock)
+			if errors.Is(err, lab.ErrNotFound) {
+				err = nil // it has not been started yet
+			}
+			return strings.Contains(string(log), "vmlockd is ready"), err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return s
 }
 
 // The exit statuses of vmlockctl run and identify that mean something here.
