@@ -3,6 +3,7 @@ package identity_test
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"os/exec"
 	"strings"
 	"testing"
@@ -38,9 +39,13 @@ func lockspaces(t *testing.T, s *suite) {
 			s.refusedAs(t, 2, d("hashed2", path), hashOf(path))
 			// That name is locked, and nothing else.
 			in := []string{"vmlockctl", "run", "--lockspace", test.dir, path, "--", "true"}
-			if res, err := s.Node(2).Exec(s.ctx, in[0], in[1:]...); err != nil || res.Status != runRefused || !strings.Contains(res.Stderr, "'"+hashOf(path)+"' is locked by virtual machine hashed1") {
-				t.Errorf("%v: %v, %v", in, res, err)
-			}
+			s.refusedFor(t, fmt.Sprint(in), hashOf(path), "hashed1", func() (lab.Result, error) {
+				res, err := s.Node(2).Exec(s.ctx, in[0], in[1:]...)
+				if err == nil && res.Status != runRefused {
+					err = fmt.Errorf("exit status %d, not %d", res.Status, runRefused)
+				}
+				return res, err
+			})
 			s.wantFree(t, 2, path)
 			s.wantHolder(t, 2, path, "hashed1")
 			s.create(t, 2, d("hashed3", other)) // another file is another name

@@ -234,3 +234,26 @@ func (s *suite) createRefused(t *testing.T, node int, d lab.Domain) {
 	}
 	t.Logf("%s", strings.TrimSpace(res.Stderr))
 }
+
+// refusedFor asks until the refusal names a virtual machine: a refusal does not wait for longer than 300 ms for the
+// other hosts, which know its name. Each of them must be one that says that the name is locked.
+func (s *suite) refusedFor(t *testing.T, what, name, vm string, ask func() (lab.Result, error)) {
+	t.Helper()
+	locked := "Lockspace resource '" + name + "' is locked by "
+	ctx, cancel := context.WithTimeout(s.ctx, time.Minute)
+	defer cancel()
+	var last lab.Result
+	err := lab.WaitFor(ctx, "a refusal that names "+vm, func(context.Context) (bool, error) {
+		res, err := ask()
+		if err != nil {
+			return false, err
+		}
+		if last = res; res.OK() || !strings.Contains(res.Stderr, locked) {
+			return false, errors.New("it is not refused as locked")
+		}
+		return strings.Contains(res.Stderr, locked+"virtual machine "+vm), nil
+	})
+	if err != nil {
+		t.Errorf("%s: %v: %v", what, err, last)
+	}
+}

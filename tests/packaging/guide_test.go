@@ -312,9 +312,18 @@ func (g *guide) tryIt(ctx context.Context, t *testing.T) {
 	if _, err := succeeds(g.Node(1).Create(ctx, vm)); err != nil {
 		t.Fatal(err)
 	}
-	res, err := g.Node(2).Create(ctx, vm)
-	if err != nil || res.OK() || !strings.Contains(res.Stderr, "is locked by virtual machine web (") || !strings.Contains(res.Stderr, "on host host1 (node 1)") {
-		t.Errorf("a copy on another host: %v, %v", res, err)
+	// A refusal does not wait for longer than 300 ms for the host that knows the name.
+	var copied lab.Result
+	err := lab.WaitFor(ctx, "a refusal that names the virtual machine", func(context.Context) (bool, error) {
+		var err error
+		copied, err = g.Node(2).Create(ctx, vm)
+		if err == nil && (copied.OK() || !strings.Contains(copied.Stderr, "is locked by ")) {
+			err = errors.New("it is not refused as locked")
+		}
+		return strings.Contains(copied.Stderr, "is locked by virtual machine web (") && strings.Contains(copied.Stderr, "on host host1 (node 1)"), err
+	})
+	if err != nil {
+		t.Errorf("a copy on another host: %v: %v", err, copied)
 	}
 	for _, n := range g.Nodes() {
 		out, err := succeeds(n.Exec(ctx, "vmlockctl", "status"))
@@ -329,7 +338,7 @@ func (g *guide) tryIt(ctx context.Context, t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "It is not removed") || !strings.Contains(err.Error(), "it holds 1 locks") {
 		t.Errorf("%s while a virtual machine runs: %v", remove, err)
 	}
-	res, err = g.Node(2).Create(ctx, vm)
+	res, err := g.Node(2).Create(ctx, vm)
 	if err != nil || res.OK() {
 		t.Errorf("a copy on another host when a removal was refused: %v, %v", res, err)
 	}
