@@ -79,6 +79,10 @@ const removeRetry = 20 * time.Millisecond
 // Releases that were just made are still on their way between the nodes for a moment, so Remove asks a few times, for
 // half a second, before it reports ErrLockspaceUse.
 //
+// Within 2 s after another node has joined or left, and while the lockspace recovers from that, Remove waits first, for 3 s
+// at most: the kernel (Linux 6.1) does not leave for three minutes if another node still asks it how far it is
+// (dlm_midcomms_shutdown waits for an answer that midcomms_node_reset has thrown away).
+//
 // When ctx ends first, the leaving goes on.
 func Remove(ctx context.Context, k Kernel, name string, force bool) error {
 	const op = "remove"
@@ -89,6 +93,7 @@ func Remove(ctx context.Context, k Kernel, name string, force bool) error {
 	if force {
 		flags = abi.LspaceForceFree
 	}
+	calm(ctx, k, name)
 	for tries := 0; ; tries++ {
 		_, err := detached(ctx, func() (int, error) {
 			minor, err := k.Minor(name)

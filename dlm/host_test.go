@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -228,5 +229,25 @@ func TestStateReads(t *testing.T) {
 	}
 	if n := reads() - before - empty; n != looks {
 		t.Errorf("%d looks took %d reads", looks, n)
+	}
+}
+
+func TestMembersChanged(t *testing.T) {
+	h, root := fakeHost(t)
+	if _, err := h.MembersChanged("disks"); !errors.Is(err, ErrNoLockspace) {
+		t.Errorf("without the lockspace: %v", err)
+	}
+	dir := root + "/sys/kernel/config/dlm/cluster/spaces/disks/nodes"
+	for _, node := range []string{"1", "2"} {
+		if err := os.MkdirAll(filepath.Join(dir, node), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		at := time.Unix(1795784780, 0)
+		if err := os.Chtimes(dir, at, at); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := h.MembersChanged("disks"); err != nil || got.IsZero() != (node == "1") || !got.IsZero() && !got.Equal(at) {
+			t.Errorf("with nodes to %s: %v, %v", node, got, err)
+		}
 	}
 }

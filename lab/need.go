@@ -120,8 +120,12 @@ func ForTest(t testing.TB, cfg Config) *Lab {
 		}
 	}
 	t.Cleanup(func() {
+		t.Helper()
 		over()
 		if t.Failed() {
+			for _, line := range l.state(context.Background()) {
+				t.Log(line)
+			}
 			var b strings.Builder
 			l.dump(&b, l.logDir, 64<<10)
 			t.Logf("the lab's logs (complete with %s=DIR in DIR):\n%s", LogsEnv, b.String())

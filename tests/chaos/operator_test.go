@@ -143,7 +143,7 @@ func (w *world) changing() bool {
 	return slices.ContainsFunc(w.hosts, func(h *host) bool { return strings.Contains(w.controld(h), "new change") })
 }
 
-// awaiting is awaiting for the hosts to which nothing is done now.
+// awaiting is lab.Awaiting for the hosts to which nothing is done now.
 func (w *world) awaiting() (all, refusing []*host) {
 	said := map[int]string{}
 	for _, h := range w.hosts {
@@ -158,7 +158,7 @@ func (w *world) awaiting() (all, refusing []*host) {
 			said[h.ID()] = res.Stdout
 		}
 	}
-	waits, refuses := awaiting(said)
+	waits, refuses := lab.Awaiting(said)
 	for _, id := range waits {
 		all = append(all, w.hosts[id-1])
 		if slices.Contains(refuses, id) {

@@ -31,6 +31,9 @@ type asker struct {
 
 func (s *suite) asker(t *testing.T, node int, name string, args ...string) *asker {
 	t.Helper()
+	if s.again > 0 {
+		name = fmt.Sprintf("%s-again%d", name, s.again) // its log is its own
+	}
 	p, err := s.Node(node).Start(s.ctx, name, "asker", args...)
 	if err != nil {
 		t.Fatal(err)

@@ -24,7 +24,10 @@ const config = "backend = \"cluster\"\nguard.mode = \"off\"\n"
 // suite is a lab of three nodes with vmlockd in each.
 type suite struct {
 	*lab.Lab
-	ctx context.Context
+	ctx     context.Context
+	again   int  // how often the case has been played already
+	playing bool // in a case that can be played again
+	refused bool // see skipIfRefused
 }
 
 func start(t *testing.T, cfg lab.Config) *suite {
@@ -35,12 +38,18 @@ func start(t *testing.T, cfg lab.Config) *suite {
 	cfg.Binaries = map[string]string{"asker": lab.Build(t, "github.com/vmlockd/vmlockd/tests/deadline/asker")}
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
 	t.Cleanup(cancel)
-	s := &suite{lab.ForTest(t, cfg), ctx}
+	s := &suite{Lab: lab.ForTest(t, cfg), ctx: ctx}
+	s.serve(t, nil)
+	return s
+}
+
+// serve waits until all three nodes, which have been booted since then, use the lockspace and serve.
+func (s *suite) serve(t *testing.T, since lengths) {
+	t.Helper()
 	for _, n := range s.Nodes() {
 		s.waitMembers(t, n.ID(), 3)
-		s.logged(t, nil, n.ID(), "vmlockd is ready") // it joins before it has its socket
+		s.logged(t, since, n.ID(), "vmlockd is ready") // it joins before it has its socket
 	}
-	return s
 }
 
 func (s *suite) step(t *testing.T, text string) {
@@ -63,6 +72,7 @@ func (s *suite) waitFor(t *testing.T, what string, ok func() bool) {
 	ctx, cancel := context.WithTimeout(s.ctx, 2*time.Minute)
 	defer cancel()
 	if err := lab.WaitFor(ctx, what, func(context.Context) (bool, error) { return ok(), nil }); err != nil {
+		s.skipIfRefused(t, err)
 		t.Fatal(err)
 	}
 }
@@ -80,7 +90,7 @@ func TestCluster(t *testing.T) {
 		{"DaemonKilled", s.daemonKilled},
 		{"Frozen", s.frozen},
 	} {
-		if !t.Run(c.name, c.run) {
+		if !s.try(t, c.name, c.run) {
 			return // nobody knows how the nodes are
 		}
 	}

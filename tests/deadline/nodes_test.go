@@ -113,6 +113,16 @@ func (s *suite) reboot(t *testing.T, ids ...int) {
 	}
 }
 
+// rejoin brings nodes back that were cut off: they are off when they are healed, so that nobody meets who was alone (see met).
+func (s *suite) rejoin(t *testing.T, ids ...int) {
+	t.Helper()
+	s.switchOff(t, ids...)
+	for _, id := range ids {
+		s.do(t, "heal "+s.Node(id).Name(), s.Node(id).Heal)
+	}
+	s.reboot(t, ids...)
+}
+
 // met waits until the three nodes, each of which was alone, have met again, and
 // returns when. If all three meet at once none is in the right and all wait, which
 // node 1 must say. If corosync on node 1 meets the others one after the other,

@@ -40,23 +40,14 @@ func (s *suite) restartsWithoutQuorum(t *testing.T) {
 			s.do(t, "cut node 2", s.Node(2).Cut)
 			s.do(t, "cut node 3", s.Node(3).Cut)
 		},
-		comeBack: func(t *testing.T, other *asker, served time.Time, before lengths) {
-			s.do(t, "heal node 2", s.Node(2).Heal)
-			s.do(t, "heal node 3", s.Node(3).Heal)
-			s.met(t, other, served, before)
-			s.reboot(t, 2, 3)
-		},
+		comeBack: func(t *testing.T, _ *asker, _ time.Time, _ lengths) { s.rejoin(t, 2, 3) },
 		end: func(t *testing.T, _ *asker) {
 			s.do(t, "kill vmlockd on node 1", s.Node(1).Service(lab.ServiceLock).Kill)
 		},
 	}
-	r.again = func(t *testing.T) {
-		s.do(t, "heal node 2", s.Node(2).Heal)
-		s.do(t, "heal node 3", s.Node(3).Heal)
-		s.reboot(t, 2, 3)
-	}
+	r.again = func(t *testing.T) { s.rejoin(t, 2, 3) }
 	r.prefix = "idle"
-	if !t.Run("NothingUnderWay", func(t *testing.T) { s.restartWithoutQuorum(t, r) }) {
+	if !t.Run("NothingUnderWay", func(t *testing.T) { s.restartWithoutQuorum(t, r) }) || s.refused {
 		return
 	}
 	r.prefix, r.underWay = "busy", true
@@ -151,11 +142,20 @@ func (s *suite) restartWithoutQuorum(t *testing.T, r restart) {
 // kernel: what was asked for earlier is over.
 func (s *suite) nothingUnderWay(t *testing.T, node int) {
 	t.Helper()
+	last := ""
+	defer func() {
+		t.Helper()
+		if t.Failed() {
+			t.Logf("node %d said at last: %s", node, last)
+		}
+	}()
 	s.waitFor(t, "nothing to be under way", func() bool {
 		body, err := s.get(node, "/v1/status")
 		if err != nil {
+			last = err.Error()
 			return false
 		}
+		last = string(body)
 		var st control.Status
 		if err := json.Unmarshal(body, &st); err != nil || st.Cluster == nil {
 			t.Fatalf("%v: %s", err, body)

@@ -25,7 +25,7 @@ func TestStorageHangs(t *testing.T) {
 	cfg.Binaries = map[string]string{"asker": lab.Build(t, "github.com/vmlockd/vmlockd/tests/deadline/asker")}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	t.Cleanup(cancel)
-	s := &suite{lab.ForTest(t, cfg), ctx}
+	s := &suite{Lab: lab.ForTest(t, cfg), ctx: ctx}
 	s.shell(t, "mkfs.ext4 -q "+lab.Device+" && mkdir "+frozenDir+" && mount "+lab.Device+" "+frozenDir+" && mkdir "+frozenDir+"/space && touch /root/disk /root/other")
 	s.logged(t, nil, 1, "vmlockd is ready") // or there is no socket yet
 	t.Run("OwnerCannotBeEnded", s.ownerStuck)

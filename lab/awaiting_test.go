@@ -1,4 +1,4 @@
-package chaos_test
+package lab_test
 
 import (
 	"slices"
@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/txtar"
+
+	"github.com/vmlockd/vmlockd/lab"
 )
 
 func TestAwaiting(t *testing.T) {
@@ -40,23 +42,23 @@ func TestAwaiting(t *testing.T) {
 		if len(said) == 0 {
 			t.Fatalf("there is no state %q", tc.state)
 		}
-		all, refusing := awaiting(said)
+		all, refusing := lab.Awaiting(said)
 		if !slices.Equal(all, tc.all) || !slices.Equal(refusing, tc.refusing) {
 			t.Errorf("%s: %v wait, %v have refused; want %v and %v", tc.state, all, refusing, tc.all, tc.refusing)
 		}
 	}
 	// A node may have its own message, and have refused another one's.
 	said := map[int]string{1: states["spread"][1], 2: strings.Replace(states["spread"][2], "nodeid 2 member 1 failed 0 start 0", "nodeid 2 member 1 failed 0 start 1", 1)}
-	if _, refusing := awaiting(said); !slices.Equal(refusing, []int{2}) {
+	if _, refusing := lab.Awaiting(said); !slices.Equal(refusing, []int{2}) {
 		t.Errorf("node 2 has refused another one's message: %v have refused", refusing)
 	}
 	// A node that waits for one which is in no change has refused that one's message; if that one says nothing, nobody knows.
 	said = map[int]string{1: states["waits"][1], 2: states["waits"][2], 3: states["well"][3]}
-	if _, refusing := awaiting(said); !slices.Equal(refusing, []int{1, 2}) {
+	if _, refusing := lab.Awaiting(said); !slices.Equal(refusing, []int{1, 2}) {
 		t.Errorf("node 3 is in no change: %v have refused", refusing)
 	}
 	said[3] = "dlm lockspaces\n"
-	if _, refusing := awaiting(said); len(refusing) != 0 {
+	if _, refusing := lab.Awaiting(said); len(refusing) != 0 {
 		t.Errorf("node 3 has no lockspace: %v have refused", refusing)
 	}
 }

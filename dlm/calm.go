@@ -1,0 +1,73 @@
+package dlm
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// MembersKernel is what a Kernel may be besides. Host is.
+type MembersKernel interface {
+	Kernel
+	// MembersChanged is when dlm_controld has last told the kernel of a node that joined or left the lockspace. It is
+	// the zero time if nobody else is in it. The error is ErrNoLockspace if this node is not in it.
+	MembersChanged(lockspace string) (time.Time, error)
+}
+
+// MembersChanged reads the time of /sys/kernel/config/dlm/cluster/spaces/<lockspace>/nodes, in which each member has a
+// directory (set_configfs_members in dlm_controld/action.c).
+func (h host) MembersChanged(lockspace string) (time.Time, error) {
+	dir := filepath.Join(h.sys, "kernel/config/dlm/cluster/spaces", lockspace, "nodes")
+	nodes, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return time.Time{}, ErrNoLockspace
+	}
+	if err != nil || len(nodes) < 2 {
+		return time.Time{}, err
+	}
+	st, err := os.Stat(dir)
+	if err != nil {
+		return time.Time{}, err
+	}
+	return st.ModTime(), nil
+}
+
+const (
+	// calmFor is how long after a change of the members the other nodes have done with it, if it is over here: they ask the
+	// node with the lowest number whether all are, with pauses of up to a second (wait_status_low in fs/dlm/recover.c).
+	calmFor = 2 * time.Second
+	// calmAtMost is when Remove goes on anyway.
+	calmAtMost = 3 * time.Second
+	calmLook   = 50 * time.Millisecond
+)
+
+// calm waits until the other members recover from nothing, as far as can be told from here.
+func calm(ctx context.Context, k Kernel, name string) {
+	mk, ok := k.(MembersKernel)
+	if !ok {
+		return
+	}
+	state, err := OpenState(k, name)
+	if err != nil {
+		return
+	}
+	defer state.Close()
+	for begin := time.Now(); time.Since(begin) < calmAtMost; {
+		changed, err := mk.MembersChanged(name)
+		if err != nil || changed.IsZero() {
+			return
+		}
+		running, err := state.Running()
+		if err != nil || running && time.Since(changed) >= calmFor {
+			return
+		}
+		select {
+		case <-time.After(calmLook):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
