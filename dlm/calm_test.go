@@ -33,10 +33,12 @@ func TestRemoveWaits(t *testing.T) {
 		bounded time.Duration // of the context, 0 for none
 		want    time.Duration
 	}{
-		"nobody has come or gone for long":  {changed: func() func() (time.Time, error) { return ago(time.Hour) }},
-		"the last one has just gone":        {changed: func() func() (time.Time, error) { return ago(500 * time.Millisecond) }, want: 1500 * time.Millisecond},
-		"nobody else is there":              {changed: func() func() (time.Time, error) { return func() (time.Time, error) { return time.Time{}, nil } }},
-		"it is not told":                    {changed: func() func() (time.Time, error) { return func() (time.Time, error) { return time.Time{}, errors.New("no") } }},
+		"nobody has come or gone for long": {changed: func() func() (time.Time, error) { return ago(time.Hour) }},
+		"the last one has just gone":       {changed: func() func() (time.Time, error) { return ago(500 * time.Millisecond) }, want: 1500 * time.Millisecond},
+		"nobody else is there":             {changed: func() func() (time.Time, error) { return func() (time.Time, error) { return time.Time{}, nil } }},
+		"it is not told": {changed: func() func() (time.Time, error) {
+			return func() (time.Time, error) { return time.Time{}, errors.New("no") }
+		}},
 		"the lockspace is stopped for ever": {changed: func() func() (time.Time, error) { return ago(time.Hour) }, before: func(n node) { n.Suspend(name) }, want: 3 * time.Second},
 		"the clock was set back":            {changed: func() func() (time.Time, error) { return ago(-time.Hour) }, want: 3 * time.Second},
 		"it is told to hurry":               {changed: func() func() (time.Time, error) { return ago(0) }, bounded: time.Second, want: time.Second},
