@@ -50,18 +50,17 @@ func calm(ctx context.Context, k Kernel, name string) {
 	if !ok {
 		return
 	}
-	state, err := OpenState(k, name)
-	if err != nil {
-		return
+	runs := func() bool { return true }
+	if state, err := OpenState(k, name); err == nil {
+		defer state.Close()
+		runs = func() bool {
+			running, err := state.Running()
+			return running || err != nil
+		}
 	}
-	defer state.Close()
 	for begin := time.Now(); time.Since(begin) < calmAtMost; {
 		changed, err := mk.MembersChanged(name)
-		if err != nil || changed.IsZero() {
-			return
-		}
-		running, err := state.Running()
-		if err != nil || running && time.Since(changed) >= calmFor {
+		if err != nil || changed.IsZero() || runs() && time.Since(changed) >= calmFor {
 			return
 		}
 		select {

@@ -72,6 +72,9 @@ func testLeaveAsMaster(t *testing.T, e *env) {
 	must(t, err)
 	b, err := dlm.Create(e.ctx(t), e.Kernels[1], name, dlm.Options{})
 	must(t, err)
+	if at, told := changed(t, e.Kernels[0], name); told && at.IsZero() {
+		t.Error("node 1 is not told that node 2 has joined")
+	}
 	const resources = 8 // who is asked first for the master of a resource depends on the name
 	var locks []*dlm.Lock
 	for i := range resources {
@@ -91,6 +94,18 @@ func testLeaveAsMaster(t *testing.T, e *env) {
 		must(t, y.Unlock(e.ctx(t)))
 	}
 	must(t, b.Leave(e.ctx(t), false))
+}
+
+// changed is when a kernel says that the members of a lockspace have changed, if it is one that does.
+func changed(t testing.TB, k dlm.Kernel, lockspace string) (at time.Time, told bool) {
+	t.Helper()
+	mk, told := k.(dlm.MembersKernel)
+	if !told {
+		return at, false
+	}
+	at, err := mk.MembersChanged(lockspace)
+	must(t, err)
+	return at, true
 }
 
 func (e *env) suspend(t testing.TB) (resume func()) {
@@ -213,8 +228,12 @@ func testNodeLoss(t *testing.T, e *env) {
 
 	q := a.begin(t, func(ctx context.Context) (*dlm.Lock, error) { return a.Lock(ctx, held, dlm.EX, dlm.LockOptions{}) })
 	a.held(t, held, dlm.CR)
+	before, told := changed(t, e.Kernels[0], e.lockspace)
 	e.PowerOff(t)
 	must(t, q.wait(t, e))
+	if after, _ := changed(t, e.Kernels[0], e.lockspace); told && len(e.Kernels) > 2 && !after.After(before) {
+		t.Errorf("the members have changed at %v, and after the loss of one at %v", before, after)
+	}
 	a.held(t, kept, dlm.CR)
 	z := a.lock(t, written, dlm.EX, dlm.LockOptions{LVB: true})
 	if lvb, valid := z.LVB(); valid {

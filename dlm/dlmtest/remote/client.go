@@ -7,6 +7,7 @@ import (
 	"os"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/vmlockd/vmlockd/dlm"
 )
@@ -19,10 +20,10 @@ type client struct {
 }
 
 // ask connects, says what for, and returns the server's answer.
-func (c *client) ask(h hello) (*device, int, error) {
+func (c *client) ask(h hello) (*device, frame, error) {
 	conn, err := c.dial()
 	if err != nil {
-		return nil, 0, err
+		return nil, frame{}, err
 	}
 	d := &device{conn: conn, out: &sender{enc: gob.NewEncoder(conn)}, answers: map[uint64]chan frame{}, done: make(chan struct{})}
 	d.readable.L = &d.mu
@@ -30,22 +31,22 @@ func (c *client) ask(h hello) (*device, int, error) {
 	var f frame
 	if err := d.out.enc.Encode(h); err != nil {
 		conn.Close()
-		return nil, 0, fmt.Errorf("remote: %w", err)
+		return nil, frame{}, fmt.Errorf("remote: %w", err)
 	}
 	if err := in.Decode(&f); err != nil {
 		conn.Close()
-		return nil, 0, fmt.Errorf("remote: %w", err)
+		return nil, frame{}, fmt.Errorf("remote: %w", err)
 	}
 	if err := f.Failed.err(); err != nil {
 		conn.Close()
-		return nil, 0, err
+		return nil, frame{}, err
 	}
-	if h.What == "minor" {
+	if h.What == "minor" || h.What == "changed" {
 		conn.Close()
-		return nil, f.N, nil
+		return nil, f, nil
 	}
 	go d.receive(in)
-	return d, f.N, nil
+	return d, f, nil
 }
 
 func (c *client) Control() (dlm.Device, error) {
@@ -57,8 +58,16 @@ func (c *client) Control() (dlm.Device, error) {
 }
 
 func (c *client) Minor(lockspace string) (uint32, error) {
-	_, n, err := c.ask(hello{What: "minor", Lockspace: lockspace})
-	return uint32(n), err
+	_, f, err := c.ask(hello{What: "minor", Lockspace: lockspace})
+	return uint32(f.N), err
+}
+
+func (c *client) MembersChanged(lockspace string) (at time.Time, err error) {
+	_, f, err := c.ask(hello{What: "changed", Lockspace: lockspace})
+	if err != nil {
+		return at, err
+	}
+	return at, at.UnmarshalBinary(f.Data)
 }
 
 func (c *client) Lockspace(lockspace string, minor uint32) (dlm.Device, error) {

@@ -14,6 +14,7 @@ import (
 	"os"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/vmlockd/vmlockd/dlm"
 	"github.com/vmlockd/vmlockd/dlm/internal/abi"
@@ -21,7 +22,7 @@ import (
 
 // hello opens a connection and says what it is for.
 type hello struct {
-	What      string // "control", "minor", "lockspace" or "attach"
+	What      string // "control", "minor", "changed", "lockspace" or "attach"
 	Lockspace string
 	Minor     uint32
 	FD        int // of the server, to attach
@@ -121,13 +122,22 @@ func serve(c net.Conn, k dlm.Kernel) {
 		return
 	}
 	var (
-		dev dlm.Device
-		n   uint32
-		err error
+		dev  dlm.Device
+		n    uint32
+		text []byte
+		err  error
 	)
 	switch h.What {
 	case "minor":
 		n, err = k.Minor(h.Lockspace)
+	case "changed":
+		err = dlm.ErrNoLockspace
+		if mk, ok := k.(dlm.MembersKernel); ok {
+			var at time.Time
+			if at, err = mk.MembersChanged(h.Lockspace); err == nil {
+				text, err = at.MarshalBinary()
+			}
+		}
 	case "control":
 		dev, err = k.Control()
 	case "lockspace":
@@ -140,7 +150,7 @@ func serve(c net.Conn, k dlm.Kernel) {
 	default:
 		err = fmt.Errorf("remote: no such thing: %q", h.What)
 	}
-	out.send(frame{Kind: kindResult, N: int(n), Failed: fail(err)})
+	out.send(frame{Kind: kindResult, N: int(n), Data: text, Failed: fail(err)})
 	if err != nil || dev == nil {
 		return
 	}
