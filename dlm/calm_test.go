@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/vmlockd/vmlockd/dlm"
 	"github.com/vmlockd/vmlockd/dlm/dlmtest"
+	"github.com/vmlockd/vmlockd/internal/fakeclock"
 )
 
 // membersKernel says when the members have changed, as Host does.
@@ -44,7 +44,7 @@ func TestRemoveWaits(t *testing.T) {
 		"it is told to hurry":               {changed: func() func() (time.Time, error) { return ago(0) }, bounded: time.Second, want: time.Second},
 	} {
 		t.Run(what, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			fakeclock.Test(t, func(t *testing.T) {
 				c := dlmtest.NewCluster(2)
 				k := &membersKernel{c.Node(1), tc.changed()}
 				ls, err := dlm.Create(t.Context(), k, name, dlm.Options{})
@@ -68,7 +68,7 @@ func TestRemoveWaits(t *testing.T) {
 				if took := time.Since(begin).Truncate(100 * time.Millisecond); took != tc.want { // by the bubble's clock
 					t.Errorf("left after %v, want %v", took, tc.want)
 				}
-				synctest.Wait() // what is late goes on
+				fakeclock.Wait() // what is late goes on
 				if _, gone := k.Minor(name); !errors.Is(gone, dlm.ErrNoLockspace) {
 					t.Errorf("%v; it is still there: %v", err, gone)
 				}

@@ -51,7 +51,7 @@ type failure struct {
 	Text     string
 }
 
-var sentinels = []error{os.ErrClosed, dlm.ErrNoModule, dlm.ErrNoDevice, dlm.ErrPrivilege, dlm.ErrNoLockspace, dlm.ErrNoHandover}
+var sentinels = []error{os.ErrClosed, dlm.ErrNoModule, dlm.ErrNoDevice, dlm.ErrPrivilege, dlm.ErrNoLockspace, dlm.ErrNoHandover, dlm.ErrNoState}
 
 func fail(err error) (f failure) {
 	if err == nil {
@@ -131,7 +131,7 @@ func serve(c net.Conn, k dlm.Kernel) {
 	case "minor":
 		n, err = k.Minor(h.Lockspace)
 	case "changed":
-		err = dlm.ErrNoLockspace
+		err = dlm.ErrNoState
 		if mk, ok := k.(dlm.MembersKernel); ok {
 			var at time.Time
 			if at, err = mk.MembersChanged(h.Lockspace); err == nil {
