@@ -79,7 +79,7 @@ lab-more: ## more of these: guard, peers, corosync and the installation guide on
 faults: ## the guard on real nodes, in every case, and docs/faults.md made anew of what happened
 	scripts/install-deps more
 	$(LAB_BINARY)
-	VMLOCKD_FAULTS=$(CURDIR)/docs/faults.md $(LAB_TEST) -timeout 2h ./tests/guard
+	VMLOCKD_FAULTS=$(CURDIR)/docs/faults.md $(LAB_TEST) -timeout 3h ./tests/guard
 
 chaos: ## a seeded random mix of faults on real nodes, CHAOS_TIME (default 10m) long, CHAOS_SEED to play one again, CHAOS_SHAPE for one kind of cluster; docs/chaos.md
 	scripts/install-deps test
