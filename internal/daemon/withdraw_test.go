@@ -96,30 +96,41 @@ func TestWithdraw(t *testing.T) {
 	}
 }
 
+// parting is a start without a guard on a host where an earlier vmlockd has left a watchdog armed: what part needs of it. The guard runs.
+func parting(t *testing.T, o guard.Options, dir string, log *slog.Logger) (i *instance, device string) {
+	t.Helper()
+	device = filepath.Join(dir, "watchdog")
+	if err := os.WriteFile(device, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.Store.Save(guard.Saved{Armed: true, Device: device}); err != nil {
+		t.Fatal(err)
+	}
+	left := guard.LeftDevice(device)
+	o.Left = map[string]guard.Dog{device: left}
+	g, err := guard.New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q, err := corosync.Track(t.Context(), corosynctest.NewCluster(1).Node(1).NewProcess(), corosync.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	i = &instance{log: log, parting: true}
+	i.guard = &guarding{Guard: g, log: log, left: []*guard.Device{left}, quorum: q}
+	i.guard.run()
+	return i, device
+}
+
 // vmlockd was killed with its watchdog armed, and is started with guard.mode "off": the watchdog is disarmed only when nobody counts on it any more.
 func TestPart(t *testing.T) {
 	for name, fences := range map[string]bool{"nobody hears it": false, "others fence": true} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			systemd := newManager(t)
-			device := filepath.Join(dir, "watchdog")
-			if err := os.WriteFile(device, nil, 0o600); err != nil {
-				t.Fatal(err)
-			}
 			fakeclock.Test(t, func(t *testing.T) {
-				o := unheard(silent{make(chan corosync.Event), fences}, dir)
-				if err := o.Store.Save(guard.Saved{Armed: true, Device: device}); err != nil {
-					t.Fatal(err)
-				}
-				left := guard.LeftDevice(device)
-				o.Left = map[string]guard.Dog{device: left}
-				g, err := guard.New(o)
-				if err != nil {
-					t.Fatal(err)
-				}
 				var log testenv.Log
 				told, again := make(chan struct{}), make(chan os.Signal, 1)
-				i := &instance{log: slog.New(slog.NewTextHandler(&log, nil)), parting: true, given: &given{told: told, toldAgain: again}}
 				again <- syscall.SIGTERM // the first one, which is not for part, or this test ends here
 				if !fences {
 					time.AfterFunc(time.Second, func() {
@@ -127,13 +138,10 @@ func TestPart(t *testing.T) {
 						close(told)
 					})
 				}
-				q, err := corosync.Track(t.Context(), corosynctest.NewCluster(1).Node(1).NewProcess(), corosync.Options{})
-				if err != nil {
-					t.Fatal(err)
-				}
-				i.guard = &guarding{Guard: g, log: i.log, left: []*guard.Device{left}, quorum: q}
-				i.guard.run()
-				for g.Status().Mode == guard.Auto {
+				o := unheard(silent{make(chan corosync.Event), fences}, dir)
+				i, device := parting(t, o, dir, slog.New(slog.NewTextHandler(&log, nil)))
+				i.given = &given{told: told, toldAgain: again}
+				for i.guard.Status().Mode == guard.Auto {
 					fakeclock.Wait()
 				}
 				begun := time.Now()
