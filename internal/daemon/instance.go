@@ -165,7 +165,7 @@ func start(c config.Config, version string, log *slog.Logger, from *state, g *gi
 		Journal:        i.journal,
 		Later:          tellLater(log),
 		Witness:        i.reminder,
-		Gifts:          i.gifts,
+		Gifts:          i.keptGifts(),
 	})
 	i.table.Store(i.locks)
 	i.drain = openDrainer(c.RunDir, i.locks, i.others.drains, log)

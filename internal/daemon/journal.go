@@ -38,6 +38,11 @@ func (i *instance) openGifts(boot string) (before []locking.Kept) {
 	return before
 }
 
+// keptGifts is that, and says what cannot be written there.
+func (i *instance) keptGifts() locking.GiftJournal {
+	return &toldGifts{GiftJournal: i.gifts, dir: filepath.Join(i.cfg.RunDir, journalDir(i.cfg)), log: i.log}
+}
+
 // A journal that is new explains nothing. Whether there is something to explain is found out once for each journal;
 // until that is written down the next start asks again, wherever this one ends.
 

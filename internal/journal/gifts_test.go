@@ -2,11 +2,14 @@ package journal
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vmlockd/vmlockd/internal/locking"
 )
@@ -186,4 +189,29 @@ func TestGiftsOfAnotherBoot(t *testing.T) {
 	must(t, err)
 	found(t, list)
 	must(t, g.Close())
+}
+
+// TestGiftsFull: what cannot be written is not there, nor half of it, and it works again once there is room; also if there was none for the first.
+func TestGiftsFull(t *testing.T) {
+	for _, part := range []int{0, 1, 20, 150} {
+		for name, had := range map[string][]int{"the first": nil, "another": {1, 2}} {
+			t.Run(fmt.Sprintf("%s, %d bytes of it", name, part), func(t *testing.T) {
+				dir := memoryDir(t)
+				g := gifts(t, dir)
+				for _, n := range had {
+					add(t, g, n)
+				}
+				restore := failWrites(t, part, unix.ENOSPC)
+				for range 2 {
+					if seq, err := g.Add(kept(3)); !errors.Is(err, unix.ENOSPC) || seq != 0 {
+						t.Errorf("%d, %v, want ENOSPC", seq, err)
+					}
+				}
+				restore()
+				add(t, g, 4)
+				must(t, g.Close())
+				gifts(t, dir, append(slices.Clone(had), 4)...)
+			})
+		}
+	}
 }

@@ -28,6 +28,7 @@ var Events = []Event{
 	{"lock-lost", "6d5e17aae4544d6a5bd686a88ce2fed4"},
 	{"lock-taken-again", "f6b2916fdee642cdc4385a0d37abad4e"},
 	{"lock-not-taken-again", "bc5b7ba0dd45ba881276b3b8fe1cf63d"},
+	{"given-back-not-kept", "3e1ed3cb4a210f282496fae513a53e25"},
 	{"owner-gone", "5fb919e72645c8647957bb03ea31a9cd"},
 	{"owner-ending", "318eccefd204e48a7521f1526c33a67a"},
 	{"owner-end-failed", "e3e2ca9865c0a03d30b2af88b1c255f9"},
