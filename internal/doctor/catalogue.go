@@ -33,6 +33,7 @@ const (
 	idUnitKillMode  = "unit-killmode"
 	idUnitRuntime   = "unit-runtime-dir"
 	idUnitBoot      = "vmlockd-boot"
+	idUnitPacemaker = "unit-pacemaker"
 	idVirtlockdUnit = "virtlockd-unit"
 
 	idModule      = "dlm-module"
@@ -138,6 +139,7 @@ var catalogue = []Kind{
 	{idUnitKillMode, Fault, "stopping vmlockd's unit ends what keeps the locks"},
 	{idUnitRuntime, Fault, "stopping vmlockd's unit removes run_dir"},
 	{idUnitBoot, Warning, "vmlockd is not started at boot"},
+	{idUnitPacemaker, Warning, "systemd starts vmlockd before Pacemaker has started dlm_controld"},
 	{idVirtlockdUnit, Fault, "systemd may give libvirt's socket to virtlockd"},
 	{idPeerConfig, Fault, "another host's configuration of vmlockd differs"},
 	{idPeerSilent, Warning, "another host's vmlockd does not answer"},

@@ -235,6 +235,30 @@ func TestStillHealthy(t *testing.T) {
 			w.write("/proc/901/comm", "pacemakerd\n")
 			w.remove("/etc/systemd/system/multi-user.target.wants/dlm.service")
 		},
+		"pacemaker, and systemd waits for its dlm_controld": func(w *world) {
+			pacemaker(w)
+			w.write(pacemakerDropIn, "[Unit]\nConditionPathExists=/run/dlm_controld/dlm_controld.pid\n")
+		},
+		"pacemaker, and systemd waits by another drop-in": func(w *world) {
+			pacemaker(w)
+			w.write("/etc/systemd/system/vmlockd.service.d/override.conf", "[Unit]\nConditionPathExists=/etc/machine-id\nConditionPathExists=/var/run/dlm_controld/dlm_controld.pid\n")
+		},
+		"pacemaker, and systemd starts dlm_controld": func(w *world) {
+			pacemaker(w)
+			w.link("/etc/systemd/system/multi-user.target.wants/dlm.service", "/lib/systemd/system/dlm.service")
+		},
+		"pacemaker has dlm_controld, and not vmlockd": func(w *world) {
+			pacemaker(w)
+			w.replace(cibPath, `class="systemd" type="vmlockd"`, `class="ocf" provider="vmlockd" type="vmlockd"`)
+		},
+		"pacemaker has vmlockd, and not dlm_controld": func(w *world) {
+			pacemaker(w)
+			w.replace(cibPath, `type="controld"`, `type="Dummy"`)
+		},
+		"pacemaker has neither": func(w *world) {
+			pacemaker(w)
+			w.write(cibPath, "<cib><configuration><resources/></configuration></cib>\n")
+		},
 		"two nodes": func(w *world) {
 			w.replace("/etc/corosync/corosync.conf", "\tnode {\n\t\tnodeid: 3\n\t\tname: host3\n\t\tring0_addr: 192.0.2.3\n\t}\n", "")
 			w.replace("/etc/corosync/corosync.conf", "corosync_votequorum\n", "corosync_votequorum\n\ttwo_node: 1\n\twait_for_all: 1\n")
@@ -271,7 +295,7 @@ type fault struct {
 
 func TestFaults(t *testing.T) {
 	found := map[string]bool{}
-	for _, f := range slices.Concat(daemonFaults, clusterFaults, libvirtFaults) {
+	for _, f := range slices.Concat(daemonFaults, clusterFaults, pacemakerFaults, libvirtFaults) {
 		t.Run(f.name, func(t *testing.T) {
 			w := clusterWorld(t)
 			if f.local {

@@ -265,6 +265,19 @@ func FuzzParseDomain(f *testing.F) {
 	})
 }
 
+func FuzzAgents(f *testing.F) {
+	f.Add(pacemakersCIB)
+	f.Add("<cib><template class='ocf' provider='heartbeat' type='VirtualDomain'/></cib>")
+	f.Fuzz(func(t *testing.T, text string) {
+		var list map[string]bool
+		var err error
+		testenv.Bounded(t, 1000, len(text), func() { list, err = agentsOf([]byte(text)) })
+		if n := strings.Count(text, "primitive") + strings.Count(text, "template"); len(list) > n || err != nil && list != nil {
+			t.Errorf("%v, %v", list, err)
+		}
+	})
+}
+
 func FuzzProc(f *testing.F) {
 	f.Add("Num\n0: 2 0 00010000 1 1 193 /run/x\n", "Max open files 1 2 files\n")
 	f.Fuzz(func(t *testing.T, unix, limits string) {

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/vmlockd/vmlockd/internal/config"
 )
 
 // systemd says that it runs this host (sd_booted(3)).
@@ -31,6 +33,8 @@ func (x *exam) units() {
 		x.unchecked(name, err, "whether it is started at boot")
 	} else if !on {
 		x.find(idUnitBoot, u.path, "systemctl enable "+name, "%s is not started at boot: after the next one no virtual machine can start", name)
+	} else if x.backend == config.BackendCluster {
+		x.pacemakerUnit(name, u)
 	}
 	mode, _ := u.last("Service.KillMode")
 	if mode.text != "process" && mode.text != "none" {
