@@ -91,10 +91,14 @@ func (x *exam) clusterBoot() {
 	if !x.systemd() {
 		return
 	}
+	pacemaker, err := x.pacemakerHere()
+	if err != nil {
+		x.unchecked("pacemaker.service", err, "whether it is started at boot")
+	}
+	if pacemaker || err != nil {
+		return // it starts these itself
+	}
 	for _, name := range []string{"corosync.service", "dlm.service"} {
-		if len(x.called("pacemakerd")) > 0 {
-			return // it starts these itself
-		}
 		u, err := readUnit(x.System, name)
 		on := false
 		if err == nil {

@@ -62,7 +62,7 @@ var pacemakerFaults = []fault{
 		pacemaker(w)
 		w.remove("/proc/901")
 		w.link("/etc/systemd/system/multi-user.target.wants/pacemaker.service", "/lib/systemd/system/pacemaker.service")
-	}, []string{idUnitPacemaker, idClusterBoot}, "", "", ""},
+	}, []string{idUnitPacemaker}, "", "", ""},
 	{"pacemaker was here once", false, func(w *world) {
 		pacemaker(w)
 		w.remove("/proc/901")
@@ -71,6 +71,11 @@ var pacemakerFaults = []fault{
 		pacemaker(w)
 		w.remove("/etc/systemd/system/multi-user.target.wants/vmlockd.service")
 	}, []string{idUnitBoot}, "", "", ""},
+	{"pacemaker.service cannot be read", false, func(w *world) {
+		w.write("/lib/systemd/system/pacemaker.service", "")
+		w.at("/lib/systemd/system/pacemaker.service").err = errTest
+		w.remove("/etc/systemd/system/multi-user.target.wants/dlm.service")
+	}, []string{idUnchecked, idUnchecked}, "pacemaker.service", "started at boot", ""},
 	{"dlm.service is masked", false, func(w *world) {
 		pacemaker(w)
 		w.link("/etc/systemd/system/dlm.service", "/dev/null")
