@@ -89,6 +89,7 @@ func TestPacemakerSystemd(t *testing.T) {
 	r.sh(1, "crm configure <<'END'\n"+replaced(t, before+"property "+after, withoutFencing(t)...)+"commit\nquit\nEND\n")
 	r.awaitMode("freeze")
 	r.unfailed("after the start")
+	r.doctorKnowsCondition(2)
 	r.write(3)
 	r.hasLock()
 	r.awaitPromise()
@@ -109,6 +110,25 @@ func TestPacemakerSystemd(t *testing.T) {
 		})
 	}
 	r.unfailed("after a stop")
+}
+
+// doctorKnowsCondition: doctor, who reads Pacemaker's configuration and the unit, finds the drop-in missing only if it is.
+func (r *run) doctorKnowsCondition(node int) {
+	r.t.Helper()
+	const finding, dropin = "unit-pacemaker", "/etc/systemd/system/vmlockd.service.d/pacemaker.conf"
+	r.sh(node, "systemctl enable vmlockd")
+	found := func() (string, bool) {
+		out := r.sh(node, "vmlockctl doctor || [ $? = 7 ]")
+		return out, strings.Contains(out, finding)
+	}
+	if out, is := found(); is {
+		r.t.Errorf("%s with the drop-in: %s", finding, out)
+	}
+	r.sh(node, "mv "+dropin+" /root/pacemaker.conf")
+	if out, is := found(); !is {
+		r.t.Errorf("no %s without the drop-in: %s", finding, out)
+	}
+	r.sh(node, "mv /root/pacemaker.conf "+dropin)
 }
 
 // startSystemd boots three nodes with systemd, on which vmlockd is installed as by the package, and not started.
