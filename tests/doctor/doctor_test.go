@@ -148,7 +148,7 @@ func units(t *testing.T, s *suite) {
 	put("vmlockd.service", "[Service]\nExecStart=/usr/local/sbin/vmlockd\nKillMode=process\nRuntimeDirectory=vmlockd\nRuntimeDirectoryPreserve=yes\n")
 	put("virtlockd.socket", "[Socket]\nListenStream=/run/libvirt/virtlockd-sock\n")
 	put("libvirtd.service", "[Unit]\nRequires=virtlogd.socket\n[Service]\nExecStart=/usr/sbin/libvirtd\n")
-	s.sh(t, 1, "mkdir -p /run/systemd/system "+dir+"multi-user.target.wants; cd "+dir+"multi-user.target.wants; rm -f ../sockets.target.wants/virtlockd.socket; "+
+	s.sh(t, 1, "mkdir -p /run/systemd/system "+dir+"multi-user.target.wants; cd "+dir+"multi-user.target.wants; rm -f ../sockets.target.wants/virtlockd.socket pacemaker.service; "+ // where it is installed, it is enabled
 		"for u in vmlockd corosync dlm; do ln -sf /lib/systemd/system/$u.service $u.service; done")
 	s.finds(t, 1)
 	put("vmlockd.service.d/a.conf", "[Service]\nKillMode=mixed\nRuntimeDirectoryPreserve=no\n")
