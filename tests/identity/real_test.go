@@ -269,12 +269,12 @@ func (s *suite) wantDiffer(t *testing.T, node int, path string) {
 	}
 }
 
-// wantHolder fails unless a node says that a virtual machine of another one has a disk.
+// wantHolder fails unless a node says that a virtual machine has a disk. It is asked until all other nodes have answered it.
 func (s *suite) wantHolder(t *testing.T, node int, path, vm string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(s.ctx, time.Minute)
 	defer cancel()
-	err := lab.WaitFor(ctx, "the other node to say who has "+path, func(ctx context.Context) (bool, error) {
+	err := lab.WaitFor(ctx, "all nodes to say who has "+path, func(ctx context.Context) (bool, error) {
 		res, err := s.Node(node).Exec(ctx, "vmlockctl", "who", path)
 		if err == nil && res.OK() && !strings.Contains(res.Stdout, vm) {
 			t.Errorf("who has %s on node %d: %v, and it is %s", path, node, res, vm)

@@ -58,6 +58,7 @@ func boot(t *testing.T, cfg lab.Config) *suite {
 		if err != nil {
 			t.Fatal(err)
 		}
+		s.waitServing(t, n.ID()) // it is ready after 3 s at most, whether it has joined the lockspace or not
 	}
 	return s
 }
@@ -236,10 +237,11 @@ func (s *suite) createRefused(t *testing.T, node int, d lab.Domain) {
 }
 
 // refusedFor asks until the refusal names a virtual machine: a refusal does not wait for longer than 300 ms for the
-// other hosts, which know its name. Each of them must be one that says that the name is locked.
+// other hosts, which know its name, and without them it says that another host has it. Each of them must be one that
+// says that the name is locked.
 func (s *suite) refusedFor(t *testing.T, what, name, vm string, ask func() (lab.Result, error)) {
 	t.Helper()
-	locked := "Lockspace resource '" + name + "' is locked by "
+	locked := "Lockspace resource '" + name + "' is locked"
 	ctx, cancel := context.WithTimeout(s.ctx, time.Minute)
 	defer cancel()
 	var last lab.Result
@@ -251,7 +253,7 @@ func (s *suite) refusedFor(t *testing.T, what, name, vm string, ask func() (lab.
 		if last = res; res.OK() || !strings.Contains(res.Stderr, locked) {
 			return false, errors.New("it is not refused as locked")
 		}
-		return strings.Contains(res.Stderr, locked+"virtual machine "+vm), nil
+		return strings.Contains(res.Stderr, locked+" by virtual machine "+vm), nil
 	})
 	if err != nil {
 		t.Errorf("%s: %v: %v", what, err, last)
