@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -72,35 +73,37 @@ func doubleStart(t *testing.T, s *suite) (path string, second lab.Result) {
 
 func secondStart(t *testing.T, s *suite) {
 	path, second := doubleStart(t, s)
-	refusal := s.refused(t, "start second on node 2", path, func() (lab.Result, error) { return second, nil })
-	s.names(t, refusal, 1, "first")
+	s.refused(t, "start second on node 2", path, func() (lab.Result, error) { return second, nil })
+	s.refusedNaming(t, 2, vm("second", lab.Disk{Path: path}), path, 1, "first")
 	s.state(t, 2, "second", "")
 	counts(t, s, "double.img")
 }
 
-// names requires that a refusal on another host says which virtual machine has
-// the disk for itself, and on which node.
-func (s *suite) names(t *testing.T, refusal string, node int, name string) {
+// refusedNaming starts a virtual machine, which must be refused, until the refusal says which one
+// has the disk for itself, and on which node: one on another host does not wait for longer than
+// 300 ms for what the other host, and the lock itself, tell of that.
+func (s *suite) refusedNaming(t *testing.T, node int, d lab.Domain, path string, holder int, name string) {
 	t.Helper()
-	uuid, err := s.Node(node).MustSucceed(s.ctx, "virsh", "domuuid", name)
+	uuid, err := s.Node(holder).MustSucceed(s.ctx, "virsh", "domuuid", name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	pid, err := s.Node(node).ReadFile(s.ctx, "/run/libvirt/qemu/"+name+".pid")
+	pid, err := s.Node(holder).ReadFile(s.ctx, "/run/libvirt/qemu/"+name+".pid")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, part := range []string{
+	parts := []string{
 		"virtual machine",
 		"uuid " + strings.TrimSpace(uuid.Stdout) + ",",
 		"pid " + strings.TrimSpace(string(pid)) + ",",
 		"exclusive since ",
-		fmt.Sprintf("node %d", node),
-	} {
-		if !strings.Contains(refusal, part) {
-			t.Errorf("virsh does not say %q: %s", part, refusal)
-		}
+		fmt.Sprintf("node %d", holder),
 	}
+	said := ""
+	s.waitFor(t, fmt.Sprintf("a refusal that says %q", parts), func() bool {
+		said = s.createRefused(t, node, d, path)
+		return !slices.ContainsFunc(parts, func(part string) bool { return !strings.Contains(said, part) })
+	}, func() string { return said })
 }
 
 // counts waits until the guest of an image is seen to write, which shows that

@@ -3,6 +3,8 @@ package cluster_test
 import (
 	"context"
 	"encoding/json"
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -91,15 +93,19 @@ func abortedTooLate(t *testing.T, s *suite) {
 	}
 	s.state(t, 1, name, "running")
 	s.waitEvent(t, 1, path, "lock-not-taken-again")
-	status, err := s.Node(1).MustSucceed(s.ctx, "vmlockctl", "status")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, part := range []string{"two virtual machines write one disk: " + name, "virtual machine " + thief, "node 2", path} {
-		if !strings.Contains(status.Stdout, part) {
-			t.Errorf("vmlockctl status does not say %q: %s", part, status.Stdout)
+	// It asks for the lock again and again, and the refusal does not wait for longer than 300 ms for the name of who has it.
+	parts := []string{"two virtual machines write one disk: " + name, "virtual machine " + thief, "node 2", path}
+	said := ""
+	s.waitFor(t, fmt.Sprintf("vmlockctl status to say %q", parts), func() bool {
+		status, err := s.Node(1).MustSucceed(s.ctx, "vmlockctl", "status")
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
+		if said = status.Stdout; !strings.Contains(said, parts[0]) {
+			t.Fatalf("vmlockctl status does not say %q: %s", parts[0], said)
+		}
+		return !slices.ContainsFunc(parts, func(part string) bool { return !strings.Contains(said, part) })
+	}, func() string { return said })
 	if _, ok := s.unlocked(t, name); !ok {
 		t.Errorf("vmlockctl doctor does not say that %s has no lock", name)
 	}
@@ -130,7 +136,7 @@ func resumedByQEMU(t *testing.T, s *suite) {
 	s.waitEvent(t, 1, path, "lock-taken-again")
 	s.state(t, 1, name, "running")
 	counts(t, s, name+".img")
-	s.names(t, s.createRefused(t, 2, vm("thief", lab.Disk{Path: path}), path), 1, name)
+	s.refusedNaming(t, 2, vm("thief", lab.Disk{Path: path}), path, 1, name)
 	s.destroy(t, 1, name)
 	s.wantFree(t, 2, path)
 }

@@ -21,7 +21,7 @@ func liveMigration(t *testing.T, s *suite) {
 	s.state(t, 2, "mover", "running")
 	s.state(t, 1, "mover", "")
 	counts(t, s, "migrate.img")
-	s.names(t, s.createRefused(t, 1, vm("again", lab.Disk{Path: path}), path), 2, "mover")
+	s.refusedNaming(t, 1, vm("again", lab.Disk{Path: path}), path, 2, "mover")
 	s.destroy(t, 2, "mover")
 	s.wantFree(t, 1, path)
 }
@@ -141,7 +141,7 @@ func (s *suite) stays(t *testing.T, o outcome, name, path string) {
 		}
 	}
 	signal("STOP")
-	s.names(t, s.createRefused(t, 2, vm("other", lab.Disk{Path: path}), path), 1, name)
+	s.refusedNaming(t, 2, vm("other", lab.Disk{Path: path}), path, 1, name)
 	signal("CONT")
 }
 

@@ -167,10 +167,15 @@ func listCluster(t *testing.T, s *suite) {
 				strings.Contains(said, "virtual machine list3 (") && strings.Contains(said, "on host node3 (node 3)")
 		}, func() string { return said })
 	}
-	who, err := s.Node(2).MustSucceed(s.ctx, "vmlockctl", "who", path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	var who lab.Result
+	s.waitFor(t, "all nodes to answer who", func() bool {
+		var err error
+		who, err = s.Node(2).Exec(s.ctx, "vmlockctl", "who", path)
+		if err != nil || !who.OK() && who.Status != statusIncomplete {
+			t.Fatalf("who: %v, %v", who, err)
+		}
+		return who.OK()
+	}, func() string { return who.String() })
 	if !strings.Contains(who.Stdout, "list1") {
 		t.Errorf("who: %v", who)
 	}

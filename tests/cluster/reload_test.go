@@ -76,7 +76,7 @@ func newProgramFails(t *testing.T, s *suite) {
 		s.wantHeld(t, 2, path)
 		s.wantHeld(t, 1, path)
 	}
-	s.names(t, s.createRefused(t, 2, vm("thief", lab.Disk{Path: path}), path), 1, "keeper")
+	s.refusedNaming(t, 2, vm("thief", lab.Disk{Path: path}), path, 1, "keeper")
 	counts(t, s, "reload.img")
 	// A connection is of use only if it is served.
 	s.wantHeld(t, 2, other)
@@ -90,9 +90,13 @@ func newProgramFails(t *testing.T, s *suite) {
 
 	// It has said that it would start. Nobody else is left then who could go on.
 	s.next(t, saysYes+"exit 7\n", "")
-	if err := daemon.Signal(s.ctx, syscall.SIGUSR1); err != nil {
-		t.Fatal(err)
-	}
+	s.restartInPlace(t, "the daemon to end", func() bool {
+		st, err := daemon.Status(s.ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.State != lab.ProcessRunning
+	}, func() string { return "it runs" })
 	if st := s.ended(t, daemon); st.Status != 7 {
 		t.Fatalf("the daemon has ended with %+v", st)
 	}
@@ -103,7 +107,7 @@ func newProgramFails(t *testing.T, s *suite) {
 		t.Fatal(err)
 	}
 	s.waitServing(t, 1)
-	s.names(t, s.createRefused(t, 2, vm("thief", lab.Disk{Path: path}), path), 1, "keeper")
+	s.refusedNaming(t, 2, vm("thief", lab.Disk{Path: path}), path, 1, "keeper")
 	s.state(t, 1, "keeper", "running")
 	neverFree()
 	s.destroy(t, 1, "keeper")
@@ -121,24 +125,12 @@ func (s *suite) restartFails(t *testing.T, next badProgram) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	restart := func() {
-		t.Helper()
-		if err := daemon.Signal(s.ctx, syscall.SIGUSR1); err != nil {
-			t.Fatal(err)
-		}
-	}
 	refusals := func() int { return s.logged(t, 1, "event=restart-refused", next.says, next.why) }
-	later := func() int { return s.logged(t, 1, "event=restart-refused", "try again later") }
-	refused, waited, restarted := refusals(), later(), s.restarted(t, 1)
+	refused, restarted := refusals(), s.restarted(t, 1)
 	if next.says == couldNot {
 		restarted++ // the earlier one is executed again
 	}
-	restart()
-	s.waitFor(t, "a new program that "+next.what, func() bool {
-		if n := later(); n > waited { // it was still working for somebody
-			waited = n
-			restart()
-		}
+	s.restartInPlace(t, "a new program that "+next.what, func() bool {
 		return refusals() > refused && s.restarted(t, 1) == restarted
 	}, func() string { return fmt.Sprintf("%d refusals, %d restarts", refusals(), s.restarted(t, 1)) })
 	s.waitServing(t, 1)
@@ -150,6 +142,28 @@ func (s *suite) restartFails(t *testing.T, next badProgram) {
 		t.Fatalf("the daemon was %+v and is %+v", began, now)
 	}
 	s.step(t, "a new program that %s: the earlier one goes on", next.what)
+}
+
+// restartInPlace has the daemon of node 1 restarted in place, once more each time that it is still working for somebody,
+// and waits for what comes of it.
+func (s *suite) restartInPlace(t *testing.T, what string, ok func() bool, last func() string) {
+	t.Helper()
+	restart := func() {
+		t.Helper()
+		if err := s.Node(1).Service(lab.ServiceLock).Signal(s.ctx, syscall.SIGUSR1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	later := func() int { return s.logged(t, 1, "event=restart-refused", "try again later") }
+	waited := later()
+	restart()
+	s.waitFor(t, what, func() bool {
+		if n := later(); n > waited {
+			waited = n
+			restart()
+		}
+		return ok()
+	}, last)
 }
 
 // keepTrying has a node try to get a disk again and again, until the returned function

@@ -23,13 +23,13 @@ func daemonKilled(t *testing.T, s *suite) {
 	}
 	s.step(t, "vmlockd on node 1 is killed")
 	// Nobody on node 1 answers: this is what the lock itself says.
-	s.names(t, s.createRefused(t, 2, vm("thief", lab.Disk{Path: path}), path), 1, "survivor")
+	s.refusedNaming(t, 2, vm("thief", lab.Disk{Path: path}), path, 1, "survivor")
 	counts(t, s, "killed.img")
 	if err := daemon.Start(s.ctx); err != nil {
 		t.Fatal(err)
 	}
 	s.waitServing(t, 1)
-	s.names(t, s.createRefused(t, 2, vm("thief", lab.Disk{Path: path}), path), 1, "survivor")
+	s.refusedNaming(t, 2, vm("thief", lab.Disk{Path: path}), path, 1, "survivor")
 	s.createRefused(t, 1, vm("thief", lab.Disk{Path: path}), path)
 	s.state(t, 1, "survivor", "running")
 	s.destroy(t, 1, "survivor")

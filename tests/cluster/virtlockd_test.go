@@ -51,6 +51,8 @@ func TestReplacesVirtlockd(t *testing.T) {
 		t.Errorf("node 1 met a conflict:\n%s", log)
 	}
 
+	// Node 2 asks once whose the disk is that it does not get, and by then the lock itself has to tell it.
+	s.waitNamed(t, 1)
 	s.replaceVirtlockd(t, 2, config)
 	s.state(t, 2, "second", "running")
 	log := s.lockLog(t, 2)
@@ -58,6 +60,9 @@ func TestReplacesVirtlockd(t *testing.T) {
 		t.Errorf("node 2 has told of %d conflicts, of which one has to be about the virtual machine second:\n%s", n, log)
 	}
 
+	for _, n := range []int{1, 2} {
+		s.waitServing(t, n) // node 1 has seen node 2 join the lockspace, and recovers from that
+	}
 	s.step(t, "both are in vmlockd's hands")
 	for _, key := range []string{"key0", fmt.Sprint("key", manyLocks-1)} {
 		s.wantHeld(t, 2, "-lockspace", space, key)
@@ -71,7 +76,7 @@ func TestReplacesVirtlockd(t *testing.T) {
 	}
 	s.createRefused(t, 1, vm("fifth", lab.Disk{Path: shared}), shared)
 	s.destroy(t, 2, "second")
-	s.names(t, s.createRefused(t, 2, vm("fourth", lab.Disk{Path: disk}), disk), 1, "first")
+	s.refusedNaming(t, 2, vm("fourth", lab.Disk{Path: disk}), disk, 1, "first")
 	s.destroy(t, 1, "first")
 	s.create(t, 2, vm("fourth", lab.Disk{Path: disk}))
 	s.destroy(t, 1, "shares1")
