@@ -80,6 +80,7 @@ func TestDoctor(t *testing.T) {
 	t.Cleanup(cancel)
 	s := &suite{ctx: ctx, begin: time.Now(), Lab: lab.ForTest(t, cfg)}
 	must(t, s.Node(1).WaitLibvirt(ctx))
+	s.serving(t)
 	must(t, os.WriteFile(filepath.Join(s.Shared(), "web.img"), lab.IdleGuest(), 0o600))
 	must(t, os.WriteFile(filepath.Join(s.Shared(), "bare.img"), lab.IdleGuest(), 0o600))
 	works(t)(s.Node(1).Create(ctx, lab.Domain{Name: "web", Disks: []lab.Disk{{Path: lab.SharedDir + "/web.img"}}}))
@@ -88,6 +89,7 @@ func TestDoctor(t *testing.T) {
 
 	t.Run("Healthy", func(t *testing.T) {
 		for _, n := range s.Nodes() {
+			s.waitFinds(t, n.ID()) // they have booted just now, and may not know each other yet
 			s.finds(t, n.ID())
 		}
 	})
@@ -187,8 +189,24 @@ func notLocked(t *testing.T, s *suite) {
 func binaryReplaced(t *testing.T, s *suite) {
 	s.sh(t, 1, "p=$(readlink /proc/$(pidof vmlockd)/exe); cp $p $p.new; mv -f $p.new $p")
 	s.finds(t, 1, "binary-replaced")
-	must(t, s.Node(1).Service(lab.ServiceLock).Signal(s.ctx, syscall.SIGUSR1))
-	s.waitFinds(t, 1)
+	restart := func() { must(t, s.Node(1).Service(lab.ServiceLock).Signal(s.ctx, syscall.SIGUSR1)) }
+	later := func() int { // how often it could not be done, as it was working for somebody
+		log, err := s.Node(1).Log(s.ctx, lab.ServiceLock)
+		must(t, err)
+		return strings.Count(string(log), "it cannot be replaced just now, try again later")
+	}
+	waited := later()
+	restart()
+	ctx, cancel := context.WithTimeout(s.ctx, 2*time.Minute)
+	defer cancel()
+	must(t, lab.WaitFor(ctx, "the new program to run", func(context.Context) (bool, error) {
+		if n := later(); n > waited {
+			waited = n
+			restart()
+		}
+		_, ids := s.doctor(t, 1)
+		return len(ids) == 0, nil
+	}))
 }
 
 // daemon is about vmlockd and who is in its place, on a node without locks.
@@ -227,6 +245,7 @@ func others(t *testing.T, s *suite) {
 	s.waitFinds(t, 1, "peer-absent")
 	must(t, lockd.Start(s.ctx))
 	s.waitFinds(t, 1)
+	s.waitFinds(t, 2) // who leaves the lockspace while he joins it may stay in the kernel for three minutes
 
 	s.sh(t, 2, "cp -a "+vmConf+" /tmp/saved; printf '\\n[cluster]\\nlockspace = \"other\"\\n' >>"+vmConf)
 	s.restart(t, 2, lab.ServiceLock)
