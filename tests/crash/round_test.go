@@ -88,7 +88,7 @@ func (w *world) round(t *testing.T, env string, delay time.Duration, at when) (k
 	}
 	completed := w.work(vms, state, d)
 	if completed && at == later {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		_ = lab.WaitFor(ctx, "the daemon to be killed", func(context.Context) (bool, error) { return d.ended(), nil })
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -94,7 +95,7 @@ type daemon struct {
 	err     error         // of Wait, once done is closed
 }
 
-// start runs the daemon and returns when it listens, or has ended.
+// start runs the daemon and returns when it serves, or has ended.
 func (w *world) start(t *testing.T, env string) *daemon {
 	t.Helper()
 	d := &daemon{cmd: exec.Command(w.program, "--config", w.config), done: make(chan struct{})}
@@ -135,6 +136,16 @@ func (w *world) start(t *testing.T, env string) *daemon {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if !inside() {
+		return d
+	}
+	// It serves after 3 s at most, and refuses everything until it has joined the lockspace.
+	err = lab.WaitFor(ctx, "the daemon to join the lockspace", func(context.Context) (bool, error) {
+		return d.ended() || strings.Contains(d.log(t), "joined the DLM lockspace"), nil
+	})
+	if err != nil {
+		t.Fatalf("%v\n%s", err, d.log(t))
 	}
 	return d
 }
