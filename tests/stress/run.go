@@ -270,9 +270,16 @@ func (r *run) takeAll(ctx context.Context, o *owner) error {
 				break
 			}
 			// A call that was cut off may have been carried out late, for an owner whose
-			// death takes it back.
-			if op.Answer != Busy || time.Now().After(deadline) {
+			// death takes it back; and a daemon that was started last may not know yet what
+			// the one before had.
+			notYet := op.pending() && r.Disturb != nil
+			if op.Answer != Busy && !notYet || time.Now().After(deadline) {
 				return fmt.Errorf("everything was released, and this is not free: %v", op)
+			}
+			if notYet {
+				if err := s.giveBack(ctx, resource, false); err != nil {
+					return err
+				}
 			}
 			select {
 			case <-time.After(r.Latency):
