@@ -33,11 +33,13 @@ func (d *daemon) restart(t *testing.T, w *world, words string) {
 	}
 }
 
-// replace restarts it in place and waits until that is over, or it has ended.
+// replace restarts it in place and waits until that is over, or it has ended. While the kernel has not answered all that it
+// has asked, a daemon says that it cannot be replaced just now, and is told again.
 func (d *daemon) replace(t *testing.T) {
 	t.Helper()
-	const words = "vmlockd is ready"
-	before := strings.Count(d.log(t), words)
+	const words, later = "vmlockd is ready", "it cannot be replaced just now, try again later"
+	text := d.log(t)
+	before, waited := strings.Count(text, words), strings.Count(text, later)
 	if err := d.cmd.Process.Signal(syscall.SIGUSR1); err != nil {
 		t.Fatal(err)
 	}
@@ -47,8 +49,12 @@ func (d *daemon) replace(t *testing.T) {
 		if d.ended() {
 			return true, nil
 		}
-		text, err := os.ReadFile(d.logPath)
-		return strings.Count(string(text), words) > before, err
+		text := d.log(t)
+		if n := strings.Count(text, later); n > waited {
+			waited = n
+			_ = d.cmd.Process.Signal(syscall.SIGUSR1) // it may be killed meanwhile
+		}
+		return strings.Count(text, words) > before, nil
 	})
 	if d.ended() {
 		return
