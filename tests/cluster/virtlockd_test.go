@@ -61,7 +61,7 @@ func TestReplacesVirtlockd(t *testing.T) {
 	}
 
 	for _, n := range []int{1, 2} {
-		s.waitServing(t, n) // node 1 has seen node 2 join the lockspace, and recovers from that
+		s.waitServingFor(t, n, time.Minute+holdOff()) // node 1 has seen node 2 join the lockspace, and recovers from that
 	}
 	s.step(t, "both are in vmlockd's hands")
 	for _, key := range []string{"key0", fmt.Sprint("key", manyLocks-1)} {

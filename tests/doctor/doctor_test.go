@@ -80,9 +80,9 @@ func TestDoctor(t *testing.T) {
 	t.Cleanup(cancel)
 	s := &suite{ctx: ctx, begin: time.Now(), Lab: lab.ForTest(t, cfg)}
 	must(t, s.Node(1).WaitLibvirt(ctx))
-	s.serving(t)
 	must(t, os.WriteFile(filepath.Join(s.Shared(), "web.img"), lab.IdleGuest(), 0o600))
 	must(t, os.WriteFile(filepath.Join(s.Shared(), "bare.img"), lab.IdleGuest(), 0o600))
+	s.serving(t, lab.SharedDir+"/web.img")
 	works(t)(s.Node(1).Create(ctx, lab.Domain{Name: "web", Disks: []lab.Disk{{Path: lab.SharedDir + "/web.img"}}}))
 	// What a package of this machine has enabled would count in the nodes.
 	s.sh(t, 1, "rm -f /etc/systemd/system/multi-user.target.wants/dlm.service")

@@ -142,16 +142,16 @@ func (s *suite) waitFinds(t *testing.T, node int, want ...string) {
 	must(t, err)
 }
 
-// serving waits until vmlockd of each node grants locks: it may be started after libvirtd, and serves before it has joined the
-// lockspace and its guard lets anything be granted.
-func (s *suite) serving(t *testing.T) {
+// serving waits until vmlockd of each node grants the lock of a disk that all nodes can use: it may be started after libvirtd, and
+// serves before it has joined the lockspace and its guard lets anything be granted.
+func (s *suite) serving(t *testing.T, disk string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(s.ctx, 3*time.Minute)
 	defer cancel()
 	for _, n := range s.Nodes() {
 		var last lab.Result
 		err := lab.WaitFor(ctx, "vmlockd of "+n.Name()+" to grant locks", func(ctx context.Context) (_ bool, err error) {
-			last, err = n.Exec(ctx, "vmlockctl", "run", "/nobody/has/this", "--", "true")
+			last, err = n.Exec(ctx, "vmlockctl", "run", disk, "--", "true")
 			return last.OK(), err
 		})
 		if err != nil {
