@@ -41,15 +41,31 @@ const (
 	calmFor = 2 * time.Second
 	// calmAtMost is when Remove goes on anyway.
 	calmAtMost = 3 * time.Second
-	calmLook   = 50 * time.Millisecond
+	// calmSpare is what is left of the caller's time for leaving itself: whoever ends when that is over must have begun it.
+	calmSpare = time.Second
+	calmLook  = 50 * time.Millisecond
 )
 
-// calm waits until the other members recover from nothing, as far as can be told from here.
+// calm waits until the other members recover from nothing, as far as can be told from here. It is bounded also where the
+// kernel does not answer.
 func calm(ctx context.Context, k Kernel, name string) {
 	mk, ok := k.(MembersKernel)
 	if !ok {
 		return
 	}
+	end := time.Now().Add(calmAtMost)
+	if d, ok := ctx.Deadline(); ok && d.Add(-calmSpare).Before(end) {
+		end = d.Add(-calmSpare)
+	}
+	ctx, cancel := context.WithDeadline(ctx, end)
+	defer cancel()
+	_, _ = detached(ctx, func() (struct{}, error) {
+		untilCalm(ctx, mk, name)
+		return struct{}{}, nil
+	}, nil)
+}
+
+func untilCalm(ctx context.Context, k MembersKernel, name string) {
 	runs := func() bool { return true }
 	if state, err := OpenState(k, name); err == nil {
 		defer state.Close()
@@ -58,8 +74,8 @@ func calm(ctx context.Context, k Kernel, name string) {
 			return running || err != nil
 		}
 	}
-	for begin := time.Now(); time.Since(begin) < calmAtMost; {
-		changed, err := mk.MembersChanged(name)
+	for {
+		changed, err := k.MembersChanged(name)
 		if err != nil || changed.IsZero() || runs() && time.Since(changed) >= calmFor {
 			return
 		}

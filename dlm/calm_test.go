@@ -27,6 +27,11 @@ func TestRemoveWaits(t *testing.T) {
 		at := time.Now().Add(-d)
 		return func() (time.Time, error) { return at, nil }
 	}
+	var late chan struct{} // closed when the kernel answers after all
+	hangs := func() func() (time.Time, error) {
+		answers := late
+		return func() (time.Time, error) { <-answers; return time.Time{}, nil }
+	}
 	for what, tc := range map[string]struct {
 		changed func() func() (time.Time, error)
 		before  func(node)
@@ -41,10 +46,15 @@ func TestRemoveWaits(t *testing.T) {
 		}},
 		"the lockspace is stopped for ever": {changed: func() func() (time.Time, error) { return ago(time.Hour) }, before: func(n node) { n.Suspend(name) }, want: 3 * time.Second},
 		"the clock was set back":            {changed: func() func() (time.Time, error) { return ago(-time.Hour) }, want: 3 * time.Second},
-		"it is told to hurry":               {changed: func() func() (time.Time, error) { return ago(0) }, bounded: time.Second, want: time.Second},
+		"a second is left for leaving":      {changed: func() func() (time.Time, error) { return ago(0) }, bounded: 2 * time.Second, want: time.Second},
+		"there is no time":                  {changed: func() func() (time.Time, error) { return ago(0) }, bounded: time.Second},
+		"the kernel does not answer":        {changed: hangs, want: 3 * time.Second},
+		"nor that in time":                  {changed: hangs, bounded: 2 * time.Second, want: time.Second},
 	} {
 		t.Run(what, func(t *testing.T) {
 			fakeclock.Test(t, func(t *testing.T) {
+				late = make(chan struct{})
+				defer close(late)
 				c := dlmtest.NewCluster(2)
 				k := &membersKernel{c.Node(1), tc.changed()}
 				ls, err := dlm.Create(t.Context(), k, name, dlm.Options{})

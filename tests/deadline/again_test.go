@@ -33,13 +33,35 @@ func (s *suite) try(t *testing.T, name string, play func(*testing.T)) bool {
 	return false
 }
 
+// refusalLasts is how long a dlm_controld has to say the same of a message that it has refused: for a moment one that is under way
+// looks like it.
+const refusalLasts = 10 * time.Second
+
 // skipIfRefused ends a try when what was waited for did not come as a dlm_controld has refused a message: what "dlm_tool ls -n"
-// says on the nodes has to show it (lab.Awaiting).
+// says on the nodes has to show it (lab.Awaiting), all the time.
 func (s *suite) skipIfRefused(t *testing.T, why error) {
 	t.Helper()
 	if !s.playing {
 		return
 	}
+	var said map[int]string
+	var refusing []int
+	ctx, cancel := context.WithTimeout(s.ctx, refusalLasts)
+	defer cancel()
+	if lab.WaitFor(ctx, "no refused message", func(context.Context) (bool, error) {
+		said = s.controlds()
+		_, refusing = lab.Awaiting(said)
+		return len(refusing) == 0, nil
+	}) == nil {
+		return
+	}
+	// Nothing of the case can be seen any more, and none of it counts: try plays it again, and fails after three of these.
+	s.refused = true
+	t.Skipf("%v: dlm_controld of nodes %v has refused a message, and waits for ever: %v", why, refusing, said)
+}
+
+// controlds is what dlm_controld says of the lockspace, by node; one that does not answer is left out.
+func (s *suite) controlds() map[int]string {
 	said := map[int]string{}
 	for _, n := range s.Nodes() {
 		ctx, cancel := context.WithTimeout(s.ctx, 30*time.Second)
@@ -50,10 +72,7 @@ func (s *suite) skipIfRefused(t *testing.T, why error) {
 		}
 		cancel()
 	}
-	if _, refusing := lab.Awaiting(said); len(refusing) > 0 {
-		s.refused = true
-		t.Skipf("%v: dlm_controld of nodes %v has refused a message, and waits for ever: %v", why, refusing, said)
-	}
+	return said
 }
 
 // rebootAll has all nodes off at the same time, which is the remedy, and waits until all serve again.
