@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -69,6 +70,9 @@ func NewRule(t RuleText) (Rule, error) {
 		return wrong("path", "%q is not an absolute path: begin it with /", t.Path)
 	case len(t.Path) > maxPattern || strings.ContainsRune(t.Path, 0):
 		return wrong("path", "no file can have a path of %d bytes, or with a NUL byte in it", len(t.Path))
+	case !utf8.ValidString(t.Path):
+		// A regular expression would not take it, and no settings file can have it.
+		return wrong("path", "%q is not UTF-8: use ? for each byte of a character that is not", t.Path)
 	case strings.Contains(t.Path, "***"):
 		return wrong("path", "%q has three * in a row: use * for anything without a /, or ** for anything", t.Path)
 	case t.Path != "" && path.Clean(t.Path) != t.Path:
@@ -107,6 +111,9 @@ func NewRule(t RuleText) (Rule, error) {
 func templateProblem(t RuleText) string {
 	if t.Name == "" {
 		return ""
+	}
+	if !utf8.ValidString(t.Name) {
+		return fmt.Sprintf("%q is not UTF-8: take the names from the disks, with {rest}, {path}, {base} or {inode}", t.Name)
 	}
 	if len(t.Name) > maxTemplate {
 		return fmt.Sprintf("it has %d bytes: use up to %d", len(t.Name), maxTemplate)

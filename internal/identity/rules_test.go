@@ -23,6 +23,8 @@ func TestRuleMistakes(t *testing.T) {
 		{RuleText{Path: "/srv/../x", Scope: "host"}, "path", `write "/x"`},
 		{RuleText{Path: "/srv/[ab]", Scope: "host"}, "path", "stand for nothing"},
 		{RuleText{Path: "/" + strings.Repeat("x", 4096), Scope: "host"}, "path", "4097 bytes"},
+		{RuleText{Path: "/srv/\xdd/**", Scope: "cluster"}, "path", "is not UTF-8"},
+		{RuleText{Path: "/a/*", Scope: "cluster", Name: "\xdd{rest}"}, "name", "is not UTF-8"},
 		{RuleText{Path: "/dev/disk/by-id/*", Scope: "host"}, "path", "/dev/mapper/NAME"},
 		{RuleText{Path: "/dev/dm-*", Scope: "host"}, "path", "/dev/mapper/NAME"},
 		{RuleText{Path: "/dev/dm-0", Scope: "host"}, "path", "/dev/mapper/NAME"},
@@ -158,6 +160,7 @@ func TestDigest(t *testing.T) {
 func FuzzNewRule(f *testing.F) {
 	f.Add("/srv/**", "", "cluster", "{rest}", "/srv/a")
 	f.Add("", "lvm", "host", "", "/dev/x")
+	f.Add("/sr\xddv/**", "", "cluster", "{rest}", "/sr\xddv/a")
 	f.Fuzz(func(t *testing.T, path, typ, scope, name, other string) {
 		var r Rule
 		var err error
