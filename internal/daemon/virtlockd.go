@@ -190,7 +190,7 @@ func canReplace(c config.Config, socket string, log *slog.Logger) error {
 	// It is started now if it is not there, and ends soon if it gets nothing.
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
-	k, err := holder.Connect(ctx, holder.Options{Socket: c.HolderSocket(), Log: log})
+	k, err := holder.Connect(ctx, holder.Options{Socket: c.HolderSocket(), Log: log, Wait: true})
 	if err != nil {
 		return fmt.Errorf("the process that keeps locks across restarts: %w", err)
 	}

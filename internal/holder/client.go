@@ -27,12 +27,15 @@ var (
 
 // Options are for Connect.
 type Options struct {
-	// Socket is the path of the holder's socket, at most 107 bytes (unix(7)), in a
+	// Socket is the path of the holder's socket, at most 106 bytes (unix(7), and one for its name until it
+	// is served), in a
 	// directory where only this user can create files and that outlives the
 	// daemon: a holder whose socket was removed is never found again.
 	Socket string
 	// Log is told when the holder ends, and when it is there again. Nil: nobody is.
 	Log *slog.Logger
+	// Wait makes Connect wait until a holder that it starts has answered.
+	Wait bool
 }
 
 // Client is the daemon's side. Its methods may be called from many goroutines.
@@ -49,16 +52,23 @@ type Client struct {
 	waiting  map[*entry]chan error // who waits in Put; the channels have room for one
 	queue    []*entry              // to be sent
 	drops    []uint64              // to be sent
-	flying   []*entry              // sent and not acknowledged
-	inFlight bool                  // a message was sent and is not acknowledged
-	quiet    int                   // messages sent since the last one that is acknowledged
-	next     uint64                // the next id
-	seq      uint32
-	why      error // why there is no holder
-	closed   bool
-	drained  chan struct{} // set by Close, closed when nothing is left to be sent
-	unkept   int           // how many of entries the holder refused when they were put again
-	retry    *time.Timer   // puts these once more
+	flying   []*entry              // sent with asked
+	greeting bool                  // hello was sent, and is not answered
+	inFlight bool                  // a message that wants a reply was sent, and has none
+	asked    uint32                // its number
+	// quiet and quietBytes are what was sent since, or since the last one that wanted a reply.
+	quiet, quietBytes int
+	gathering         bool   // somebody is about to send what waits
+	next              uint64 // the next id
+	seq               uint32 // the number of the last message
+	// bases are those of the last messages by their numbers, of more than can be unanswered: one that wants a
+	// reply, and maxQuiet before and after it. 0: none.
+	bases   [256]uint64
+	why     error // why there is no holder
+	closed  bool
+	drained chan struct{} // set by Close, closed when nothing is left to be sent
+	unkept  int           // how many of entries the holder refused when they were put again
+	retry   *time.Timer   // puts these once more
 
 	msg, oob []byte
 	fds      []int
@@ -86,9 +96,9 @@ type entry struct {
 	earlier bool
 }
 
-// Connect connects to the holder, which is started if none runs, and receives
-// everything that it has: see Taken. ErrConnected, ErrTake, the context's error,
-// or whatever system call failed.
+// Connect connects to the holder and receives everything that it has: see Taken. If none
+// runs it starts one, and does not wait for that one without Options.Wait. ErrConnected, ErrTake, the
+// context's error, or whatever system call failed.
 func Connect(ctx context.Context, o Options) (*Client, error) {
 	return connect(ctx, o, starter{socket: o.Socket})
 }
@@ -98,28 +108,32 @@ func connect(ctx context.Context, o Options, st starter) (*Client, error) {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	c := &Client{log: o.Log, starter: st, waiting: map[*entry]chan error{}}
-	l, hello, err := c.starter.connect(ctx)
+	l, hello, err := c.starter.connect(ctx, !o.Wait)
 	if err != nil {
 		return nil, err
 	}
-	stop := l.until(ctx)
-	err = c.take(l, hello)
-	stop()
-	if err != nil {
-		for e := range c.entries.all() {
-			_ = unix.Close(int(e.fd))
+	if hello.version == 0 {
+		c.greeting = true // it was started just now, and has nothing
+	} else {
+		stop := l.until(ctx)
+		err = c.take(l)
+		stop()
+		if err != nil {
+			for e := range c.entries.all() {
+				_ = unix.Close(int(e.fd))
+			}
+			l.file.Close()
+			return nil, withContext(ctx, err)
 		}
-		l.file.Close()
-		return nil, withContext(ctx, err)
 	}
-	c.link, c.next = l, hello.next
+	c.link, c.next = l, max(hello.next, 1)
 	ctx, c.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	c.running.Go(func() { c.run(ctx, l) })
 	return c, nil
 }
 
 // take receives what the holder has, which keeps it.
-func (c *Client) take(l *link, hello helloReply) error {
+func (c *Client) take(l *link) error {
 	return list(l, true, func(e listed, fd int) {
 		c.entries.set(&entry{fd: int32(fd), key: e.key, id: e.id, state: kept, earlier: true})
 	})
@@ -223,15 +237,7 @@ func (c *Client) Put(ctx context.Context, key string, fd int) error {
 	c.entries.set(e)
 	c.waiting[e] = done
 	c.queue = append(c.queue, e)
-	c.lockedPump()
-	if e.state == flying && c.lockedRoomy() {
-		// It is in the holder's socket, where it outlives this process, and there is room for it. To
-		// wait until the holder has run would double the time that a lone caller needs. What comes
-		// while this flies waits for the reply, and many share it.
-		delete(c.waiting, e)
-		c.mu.Unlock()
-		return nil
-	}
+	c.lockedGather()
 	c.mu.Unlock()
 
 	select {
@@ -265,7 +271,7 @@ func (c *Client) Drop(fd int) {
 	defer c.mu.Unlock()
 	if e := c.entries.get(fd); e != nil {
 		c.lockedForget(e)
-		c.lockedPump()
+		c.lockedGather()
 	}
 }
 

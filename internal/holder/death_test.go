@@ -158,11 +158,7 @@ func TestMessagesOfTheDeadCount(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var g sync.WaitGroup
 	g.Go(func() { _ = c.Put(ctx, "k", fd) })
-	eventually(t, "it is sent", func() bool {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		return c.inFlight
-	})
+	eventually(t, "it is sent", func() bool { return c.Status().Held == 1 })
 	// As SIGKILL would: the connection ends, and nothing is taken back.
 	c.mu.Lock()
 	c.closed = true

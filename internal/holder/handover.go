@@ -127,7 +127,7 @@ func (c *Client) detach() *Handover {
 	case c.link == nil:
 		h.missing = fmt.Errorf("%w: %w", errNoHolder, c.why)
 		return h
-	case c.inFlight || len(c.drops) > 0 || len(c.queue) > 0:
+	case c.greeting || c.inFlight || len(c.drops) > 0 || len(c.queue) > 0:
 		h.missing = errors.New("it has not answered")
 	case unkept > 0:
 		h.missing = fmt.Errorf("it lacks %d", unkept)
@@ -166,7 +166,7 @@ func resumed(o Options, h *Handover, st starter) (*Client, error) {
 	}
 	c := &Client{
 		log: o.Log, starter: st, link: l, why: h.missing, next: h.next, seq: h.seq, quiet: h.quiet,
-		waiting: map[*entry]chan error{},
+		waiting: map[*entry]chan error{}, greeting: l != nil,
 	}
 	has := kept
 	if l == nil {
@@ -174,6 +174,9 @@ func resumed(o Options, h *Handover, st starter) (*Client, error) {
 	}
 	for _, e := range h.entries {
 		c.entries.set(&entry{fd: int32(e.fd), key: e.key, id: e.id, state: has, earlier: true})
+	}
+	if l != nil {
+		_ = l.send(hello) // for its version; that it is gone is noticed below
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	c.cancel = cancel

@@ -108,19 +108,10 @@ func TestHandoverOfWhatIsNotCertain(t *testing.T) {
 	kept, late := temp(t), temp(t)
 	put(t, c, "kept", kept)
 	pid := c.Status().PID
-	eventually(t, "it is acknowledged", func() bool {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		return !c.inFlight
-	})
 	stop(t, pid)
 	asked := make(chan error)
 	go func() { asked <- c.Put(limited(t), "late", late) }()
-	eventually(t, "it is sent", func() bool {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		return c.inFlight
-	})
+	eventually(t, "it is sent", func() bool { return c.Status().Held == 2 })
 	if h, err := c.Handover(); err == nil {
 		t.Fatalf("a put under way was handed over: %+v", h)
 	}

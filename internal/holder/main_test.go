@@ -45,7 +45,11 @@ func end(t testing.TB, path string) {
 		}
 		return
 	}
-	l, hello, err := greet(limited(t), fd)
+	l, err := newLink(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hello, err := greet(limited(t), l, false)
 	if err != nil {
 		if !ended(err) {
 			t.Errorf("the holder cannot be asked to end: %v", err)
@@ -82,6 +86,11 @@ func stop(t testing.TB, pid int) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = unix.Kill(pid, unix.SIGCONT) })
+	isStopped(t, pid)
+}
+
+func isStopped(t testing.TB, pid int) {
+	t.Helper()
 	eventually(t, "the process stops", func() bool {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		return err == nil && strings.Contains(string(b), ") T ")
@@ -124,7 +133,7 @@ func limited(t testing.TB) context.Context {
 
 func start(t testing.TB, path string) *Client {
 	t.Helper()
-	c, err := Connect(limited(t), Options{Socket: path})
+	c, err := Connect(limited(t), Options{Socket: path, Wait: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -109,8 +109,8 @@ func handleSignals(s *server) {
 	signal.Notify(term, unix.SIGTERM)
 	go func() {
 		for range term {
-			s.mu.Lock() // nothing is acknowledged between the look and the end
-			if s.live == 0 && !s.waiting() || shuttingDown() {
+			s.mu.Lock() // nothing is received between the look and the end
+			if s.store.live == 0 && !s.waiting() || shuttingDown() {
 				os.Exit(0)
 			}
 			s.mu.Unlock()

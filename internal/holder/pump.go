@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"time"
 
@@ -18,45 +19,59 @@ const (
 	// refusedPause is how long after a new holder refused a descriptor, for it is
 	// at its limit, the descriptor is put again.
 	refusedPause = time.Second
-	// maxQuiet bounds messages without an acknowledgement, of which few must fit
-	// into the socket while the holder is kept from running.
-	maxQuiet = 8
+	// maxQuiet and maxQuietBytes bound the messages that want no reply between two that
+	// want one. As many may follow while a reply is awaited, so that all of them must fit into the
+	// socket while the holder is kept from running; the kernel counts 1 KiB more for each.
+	maxQuiet      = 64
+	maxQuietBytes = 2 * maxMessage
 )
 
-// lockedPump sends what waits, unless a message is under way already: what comes
-// meanwhile makes up the next one. So one caller waits for one round trip, and
-// many share its cost. A message that only drops needs no reply: the next one may
-// follow at once.
+// lockedGather lets who is about to run add to what waits, and sends all of it: many share
+// a message. When nobody else has anything to do it costs next to nothing. It unlocks mu
+// meanwhile.
+func (c *Client) lockedGather() {
+	if c.gathering {
+		return
+	}
+	c.gathering = true
+	c.mu.Unlock()
+	runtime.Gosched()
+	c.mu.Lock()
+	c.gathering = false
+	c.lockedPump()
+}
+
+// lockedPump sends what waits. A message that the holder is sure to carry out wants no
+// reply, and the next one may follow at once. There is one at a time that wants one.
 func (c *Client) lockedPump() {
-	if !c.inFlight {
-		c.lockedSend()
+	c.lockedSend()
+	if c.drained == nil || c.link != nil && (c.inFlight || c.greeting) {
+		return
 	}
-	if c.drained != nil && !c.inFlight { // everything was sent, or there is no holder
-		close(c.drained)
-		c.drained = nil
+	if c.link != nil && c.quiet > 0 && c.link.version >= toldOf {
+		c.lockedAsk() // whether all of it was carried out
+		return
 	}
+	close(c.drained) // everything was sent, or there is no holder
+	c.drained = nil
 }
 
 func (c *Client) lockedSend() {
 	limit := maxFDs
 	for c.link != nil && len(c.drops)+len(c.queue) > 0 {
-		batch := c.lockedBatch(limit)
+		quiet := c.quiet < maxQuiet && c.quietBytes < maxQuietBytes && (len(c.queue) == 0 || c.lockedSure())
+		if c.inFlight && !quiet {
+			return
+		}
+		batch := c.lockedBatch(limit, quiet)
 		err := send(c.link.fd, c.msg, c.oob)
 		switch {
 		case err == nil:
 			c.drops = slices.Delete(c.drops, 0, len(c.request.drops))
-			c.flying = append(c.flying[:0], batch...)
-			for _, e := range batch {
-				e.state = flying
-			}
+			c.lockedSent(batch, quiet)
 			n := copy(c.queue, c.queue[len(batch):])
 			clear(c.queue[n:])
 			c.queue = c.queue[:n]
-			if c.quiet > 0 {
-				continue
-			}
-			c.inFlight = true
-			return
 		case len(batch) == 0 || err != unix.EBADF && err != unix.ETOOMANYREFS && err != unix.EINVAL:
 			c.lockedCut(fmt.Errorf("send to it: %w", err))
 			return
@@ -70,9 +85,13 @@ func (c *Client) lockedSend() {
 	}
 }
 
+// lockedSure says whether what is in the holder's socket is sure to be held, or else told
+// of: then nobody needs to wait for a reply.
+func (c *Client) lockedSure() bool { return c.link.version >= toldOf && c.lockedRoomy() }
+
 // lockedBatch makes the next message, with limit descriptors at most, and
 // returns the part of the queue that it brings.
-func (c *Client) lockedBatch(limit int) []*entry {
+func (c *Client) lockedBatch(limit int, quiet bool) []*entry {
 	r := &c.request
 	r.base = c.next
 	r.drops = c.drops[:min(len(c.drops), maxDrops)]
@@ -88,13 +107,42 @@ func (c *Client) lockedBatch(limit int) []*entry {
 	}
 	c.next += uint64(len(r.puts))
 	c.seq++
-	c.quiet++
-	if len(r.puts) > 0 || c.quiet > maxQuiet {
-		c.quiet = 0
-	}
-	c.msg = r.append(header{op: opChange, quiet: c.quiet > 0, seq: c.seq}.append(c.msg[:0]))
+	c.msg = r.append(header{op: opChange, quiet: quiet, seq: c.seq}.append(c.msg[:0]))
 	c.oob = appendRights(c.oob[:0], c.fds)
 	return c.queue[:len(r.puts)]
+}
+
+// lockedSent notes that the message with seq, which brought batch, is in the socket.
+func (c *Client) lockedSent(batch []*entry, quiet bool) {
+	c.bases[c.seq%uint32(len(c.bases))] = c.request.base
+	if quiet {
+		c.quiet++
+		c.quietBytes += len(c.msg)
+		for _, e := range batch {
+			c.lockedKept(e)
+		}
+		return
+	}
+	c.quiet, c.quietBytes = 0, 0
+	c.inFlight, c.asked = true, c.seq
+	c.flying = append(c.flying[:0], batch...)
+	for _, e := range batch {
+		e.state = flying
+		if done := c.waiting[e]; done != nil && c.lockedRoomy() {
+			done <- nil // it outlives this process, and there is room for it
+			delete(c.waiting, e)
+		}
+	}
+}
+
+// lockedAsk sends a message of which nothing is wanted but the reply.
+func (c *Client) lockedAsk() {
+	batch := c.lockedBatch(0, false)
+	if err := send(c.link.fd, c.msg, nil); err != nil {
+		c.lockedCut(fmt.Errorf("send to it: %w", err))
+		return
+	}
+	c.lockedSent(batch, false)
 }
 
 // lockedFail ends the wait for e, or puts it aside if nobody waits.
@@ -131,54 +179,15 @@ func (c *Client) putRefused() {
 	c.lockedPump()
 }
 
-// acknowledged handles the reply to what flies.
-func (c *Client) acknowledged(p packet) error {
-	closeAll(p.fds)
-	h, body, err := decodeHeader(p.data)
-	if err != nil {
-		return err
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.inFlight || h.op != opChange || h.seq != c.seq {
-		return errMalformed
-	}
-	r, err := decodeChangeReply(body, len(c.flying))
-	if err != nil {
-		return err
-	}
-	for i, e := range c.flying {
-		switch {
-		case i >= int(r.kept) && e.state == flying:
-			c.lockedFail(e, statusError(max(h.errno, unix.EPERM)))
-		case i < int(r.kept) && e.state == forgotten:
-			c.drops = append(c.drops, e.id)
-		case e.state == flying:
-			c.lockedKept(e)
-		}
-	}
-	clear(c.flying)
-	c.flying = c.flying[:0]
-	c.inFlight = false
-	c.lockedPump()
-	return nil
-}
-
-func (c *Client) lockedKept(e *entry) {
-	e.state = kept
-	if done := c.waiting[e]; done != nil {
-		done <- nil
-		delete(c.waiting, e)
-	}
-}
-
 // lockedCut ends the use of the link. All that was not acknowledged waits for the next one.
 func (c *Client) lockedCut(why error) {
 	if c.link == nil {
 		return
 	}
 	c.link.file.Close()
-	c.link, c.why, c.inFlight = nil, why, false
+	c.link, c.why, c.inFlight, c.greeting = nil, why, false, false
+	c.quiet, c.quietBytes = 0, 0
+	clear(c.bases[:])
 	c.flying, c.drops, c.queue = nil, nil, nil // resume makes them anew from entries
 	c.lockedPump()
 }
@@ -254,7 +263,7 @@ func (c *Client) again(ctx context.Context, old int) *link {
 // resume connects and brings the holder to what it should have. A new one has
 // nothing; but if only the connection was lost, it has what it had.
 func (c *Client) resume(ctx context.Context) (*link, error) {
-	l, hello, err := c.starter.connect(ctx)
+	l, hello, err := c.starter.connect(ctx, false)
 	if err != nil {
 		return nil, err
 	}

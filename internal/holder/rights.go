@@ -129,6 +129,8 @@ type link struct {
 	pid  int // of the holder
 	// limit is how many descriptors it holds at most; 0 if that is not known.
 	limit int
+	// version is the one that both ends speak; 0 until the holder has said hello.
+	version uint16
 }
 
 func newLink(fd int) (*link, error) {
@@ -156,11 +158,20 @@ func (l *link) receive() (p packet, err error) {
 // call is one request and its reply, for the time before other goroutines use
 // the link.
 func (l *link) call(seq uint32, request []byte, op uint8) (header, *cursor, packet, error) {
-	err := send(l.fd, request, nil)
-	runtime.KeepAlive(l.file)
-	if err != nil {
+	if err := l.send(request); err != nil {
 		return header{}, nil, packet{}, err
 	}
+	return l.reply(seq, op)
+}
+
+func (l *link) send(request []byte) error {
+	err := send(l.fd, request, nil)
+	runtime.KeepAlive(l.file)
+	return err
+}
+
+// reply waits for the reply to the request with this number.
+func (l *link) reply(seq uint32, op uint8) (header, *cursor, packet, error) {
 	p, err := l.receive()
 	if err != nil {
 		return header{}, nil, packet{}, err

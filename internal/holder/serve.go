@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -32,16 +33,20 @@ type server struct {
 	version  uint16
 	idle     time.Duration
 	free     func() // gives memory back; takes a few milliseconds
+	nap      func() // lets messages come together
 
 	conns  []*conn
 	daemon *conn // the one that said hello, or nil
 	store  store
 	rcv    *receiver
 
-	mu      sync.Mutex   // guards live and asking; taken before a descriptor is acknowledged
-	live    int          // store.live, for the goroutine that handles signals
-	asking  int          // the descriptor of daemon, for it too; -1 if there is none
-	closing atomic.Int64 // descriptors being closed: they still count
+	// mu is held from before a message is received until what came with it is in the store: for the goroutine
+	// that handles signals there is nothing in between.
+	mu      sync.Mutex
+	closing atomic.Int64 // descriptors being closed, or in dropped: they still count
+
+	dropped []int // to be closed at the end of the turn
+	calm    bool  // the last message of the turn wanted no reply
 
 	polls    []unix.PollFd
 	out, oob []byte
@@ -56,6 +61,8 @@ const (
 	tidyFrom = 100
 	// calm is how long nothing must come before it.
 	calm = time.Second
+	// maxTurn is how many messages of a connection are handled before the others'.
+	maxTurn = 256
 )
 
 // conn is a connection. fd is -1 once it was closed.
@@ -65,7 +72,7 @@ type conn struct {
 }
 
 func newServer(listener, limit int) *server {
-	return &server{listener: listener, limit: limit, asking: -1, version: version, idle: idleTime, free: debug.FreeOSMemory, rcv: newReceiver(),
+	return &server{listener: listener, limit: limit, version: version, idle: idleTime, free: debug.FreeOSMemory, nap: nap, rcv: newReceiver(),
 		store: store{next: 1}}
 }
 
@@ -100,9 +107,11 @@ func (s *server) turn(timeout int) error {
 		}
 		return nil
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for i, c := range s.conns { // to which nothing is added, and from which nothing is removed, here
 		if s.polls[i+1].Revents != 0 {
-			s.serveOne(c)
+			s.serveSome(c)
 		}
 	}
 	if s.polls[0].Revents != 0 {
@@ -110,6 +119,43 @@ func (s *server) turn(timeout int) error {
 	}
 	s.conns = slices.DeleteFunc(s.conns, func(c *conn) bool { return c.fd < 0 })
 	return nil
+}
+
+// serveSome handles what came, and closes what it dropped. A daemon that wants no reply can wait: what it
+// sends is as safe in the socket. To be woken by each message would cost it, and the
+// host, more than all the rest.
+func (s *server) serveSome(c *conn) {
+	s.calm = false
+	for n := 0; n < maxTurn && s.serveOne(c); n++ {
+	}
+	s.closeDropped()
+	if s.calm {
+		s.nap()
+	}
+}
+
+// closeDropped lets another goroutine close what was dropped.
+func (s *server) closeDropped() {
+	if len(s.dropped) == 0 {
+		return
+	}
+	drop := slices.Clone(s.dropped)
+	s.dropped = s.dropped[:0]
+	go func() {
+		for _, fd := range drop {
+			_ = unix.Close(fd)
+			s.closing.Add(-1)
+		}
+	}()
+	// Usually it is done when this returns, without another thread.
+	runtime.Gosched()
+}
+
+// nap sleeps for half a millisecond without a word to the runtime, which would start its
+// monitor anew when the call ends. The other goroutines wait meanwhile.
+func nap() {
+	pause := unix.NsecToTimespec(int64(500 * time.Microsecond))
+	_, _, _ = unix.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&pause)), 0, 0)
 }
 
 // timeout is for poll(2): -1 as long as there is a reason to stay and nothing to
@@ -155,7 +201,7 @@ func (s *server) accept() {
 // close ends a connection. What its daemon gave stays.
 func (s *server) close(c *conn) {
 	if s.daemon == c {
-		s.setDaemon(nil)
+		s.daemon = nil
 	}
 	if c.fd >= 0 {
 		_ = unix.Close(c.fd)
@@ -163,21 +209,13 @@ func (s *server) close(c *conn) {
 	}
 }
 
-func (s *server) setDaemon(c *conn) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.daemon, s.asking = c, -1; c != nil {
-		s.asking = c.fd
-	}
-}
-
 // waiting says whether the daemon has sent what was not received: that counts as held. It is called with mu
 // held, by the goroutine that handles signals.
 func (s *server) waiting() bool {
-	if s.asking < 0 {
+	if s.daemon == nil {
 		return false
 	}
-	p := []unix.PollFd{{Fd: int32(s.asking), Events: unix.POLLIN}}
+	p := []unix.PollFd{{Fd: int32(s.daemon.fd), Events: unix.POLLIN}}
 	n, err := unix.Poll(p, 0)
 	return err == nil && n > 0 && p[0].Revents&unix.POLLIN != 0
 }
@@ -221,7 +259,17 @@ func (s *server) handle(c *conn, p packet) error {
 		return s.handleList(c, h, body)
 	}
 	h.errno = unix.EOPNOTSUPP
-	return send(c.fd, h.append(s.out[:0]), nil)
+	return reply(c, h.append(s.out[:0]), nil)
+}
+
+// reply sends one. That the daemon is gone is no error: what it sent before is still to be
+// received, and its end is behind that.
+func reply(c *conn, data, oob []byte) error {
+	err := send(c.fd, data, oob)
+	if err == unix.EPIPE || err == unix.ECONNRESET {
+		return nil
+	}
+	return err
 }
 
 func (s *server) hello(c *conn, h header, body *cursor) error {
@@ -232,14 +280,14 @@ func (s *server) hello(c *conn, h header, body *cursor) error {
 	// them: they count.
 	for old := s.daemon; old != nil && old != c && s.serveOne(old); {
 	}
-	reply := helloReply{version: s.version, pid: int32(unix.Getpid()), held: uint32(s.store.live),
+	us := helloReply{version: s.version, pid: int32(unix.Getpid()), held: uint32(s.store.live),
 		limit: uint32(s.limit), next: s.store.next}
 	if s.daemon != nil && s.daemon != c {
-		h.errno, reply.pid = unix.EBUSY, s.daemon.pid
+		h.errno, us.pid = unix.EBUSY, s.daemon.pid
 	} else {
-		s.setDaemon(c)
+		s.daemon = c
 	}
-	err := send(c.fd, reply.append(h.append(s.out[:0])), nil)
+	err := reply(c, us.append(h.append(s.out[:0])), nil)
 	if h.errno != 0 {
 		s.close(c)
 	}
@@ -254,42 +302,29 @@ func (s *server) handleChange(c *conn, h header, body *cursor, p packet) error {
 		closeAll(p.fds)
 		return errMalformed
 	}
-	var drop []int // not reused: another goroutine closes them
 	for _, id := range r.drops {
 		if fd := s.store.drop(id); fd >= 0 {
-			drop = append(drop, fd)
+			s.dropped = append(s.dropped, fd)
+			s.closing.Add(1)
 		}
 	}
-	room := max(0, s.limit-s.store.live-int(s.closing.Load())-len(drop))
+	room := max(0, s.limit-s.store.live-int(s.closing.Load()))
 	kept := min(len(p.fds), room)
 	for i, fd := range p.fds[:kept] {
 		s.store.add(r.base+uint64(i), r.puts[i], fd)
 	}
 	closeAll(p.fds[kept:]) // the daemon has them open, so that this does not wait
-	s.mu.Lock()
-	s.live = s.store.live
-	s.mu.Unlock()
 	h.errno = 0
 	if kept < len(r.puts) {
 		h.errno = unix.EMFILE
 	}
-	var err error
-	if !h.quiet {
-		s.out = changeReply{kept: uint16(kept)}.append(h.append(s.out[:0]))
-		err = send(c.fd, s.out, nil)
+	s.calm = h.quiet
+	if h.quiet && h.errno == 0 {
+		return nil
 	}
-	if len(drop) > 0 {
-		s.closing.Add(int64(len(drop)))
-		go func() {
-			for _, fd := range drop {
-				_ = unix.Close(fd)
-				s.closing.Add(-1)
-			}
-		}()
-		// Usually it is done when this returns, without another thread.
-		runtime.Gosched()
-	}
-	return err
+	h.quiet = false
+	s.out = changeReply{kept: uint16(kept)}.append(h.append(s.out[:0]))
+	return reply(c, s.out, nil)
 }
 
 func (s *server) handleList(c *conn, h header, body *cursor) error {
@@ -311,13 +346,13 @@ func (s *server) handleList(c *conn, h header, body *cursor) error {
 	}
 	if r.withFDs {
 		s.oob = appendRights(s.oob[:0], s.fds)
-		err = send(c.fd, s.out, s.oob)
+		err = reply(c, s.out, s.oob)
 	} else {
-		err = send(c.fd, s.out, nil)
+		err = reply(c, s.out, nil)
 	}
 	if err == unix.ETOOMANYREFS {
 		h.errno = unix.ETOOMANYREFS
-		err = send(c.fd, h.append(s.out[:0]), nil)
+		err = reply(c, h.append(s.out[:0]), nil)
 	}
 	return err
 }

@@ -24,21 +24,31 @@ type starter struct {
 	child   int    // pid of the last holder that was started
 }
 
-// connect connects to the running holder, or to a new one.
-func (o *starter) connect(ctx context.Context) (*link, helloReply, error) {
+// connect connects to the running holder, or to a new one. With eager it does not wait for
+// a new one's answer to hello: the reply is the zero one then.
+func (o *starter) connect(ctx context.Context, eager bool) (*link, helloReply, error) {
 	var last error
 	for range maxTries {
 		if err := ctx.Err(); err != nil {
 			return nil, helloReply{}, errors.Join(err, last)
 		}
 		fd, err := dial(o.socket)
+		started := false
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) {
-			fd, err = o.start(ctx)
+			fd, started, err = o.start(ctx)
 		}
 		if err != nil {
 			return nil, helloReply{}, err
 		}
-		l, hello, err := greet(ctx, fd)
+		l, err := newLink(fd)
+		if err != nil {
+			return nil, helloReply{}, err
+		}
+		if started && eager {
+			l.pid = o.child
+			return l, helloReply{}, nil
+		}
+		hello, err := greet(ctx, l, started)
 		if err == nil {
 			return l, hello, nil
 		}
@@ -78,33 +88,44 @@ func dial(path string) (int, error) {
 	return fd, nil
 }
 
-// greet says hello on a new connection, which it takes over.
-func greet(ctx context.Context, fd int) (*link, helloReply, error) {
-	l, err := newLink(fd)
-	if err != nil {
-		return nil, helloReply{}, err
-	}
+// hello is what a daemon says first.
+var hello = helloRequest{version: version}.append(header{op: opHello}.append(nil))
+
+// greet says hello on a new link, if that was not said, and closes it after an error.
+func greet(ctx context.Context, l *link, said bool) (helloReply, error) {
 	defer l.until(ctx)()
-	request := helloRequest{version: version}.append(header{op: opHello}.append(nil))
-	h, body, p, err := l.call(0, request, opHello)
-	var hello helloReply
+	if !said {
+		if err := l.send(hello); err != nil {
+			l.file.Close()
+			return helloReply{}, err
+		}
+	}
+	h, body, p, err := l.reply(0, opHello)
+	var reply helloReply
 	if err == nil {
 		closeAll(p.fds)
-		hello, err = decodeHelloReply(body)
-	}
-	switch {
-	case err != nil:
-	case h.errno == unix.EBUSY:
-		err = fmt.Errorf("%w (process %d)", ErrConnected, hello.pid)
-	case h.errno != 0:
-		err = h.errno
+		reply, err = greeted(h, body)
 	}
 	if err != nil {
 		l.file.Close()
-		return nil, helloReply{}, withContext(ctx, err)
+		return helloReply{}, withContext(ctx, err)
 	}
-	l.pid, l.limit = int(hello.pid), int(hello.limit)
-	return l, hello, nil
+	l.pid, l.limit, l.version = int(reply.pid), int(reply.limit), min(version, reply.version)
+	return reply, nil
+}
+
+// greeted is the reply to hello, or why it is none to go on with.
+func greeted(h header, body *cursor) (helloReply, error) {
+	reply, err := decodeHelloReply(body)
+	switch {
+	case err != nil:
+		return helloReply{}, err
+	case h.errno == unix.EBUSY:
+		return helloReply{}, fmt.Errorf("%w (process %d)", ErrConnected, reply.pid)
+	case h.errno != 0:
+		return helloReply{}, h.errno
+	}
+	return reply, nil
 }
 
 // until makes ctx end what waits on the link, until the function it returns is called.
@@ -129,22 +150,23 @@ func withContext(ctx context.Context, err error) error {
 	return err
 }
 
-// start starts a holder and connects to it. Of several processes that do this at
-// the same time one starts it.
-func (o *starter) start(ctx context.Context) (int, error) {
+// start starts a holder, connects to it and says hello. Of several processes that do this at
+// the same time one starts it, and the others connect.
+func (o *starter) start(ctx context.Context) (fd int, started bool, err error) {
 	unlock, err := lockFile(ctx, o.socket+".lock")
 	if err != nil {
-		return -1, fmt.Errorf("start a holder: %w", err)
+		return -1, false, fmt.Errorf("start a holder: %w", err)
 	}
 	defer unlock()
-	fd, err := dial(o.socket)
+	fd, err = dial(o.socket)
 	if err == nil || !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ECONNREFUSED) {
-		return fd, err
+		return fd, false, err
 	}
-	if err := o.spawn(); err != nil {
-		return -1, fmt.Errorf("start a holder: %w", err)
+	fd, err = o.spawn()
+	if err != nil {
+		return -1, false, fmt.Errorf("start a holder: %w", err)
 	}
-	return dial(o.socket)
+	return fd, true, nil
 }
 
 // The points at which a crash test kills the daemon.
@@ -153,30 +175,63 @@ var (
 	spawnAfter  = failpoint.New("holder.spawn.after")
 )
 
-// spawn listens on the socket and starts the process that serves it. The
-// connections of the time until it does wait in the backlog.
-func (o *starter) spawn() error {
+// spawn listens on the socket, connects, says hello, and starts the process that serves it. The
+// connections of the time until it does wait in the backlog, and this one is the first
+// of them: the socket has another name until it is connected.
+func (o *starter) spawn() (fd int, err error) {
 	spawnBefore.Pass()
-	if err := unix.Unlink(o.socket); err != nil && err != unix.ENOENT {
-		return fmt.Errorf("unlink %s: %w", o.socket, err)
+	first := o.socket + "+"
+	listener, err := listen(first)
+	if err != nil {
+		return -1, err
+	}
+	defer listener.Close()
+	fd, err = dial(first)
+	if err != nil {
+		return -1, err
+	}
+	if err = send(fd, hello, nil); err == nil {
+		err = unix.Rename(first, o.socket)
+	}
+	if err == nil {
+		err = o.execute(listener)
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return -1, err
+	}
+	spawnAfter.Pass()
+	return fd, nil
+}
+
+// listen makes a socket at path, which is replaced.
+func listen(path string) (*os.File, error) {
+	if err := unix.Unlink(path); err != nil && err != unix.ENOENT {
+		return nil, fmt.Errorf("unlink %s: %w", path, err)
 	}
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("socket: %w", err)
+		return nil, fmt.Errorf("socket: %w", err)
 	}
-	listener := os.NewFile(uintptr(fd), o.socket)
-	defer listener.Close()
+	listener := os.NewFile(uintptr(fd), path)
 	// Linux gives the file of a socket the mode of the socket itself, so that
 	// there is no moment with other permissions.
-	if err := unix.Fchmod(fd, 0o600); err != nil {
-		return fmt.Errorf("fchmod: %w", err)
+	if err = unix.Fchmod(fd, 0o600); err != nil {
+		err = fmt.Errorf("fchmod: %w", err)
+	} else if err = unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		err = fmt.Errorf("bind %s: %w", path, err)
+	} else if err = unix.Listen(fd, maxConns); err != nil {
+		err = fmt.Errorf("listen on %s: %w", path, err)
 	}
-	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: o.socket}); err != nil {
-		return fmt.Errorf("bind %s: %w", o.socket, err)
+	if err != nil {
+		listener.Close()
+		return nil, err
 	}
-	if err := unix.Listen(fd, maxConns); err != nil {
-		return fmt.Errorf("listen on %s: %w", o.socket, err)
-	}
+	return listener, nil
+}
+
+// execute starts the holder of a socket.
+func (o *starter) execute(listener *os.File) error {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return err
@@ -194,7 +249,6 @@ func (o *starter) spawn() error {
 	if err != nil {
 		return err
 	}
-	spawnAfter.Pass()
 	o.child = p.Pid
 	return p.Release() // reap looks after it
 }

@@ -26,7 +26,11 @@ const (
 // version is spoken by this build. A later version only ever adds operations and
 // fields at the end of HELLO: the holder of an earlier build outlives the
 // upgrade of the daemon and must be understood as long as it holds something.
-const version = 1
+const version = 2
+
+// toldOf is the first version whose holder answers a message that wants no reply if it
+// could not keep all that came with it.
+const toldOf = 2
 
 const magic = 0x4c484d56 // "VMHL"
 
@@ -47,7 +51,7 @@ var errMalformed = errors.New("malformed message")
 // all integers are little endian.
 type header struct {
 	op    uint8
-	quiet bool       // of opChange: no reply is wanted, unless it is malformed nothing can go wrong
+	quiet bool       // of opChange: no reply is wanted, unless not everything is kept
 	errno unix.Errno // why the request was not (wholly) carried out
 	seq   uint32
 }

@@ -64,6 +64,7 @@ func (s *server) abandon() {
 		}
 	}
 	_ = unix.Close(s.listener)
+	s.closeDropped()
 	for s.closing.Load() > 0 {
 		_, _ = unix.Poll(nil, 1)
 	}
@@ -75,6 +76,24 @@ func TestVersions(t *testing.T) {
 		defer serveHere(t, path, func(s *server) { s.version = version + 5 })()
 		c := start(t, path)
 		put(t, c, "k", temp(t))
+		c.Close()
+	})
+	t.Run("holder of the first version", func(t *testing.T) {
+		// It says nothing of what it could not keep, if no reply is wanted.
+		path := socket(t)
+		defer serveHere(t, path, func(s *server) { s.version = 1 })()
+		c := start(t, path)
+		for range 3 {
+			put(t, c, "k", temp(t))
+			eventually(t, "it is answered", func() bool {
+				c.mu.Lock()
+				defer c.mu.Unlock()
+				return !c.inFlight
+			})
+			if c.quiet != 0 {
+				t.Errorf("no reply was wanted")
+			}
+		}
 		c.Close()
 	})
 	t.Run("daemon of a later version", func(t *testing.T) {
@@ -215,6 +234,8 @@ func FuzzServer(f *testing.F) {
 // FuzzReplies reads any bytes as what a holder says.
 func FuzzReplies(f *testing.F) {
 	f.Add(helloReply{version: 1, pid: 5, next: 9}.append(header{op: opHello}.append(nil)))
+	f.Add(changeReply{kept: 1}.append(header{op: opChange, seq: 1}.append(nil)))
+	f.Add(changeReply{kept: 0}.append(header{op: opChange, errno: unix.EMFILE, seq: 2}.append(nil)))
 	f.Add(changeReply{kept: 3}.append(header{op: opChange, errno: unix.EMFILE, seq: 1}.append(nil)))
 	f.Add(appendListed(appendListed(header{op: opList}.append(nil), listed{1, "a"}), listed{2, strings.Repeat("k", MaxKey)}))
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -245,9 +266,25 @@ func FuzzReplies(f *testing.F) {
 			t.Errorf("%q was read as %q", rest, again)
 		}
 		// Whatever comes, the client's state stays sound.
-		e := &entry{fd: 3, state: flying}
-		cl := &Client{waiting: map[*entry]chan error{e: make(chan error, 1)}, inFlight: true, seq: 1, flying: []*entry{e}}
+		flies := &entry{fd: 3, state: flying, id: 8}
+		held := &entry{fd: 4, state: kept, id: 9}
+		cl := &Client{
+			waiting: map[*entry]chan error{flies: make(chan error, 1)}, link: &link{limit: 10, version: version},
+			closed: true, greeting: true, inFlight: true, asked: 1, seq: 2, next: 10, flying: []*entry{flies},
+		}
+		cl.bases[1], cl.bases[2] = 8, 9
+		cl.entries.set(flies)
+		cl.entries.set(held)
 		_ = cl.acknowledged(packet{data: b})
+		refusals := 0
+		for e := range cl.entries.all() {
+			if e.state == refused {
+				refusals++
+			}
+		}
+		if refusals != cl.unkept || cl.inFlight != (flies.state == flying) {
+			t.Errorf("%d refused, %d counted; in flight %v, %v", refusals, cl.unkept, cl.inFlight, flies.state)
+		}
 	})
 }
 
