@@ -90,9 +90,32 @@ func newVmlockd(ctx context.Context, who, backend string, command []string, line
 	if _, err := d.start(ctx); err != nil {
 		return nil, errors.Join(err, d.close())
 	}
-	// The name may be cut to the 15 bytes that the kernel keeps.
-	d.holder = childCalled(d.cmd.Process.Pid, "vmlockd-holder")
+	if backend == "local" {
+		if d.holder, err = d.waitForHolder(ctx); err != nil {
+			return nil, errors.Join(err, d.close())
+		}
+	}
 	return d, nil
+}
+
+// waitForHolder returns the holder of a vmlockd, which serves before its holder runs. What
+// it uses is counted with the daemon's.
+func (d *daemon) waitForHolder(ctx context.Context) (pid int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	again := time.NewTicker(time.Millisecond)
+	defer again.Stop()
+	for {
+		// The name may be cut to the 15 bytes that the kernel keeps.
+		if pid = childCalled(d.cmd.Process.Pid, "vmlockd-holder"); pid != 0 {
+			return pid, nil
+		}
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return 0, fmt.Errorf("%s has no holder: %w", d.who, ctx.Err())
+		}
+	}
 }
 
 const whoVirtlockd = "virtlockd"
