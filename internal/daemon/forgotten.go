@@ -10,8 +10,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vmlockd/vmlockd/internal/control"
 	"github.com/vmlockd/vmlockd/internal/domstatus"
@@ -110,20 +111,20 @@ func (r *reminder) Stamp(o locking.Owner) locking.Stamp {
 	if file == "" {
 		return locking.Stamp{}
 	}
-	info, err := os.Lstat(file)
-	if err != nil {
+	// For each release: package os would make an error of what is usual without libvirt.
+	var st unix.Stat_t
+	if err := unix.Lstat(file, &st); err != nil {
 		return locking.Stamp{}
 	}
-	return stampOf(info)
+	return stampOf(st)
 }
 
 // stampOf is that of a file; of anything else there is none.
-func stampOf(info os.FileInfo) locking.Stamp {
-	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok || !info.Mode().IsRegular() {
+func stampOf(st unix.Stat_t) locking.Stamp {
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return locking.Stamp{}
 	}
-	return locking.Stamp{Inode: st.Ino, Written: info.ModTime().UnixNano()}
+	return locking.Stamp{Inode: st.Ino, Written: st.Mtim.Nano()}
 }
 
 // GaveBack implements locking.Witness.
@@ -281,17 +282,17 @@ func (r *reminder) warnings() []control.Warning {
 
 // readStatus reads one version of a file, and says which.
 func readStatus(file string) (text []byte, at locking.Stamp, err error) {
-	f, err := os.OpenFile(file, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, at, err
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, at, err
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return nil, at, &os.PathError{Op: "fstat", Path: file, Err: err}
 	}
-	if at = stampOf(info); at == (locking.Stamp{}) || info.Size() > maxStatus {
-		return nil, at, fmt.Errorf("%s has %d bytes, or is no file", file, info.Size())
+	if at = stampOf(st); at == (locking.Stamp{}) || st.Size > maxStatus {
+		return nil, at, fmt.Errorf("%s has %d bytes, or is no file", file, st.Size)
 	}
 	text, err = io.ReadAll(io.LimitReader(f, maxStatus))
 	return text, at, err

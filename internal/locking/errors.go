@@ -129,7 +129,14 @@ func (h Holder) details() string {
 
 // FormatUUID writes a UUID the way libvirt does (RFC 9562, lower case).
 func FormatUUID(u [16]byte) string {
-	return fmt.Sprintf("%x-%x-%x-%x-%x", u[0:4], u[4:6], u[6:8], u[8:10], u[10:])
+	b := make([]byte, 0, 36) // each line of the log has one
+	for i, part := range [][]byte{u[0:4], u[4:6], u[6:8], u[8:10], u[10:]} {
+		if i > 0 {
+			b = append(b, '-')
+		}
+		b = hex.AppendEncode(b, part)
+	}
+	return string(b)
 }
 
 // ParseUUID reads what FormatUUID writes.
