@@ -49,7 +49,7 @@ func newConn(s *Server, sock *net.UnixConn, peer Peer) *conn {
 
 // serve takes calls until the connection ends, and cleans up.
 func (c *conn) serve() {
-	stack.Grow()
+	stack.GrowToLog()
 	cause := Failed
 	defer func() {
 		if p := recover(); p != nil {

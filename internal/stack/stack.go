@@ -4,10 +4,13 @@ package stack
 
 import "runtime"
 
-// grown is how much stack Grow leaves room for, in bytes. With what the caller has and
-// the runtime keeps for itself (stackGuard in runtime/stack.go, 928 bytes) it makes a
-// stack of 8 KiB.
-const grown = 6 << 10
+// grown and grownToLog are how much stack the two below leave room for, in bytes. With what the
+// caller has and the runtime keeps for itself (stackGuard in runtime/stack.go, 928 bytes) they make
+// stacks of 8 and of 16 KiB.
+const (
+	grown      = 6 << 10
+	grownToLog = 14 << 10
+)
 
 // Grow makes the stack of a goroutine that has just begun large enough, 8 KiB, for most of
 // what a request calls. A goroutine starts with 2 KiB, and the runtime doubles that where it
@@ -17,5 +20,14 @@ const grown = 6 << 10
 //go:noinline
 func Grow() {
 	var room [grown]byte
+	runtime.KeepAlive(&room)
+}
+
+// GrowToLog is Grow for a goroutine that writes the log in the depth of a request: that needs 8 to
+// 16 KiB.
+//
+//go:noinline
+func GrowToLog() {
+	var room [grownToLog]byte
 	runtime.KeepAlive(&room)
 }
