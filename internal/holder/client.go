@@ -56,13 +56,14 @@ type Client struct {
 	greeting bool                  // hello was sent, and is not answered
 	inFlight bool                  // a message that wants a reply was sent, and has none
 	asked    uint32                // its number
-	// quiet and quietBytes are what was sent since, or since the last one that wanted a reply.
-	quiet, quietBytes int
-	gathering         bool   // somebody is about to send what waits
-	next              uint64 // the next id
-	seq               uint32 // the number of the last message
-	// bases are those of the last messages by their numbers, of more than can be unanswered: one that wants a
-	// reply, and maxQuiet before and after it. 0: none.
+	// quiet, quietBytes and quietFDs are what was sent since, or since the last one that wanted a reply.
+	quiet, quietBytes, quietFDs int
+
+	gathering bool   // somebody is about to send what waits
+	next      uint64 // the next id
+	seq       uint32 // the number of the last message
+	// bases are those of the last messages by their numbers, also of what could not be sent, and of more than can
+	// be unanswered: one that wants a reply, and maxQuiet before and after it. 0: none.
 	bases   [256]uint64
 	why     error // why there is no holder
 	closed  bool

@@ -216,6 +216,9 @@ func (h *Handover) link() (*link, error) {
 // descriptor, u64 id and the key as in messages.
 const handoverFormat = 1
 
+// earlierQuiet is how much quiet a version may have that only dropped without a reply.
+const earlierQuiet = 8
+
 // handedMin is the least that an entry takes.
 const handedMin = 4 + 8 + 2
 
@@ -231,7 +234,7 @@ func (h *Handover) MarshalBinary() ([]byte, error) {
 	b = binary.LittleEndian.AppendUint32(b, uint32(h.pid))
 	b = binary.LittleEndian.AppendUint64(b, h.next)
 	b = binary.LittleEndian.AppendUint32(b, h.seq)
-	b = append(b, uint8(h.quiet))
+	b = append(b, uint8(min(h.quiet, earlierQuiet)))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(h.entries)))
 	for _, e := range h.entries {
 		b = binary.LittleEndian.AppendUint32(b, uint32(e.fd))

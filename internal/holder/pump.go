@@ -24,6 +24,8 @@ const (
 	// socket while the holder is kept from running; the kernel counts 1 KiB more for each.
 	maxQuiet      = 64
 	maxQuietBytes = 2 * maxMessage
+	// maxQuietFDs bounds their descriptors: with it at most five messages full of them are in flight.
+	maxQuietFDs = maxFDs
 )
 
 // lockedGather lets who is about to run add to what waits, and sends all of it: many share
@@ -59,7 +61,7 @@ func (c *Client) lockedPump() {
 func (c *Client) lockedSend() {
 	limit := maxFDs
 	for c.link != nil && len(c.drops)+len(c.queue) > 0 {
-		quiet := c.quiet < maxQuiet && c.quietBytes < maxQuietBytes && (len(c.queue) == 0 || c.lockedSure())
+		quiet := c.lockedQuiet()
 		if c.inFlight && !quiet {
 			return
 		}
@@ -85,6 +87,11 @@ func (c *Client) lockedSend() {
 	}
 }
 
+// lockedQuiet says whether the next message needs no reply.
+func (c *Client) lockedQuiet() bool {
+	return c.quiet < maxQuiet && c.quietBytes < maxQuietBytes && c.quietFDs < maxQuietFDs && (len(c.queue) == 0 || c.lockedSure())
+}
+
 // lockedSure says whether what is in the holder's socket is sure to be held, or else told
 // of: then nobody needs to wait for a reply.
 func (c *Client) lockedSure() bool { return c.link.version >= toldOf && c.lockedRoomy() }
@@ -107,6 +114,7 @@ func (c *Client) lockedBatch(limit int, quiet bool) []*entry {
 	}
 	c.next += uint64(len(r.puts))
 	c.seq++
+	c.bases[c.seq%uint32(len(c.bases))] = r.base
 	c.msg = r.append(header{op: opChange, quiet: quiet, seq: c.seq}.append(c.msg[:0]))
 	c.oob = appendRights(c.oob[:0], c.fds)
 	return c.queue[:len(r.puts)]
@@ -114,16 +122,16 @@ func (c *Client) lockedBatch(limit int, quiet bool) []*entry {
 
 // lockedSent notes that the message with seq, which brought batch, is in the socket.
 func (c *Client) lockedSent(batch []*entry, quiet bool) {
-	c.bases[c.seq%uint32(len(c.bases))] = c.request.base
 	if quiet {
 		c.quiet++
 		c.quietBytes += len(c.msg)
+		c.quietFDs += len(batch)
 		for _, e := range batch {
 			c.lockedKept(e)
 		}
 		return
 	}
-	c.quiet, c.quietBytes = 0, 0
+	c.quiet, c.quietBytes, c.quietFDs = 0, 0, 0
 	c.inFlight, c.asked = true, c.seq
 	c.flying = append(c.flying[:0], batch...)
 	for _, e := range batch {
@@ -186,7 +194,7 @@ func (c *Client) lockedCut(why error) {
 	}
 	c.link.file.Close()
 	c.link, c.why, c.inFlight, c.greeting = nil, why, false, false
-	c.quiet, c.quietBytes = 0, 0
+	c.quiet, c.quietBytes, c.quietFDs = 0, 0, 0
 	clear(c.bases[:])
 	c.flying, c.drops, c.queue = nil, nil, nil // resume makes them anew from entries
 	c.lockedPump()

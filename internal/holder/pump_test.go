@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -67,45 +68,76 @@ func TestPutDoesNotWait(t *testing.T) {
 }
 
 // All that is sent while the holder is kept from running fits into its socket, also the
-// longest messages behind the most short ones: else the connection would be given up.
+// longest messages behind the most short ones: else the connection would be given up. And not too many
+// descriptors are in flight.
 func TestSocketHasRoom(t *testing.T) {
-	c := start(t, socket(t))
-	pid := c.Status().PID
-	before := count(t, pid)
-	stop(t, pid)
-	const n = 2000
-	long := strings.Repeat("k", MaxKey-4)
-	for range maxQuiet - 1 {
-		put(t, c, "short", temp(t))
-	}
-	fds := make([]int, n)
-	for i := range fds {
-		fds[i] = temp(t)
-	}
-	var g sync.WaitGroup
-	returned := atomic.Int64{}
-	for i, fd := range fds {
-		g.Go(func() {
-			if err := c.Put(limited(t), fmt.Sprint(long, i), fd); err != nil {
-				t.Error(err)
+	for _, long := range []string{"", strings.Repeat("k", MaxKey-4)} {
+		t.Run(fmt.Sprint(len(long)), func(t *testing.T) {
+			c := start(t, socket(t))
+			pid := c.Status().PID
+			before := count(t, pid)
+			stop(t, pid)
+			const n = 2000
+			for range maxQuiet - 1 {
+				put(t, c, "short", temp(t))
 			}
-			returned.Add(1)
+			fds := make([]int, n)
+			for i := range fds {
+				fds[i] = temp(t)
+			}
+			var g sync.WaitGroup
+			returned := atomic.Int64{}
+			for i, fd := range fds {
+				g.Go(func() {
+					if err := c.Put(limited(t), fmt.Sprint(long, i), fd); err != nil {
+						t.Error(err)
+					}
+					returned.Add(1)
+				})
+			}
+			eventually(t, "all are sent or wait", func() bool {
+				c.mu.Lock()
+				defer c.mu.Unlock()
+				return !c.gathering && len(c.queue) > 0 && int(returned.Load())+len(c.queue) == n
+			})
+			if s := c.Status(); s.PID != pid || s.Held > 5*maxFDs {
+				t.Errorf("the connection was given up, or %d are in flight: %+v", s.Held, s)
+			}
+			if err := unix.Kill(pid, unix.SIGCONT); err != nil {
+				t.Fatal(err)
+			}
+			g.Wait()
+			eventually(t, "the holder has each", func() bool { return count(t, pid) == before+n+maxQuiet-1 })
+			if s := c.Status(); s != (Status{PID: pid, Held: n + maxQuiet - 1}) {
+				t.Errorf("status %+v", s)
+			}
 		})
 	}
-	eventually(t, "all are sent or wait", func() bool {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		return !c.gathering && len(c.queue) > 0 && int(returned.Load())+len(c.queue) == n
-	})
-	if s := c.Status(); s.PID != pid {
-		t.Errorf("the connection was given up: %+v, %v", s, c.why)
-	}
-	if err := unix.Kill(pid, unix.SIGCONT); err != nil {
+}
+
+// What the holder could not keep is known also if the message after it could not be sent.
+func TestNotKeptBeforeWhatCannotBeSent(t *testing.T) {
+	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
 		t.Fatal(err)
 	}
-	g.Wait()
-	eventually(t, "the holder has each", func() bool { return count(t, pid) == before+n+maxQuiet-1 })
-	if s := c.Status(); s != (Status{PID: pid, Held: n + maxQuiet - 1}) {
+	t.Cleanup(func() { closeAll(ends[:]) })
+	c := &Client{
+		log: slog.New(slog.DiscardHandler), waiting: map[*entry]chan error{}, next: 1,
+		link: &link{fd: ends[0], limit: 100, version: version},
+	}
+	a, b := temp(t), temp(t)
+	put(t, c, "a", a)
+	if err := c.Put(limited(t), "bad", 1<<20); !errors.Is(err, unix.EBADF) {
+		t.Errorf("a bad descriptor: %v", err)
+	}
+	put(t, c, "b", b)
+	c.closed = true // nothing is put again
+	refusal := changeReply{kept: 0}.append(header{op: opChange, errno: unix.EMFILE, seq: 1}.append(nil))
+	if err := c.acknowledged(packet{data: refusal}); err != nil {
+		t.Error(err)
+	}
+	if s := c.Status(); s.Held != 1 || s.Unkept != 1 || c.entries.get(a).state != refused {
 		t.Errorf("status %+v", s)
 	}
 }
