@@ -187,3 +187,55 @@ func TestMessagesOfTheDeadCount(t *testing.T) {
 		t.Errorf("%d descriptors were taken", n)
 	}
 }
+
+// The kernel reports a daemon that died before it had read a reply as an error that comes before what that daemon
+// had sent (unix_release_sock in net/unix/af_unix.c, __skb_try_recv_datagram): all of it counts nevertheless.
+func TestMessagesOfTheDeadCountBehindAReplyThatItDidNotRead(t *testing.T) {
+	path := socket(t)
+	first := start(t, path)
+	pid := first.Status().PID
+	first.Close()
+	fd, err := dial(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := newLink(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.file.Close()
+	hello, err := greet(limited(t), l, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	change := func(seq uint32, quiet bool, key string) {
+		t.Helper()
+		request := changeRequest{base: hello.next + uint64(seq), puts: []string{key}}
+		message := request.append(header{op: opChange, quiet: quiet, seq: seq}.append(nil))
+		if err := send(l.fd, message, appendRights(nil, []int{temp(t)})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	change(0, false, "answered")
+	eventually(t, "the reply is there", func() bool {
+		p := []unix.PollFd{{Fd: int32(l.fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(p, 0)
+		return err == nil && n == 1
+	})
+	stop(t, pid)
+	change(1, true, "quiet")
+	l.file.Close() // as SIGKILL would
+	if err := unix.Kill(pid, unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	next := start(t, path)
+	var keys []string
+	for key, taken := range next.Taken() {
+		keys = append(keys, key)
+		next.Drop(taken)
+		unix.Close(taken)
+	}
+	if fmt.Sprint(keys) != "[answered quiet]" || next.Status().PID != pid {
+		t.Errorf("process %d, which was %d, has %q", next.Status().PID, pid, keys)
+	}
+}

@@ -73,11 +73,12 @@ func newReceiver() *receiver {
 }
 
 // receive does not wait: EAGAIN if there is nothing. EPIPE at the end, which a
-// message of length 0 cannot be told from; nobody sends one.
+// message of length 0 cannot be told from; nobody sends one. That the other end was closed with something unread
+// in it is no end: the kernel says so once (ECONNRESET), and before it gives what that end had sent.
 func (r *receiver) receive(fd int) (packet, error) {
 	for {
 		n, oobn, flags, _, err := unix.Recvmsg(fd, r.buf, r.oob, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
-		if err == unix.EINTR {
+		if err == unix.EINTR || err == unix.ECONNRESET {
 			continue
 		}
 		if err != nil {
