@@ -190,3 +190,50 @@ func TestVeryMany(t *testing.T) {
 		unix.Close(fd)
 	}
 }
+
+// What is dropped makes room at once, also for what comes in the same turn.
+func TestDroppedMakesRoom(t *testing.T) {
+	path := socket(t)
+	const limit, callers = 64, 16
+	defer serveHere(t, path, func(s *server) { s.limit = limit })()
+	c := start(t, path)
+	refusals := 0
+	var mu sync.Mutex
+	var g sync.WaitGroup
+	for range callers {
+		fd := temp(t)
+		g.Go(func() {
+			for range 5000 {
+				if err := c.Put(limited(t), "k", fd); err != nil {
+					t.Error(err)
+					return
+				}
+				if s := c.Status(); s.Unkept > 0 {
+					mu.Lock()
+					refusals++
+					mu.Unlock()
+				}
+				c.Drop(fd)
+			}
+		})
+	}
+	g.Wait()
+	if refusals > 0 {
+		t.Errorf("%d times something was not held, although never more than %d of %d were there", refusals, callers, limit)
+	}
+}
+
+// A file system that does not close what was dropped takes its room, and is waited for once.
+func TestStuckTakesRoom(t *testing.T) {
+	s := newServer(-1, 5)
+	s.closing.Store(3)
+	for range 2 {
+		if n := s.roomFor(3); n != 2 || s.stuck != 3 {
+			t.Errorf("room for %d of 3, with %d stuck", n, s.stuck)
+		}
+	}
+	s.closing.Store(0)
+	if n := s.roomFor(3); n != 3 || s.stuck != 0 {
+		t.Errorf("room for %d of 3 later, with %d stuck", n, s.stuck)
+	}
+}

@@ -45,7 +45,8 @@ type server struct {
 	mu      sync.Mutex
 	closing atomic.Int64 // descriptors being closed, or in dropped: they still count
 
-	dropped []int // to be closed at the end of the turn
+	dropped []int // to be closed at the end of the turn, or when room is needed
+	stuck   int   // how many of closing are not waited for
 	calm    bool  // the last message of the turn wanted no reply
 
 	polls    []unix.PollFd
@@ -63,6 +64,8 @@ const (
 	calm = time.Second
 	// maxTurn is how many messages of a connection are handled before the others'.
 	maxTurn = 256
+	// closeTries is how many milliseconds a message that finds no room waits for descriptors to be closed.
+	closeTries = 100
 )
 
 // conn is a connection. fd is -1 once it was closed.
@@ -308,8 +311,7 @@ func (s *server) handleChange(c *conn, h header, body *cursor, p packet) error {
 			s.closing.Add(1)
 		}
 	}
-	room := max(0, s.limit-s.store.live-int(s.closing.Load()))
-	kept := min(len(p.fds), room)
+	kept := s.roomFor(len(p.fds))
 	for i, fd := range p.fds[:kept] {
 		s.store.add(r.base+uint64(i), r.puts[i], fd)
 	}
@@ -325,6 +327,29 @@ func (s *server) handleChange(c *conn, h header, body *cursor, p packet) error {
 	h.quiet = false
 	s.out = changeReply{kept: uint16(kept)}.append(h.append(s.out[:0]))
 	return reply(c, s.out, nil)
+}
+
+// roomFor is how many of n descriptors more can be held. A turn can drop more than there is room for: it waits
+// for the end of these, but not again for what took too long.
+func (s *server) roomFor(n int) int {
+	for tries := 0; ; tries++ {
+		closing := int(s.closing.Load())
+		s.stuck = min(s.stuck, closing)
+		room := max(0, s.limit-s.store.live-closing)
+		switch {
+		case room >= n:
+			return n
+		case tries == 0:
+			s.closeDropped()
+		case closing == s.stuck:
+			return room
+		case tries > closeTries:
+			s.stuck = closing
+			return room
+		default:
+			_, _ = unix.Poll(nil, 1)
+		}
+	}
 }
 
 func (s *server) handleList(c *conn, h header, body *cursor) error {
