@@ -247,3 +247,41 @@ func TestHandoverOfIncomplete(t *testing.T) {
 	}
 	eventually(t, "the next holder has the file", func() bool { return refers(t, s.PID, fd) == 1 })
 }
+
+// A holder of an earlier version gives up a connection that has ended when it cannot answer, with all that is
+// behind: nothing counts as held as long as it owes the reply to the hello of a client that resumed.
+func TestPutWaitsForTheHelloOfResume(t *testing.T) {
+	path := socket(t)
+	c := start(t, path)
+	put(t, c, "before", temp(t))
+	h, err := c.Handover()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop(t, h.pid)
+	c, err = Resume(Options{Socket: path}, h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	done := make(chan error, 1)
+	last := temp(t)
+	go func() { done <- c.Put(limited(t), "k", last) }()
+	eventually(t, "it is sent", func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.inFlight
+	})
+	c.mu.Lock()
+	waits := len(c.waiting)
+	c.mu.Unlock()
+	if s := c.Status(); waits != 1 || s.Held != 1 {
+		t.Errorf("%d wait; status %+v before the holder has answered", waits, s)
+	}
+	if err := unix.Kill(h.pid, unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
