@@ -263,8 +263,10 @@ func (c *Client) Put(ctx context.Context, key string, fd int) error {
 
 // lockedRoomy says whether the holder is sure to have room for all that it was sent. What it closes
 // takes room as well for a while, of which it does not tell: hence half. A holder of version 1 loses what is
-// behind a hello that it cannot answer any more.
-func (c *Client) lockedRoomy() bool { return !c.greeting && c.entries.count <= c.link.limit/2 }
+// behind a hello that it cannot answer any more. One that has refused something has less room than it said.
+func (c *Client) lockedRoomy() bool {
+	return !c.greeting && !c.link.full && c.entries.count <= c.link.limit/2
+}
 
 // Drop makes the holder close its duplicate of fd, a while later. It must be
 // called before fd is closed, and does not wait. What was not put is ignored.

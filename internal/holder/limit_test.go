@@ -237,3 +237,41 @@ func TestStuckTakesRoom(t *testing.T) {
 		t.Errorf("room for %d of 3 later, with %d stuck", n, s.stuck)
 	}
 }
+
+// A holder that has refused something is no longer believed to have room: what is put again, and what is put after
+// that, counts when it has answered. The daemon's end would lose it otherwise.
+func TestWhatWasRefusedDoesNotCountUnanswered(t *testing.T) {
+	c := start(t, socket(t))
+	pid := c.Status().PID
+	l := limitOf(t, pid)
+	full := l
+	full.Cur = uint64(len(descriptors(t, pid)))
+	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &full, nil); err != nil {
+		t.Fatal(err)
+	}
+	fd := temp(t)
+	put(t, c, "refused", fd)
+	eventually(t, "that it is not held is known", func() bool { return c.Status().Unkept == 1 })
+	if err := c.Put(limited(t), "refused at once", temp(t)); !errors.Is(err, ErrFull) {
+		t.Errorf("a put while the holder is full: %v", err)
+	}
+	stop(t, pid)
+	sent := func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.entries.get(fd).state != refused
+	}
+	eventually(t, "it is put again", sent)
+	if err := c.Complete(); !errors.Is(err, ErrIncomplete) {
+		t.Errorf("complete before the holder has answered: %v, %+v", err, c.Status())
+	}
+	if err := errors.Join(unix.Prlimit(pid, unix.RLIMIT_NOFILE, &l, nil), unix.Kill(pid, unix.SIGCONT)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is held", func() bool { return c.Complete() == nil && refers(t, pid, fd) == 1 })
+	c.mu.Lock()
+	if !c.lockedRoomy() {
+		t.Error("the holder is not believed although it kept all")
+	}
+	c.mu.Unlock()
+}

@@ -59,6 +59,7 @@ func (c *Client) lockedAnswered(h header, body *cursor) error {
 			c.lockedKept(e)
 		}
 	}
+	c.link.full = int(r.kept) < len(c.flying) || c.link.full && (c.unkept > 0 || len(c.queue) > 0)
 	clear(c.flying)
 	c.flying = c.flying[:0]
 	c.inFlight = false
@@ -78,6 +79,7 @@ func (c *Client) lockedNotKept(h header, body *cursor) error {
 		// The next message, whatever it was, has another base, or the same one if it brought nothing.
 		end = c.bases[(h.seq+1)%uint32(len(c.bases))]
 	}
+	c.link.full = true
 	var lost []*entry
 	for e := range c.entries.all() {
 		if e.state == kept && first <= e.id && e.id < end {

@@ -130,6 +130,8 @@ type link struct {
 	pid  int // of the holder
 	// limit is how many descriptors it holds at most; 0 if that is not known.
 	limit int
+	// full is set when it has refused something, until it has kept all of that.
+	full bool
 	// version is the one that both ends speak; 0 until the holder has said hello.
 	version uint16
 }
