@@ -275,3 +275,23 @@ func TestWhatWasRefusedDoesNotCountUnanswered(t *testing.T) {
 	}
 	c.mu.Unlock()
 }
+
+// A holder that has kept one thing is not believed as long as it lacks another, which it refused.
+func TestFullUntilNothingIsRefused(t *testing.T) {
+	c := &Client{waiting: map[*entry]chan error{}, closed: true, unkept: 1, link: &link{limit: 100, version: version, full: true}}
+	kept := func() {
+		t.Helper()
+		c.seq++
+		c.inFlight, c.asked, c.flying = true, c.seq, []*entry{{fd: 3, id: 1, state: flying}}
+		if err := c.acknowledged(packet{data: changeReply{kept: 1}.append(header{op: opChange, seq: c.seq}.append(nil))}); err != nil {
+			t.Error(err)
+		}
+	}
+	if kept(); c.lockedRoomy() {
+		t.Error("it is believed while it lacks one")
+	}
+	c.unkept = 0
+	if kept(); !c.lockedRoomy() {
+		t.Error("it is not believed although it lacks nothing")
+	}
+}

@@ -110,7 +110,7 @@ func handleSignals(s *server) {
 	go func() {
 		for range term {
 			s.mu.Lock() // nothing is received between the look and the end
-			if s.store.live == 0 && !s.waiting() || shuttingDown() {
+			if !s.needed() || shuttingDown() {
 				os.Exit(0)
 			}
 			s.mu.Unlock()

@@ -115,6 +115,33 @@ func TestSocketHasRoom(t *testing.T) {
 	}
 }
 
+// Nor is the socket full of what only drops, however much that is.
+func TestSocketHasRoomForDrops(t *testing.T) {
+	c := start(t, socket(t))
+	pid := c.Status().PID
+	stop(t, pid)
+	c.mu.Lock()
+	for i := range 2 * maxQuiet * maxDrops {
+		c.drops = append(c.drops, 1<<40+uint64(i)) // which the holder does not have
+	}
+	c.lockedPump()
+	if c.link == nil || len(c.drops) == 0 || !c.inFlight {
+		t.Errorf("the connection was given up, or nothing waits: %v, %d", c.why, len(c.drops))
+	}
+	c.mu.Unlock()
+	if err := unix.Kill(pid, unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "all is sent", func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return len(c.drops) == 0 && !c.inFlight
+	})
+	if s := c.Status(); s.PID != pid {
+		t.Errorf("status %+v", s)
+	}
+}
+
 // What the holder could not keep is known also if the message after it could not be sent.
 func TestNotKeptBeforeWhatCannotBeSent(t *testing.T) {
 	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)

@@ -212,11 +212,11 @@ func (s *server) close(c *conn) {
 	}
 }
 
-// waiting says whether the daemon has sent what was not received: that counts as held. It is called with mu
-// held, by the goroutine that handles signals.
-func (s *server) waiting() bool {
-	if s.daemon == nil {
-		return false
+// needed says whether something is held, or the daemon has sent what was not received: that counts as held. It
+// is called with mu held, by the goroutine that handles signals.
+func (s *server) needed() bool {
+	if s.store.live > 0 || s.daemon == nil {
+		return s.store.live > 0
 	}
 	p := []unix.PollFd{{Fd: int32(s.daemon.fd), Events: unix.POLLIN}}
 	n, err := unix.Poll(p, 0)

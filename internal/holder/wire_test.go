@@ -231,6 +231,43 @@ func FuzzServer(f *testing.F) {
 	})
 }
 
+// pair is a connection of s, and its other end.
+func pair(t testing.TB, s *server) (ours int, theirs *conn) {
+	t.Helper()
+	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs = &conn{fd: ends[1]}
+	s.conns = append(s.conns, theirs)
+	return ends[0], theirs
+}
+
+// What is in the socket counts as held when the holder is asked to end, and when the next daemon says
+// hello before it was received, as that may be served first.
+func TestNotReceivedCounts(t *testing.T) {
+	listener, err := unix.Dup(temp(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newServer(listener, 5)
+	defer s.abandon()
+	first, one := pair(t, s)
+	second, two := pair(t, s)
+	defer unix.Close(second)
+	if err := send(first, hello, nil); err != nil || !s.serveOne(one) || s.daemon != one || s.needed() {
+		t.Errorf("after the first hello: %v, daemon %v, needed %v", err, s.daemon, s.needed())
+	}
+	message := changeRequest{base: 1, puts: []string{"k"}}.append(header{op: opChange, quiet: true}.append(nil))
+	if err := send(first, message, appendRights(nil, []int{temp(t)})); err != nil || !s.needed() {
+		t.Errorf("with something in its socket: %v, needed %v", err, s.needed())
+	}
+	_ = unix.Close(first)
+	if err := send(second, hello, nil); err != nil || !s.serveOne(two) || s.daemon != two || s.store.live != 1 || !s.needed() {
+		t.Errorf("after the second hello: %v, daemon %v, %d held", err, s.daemon, s.store.live)
+	}
+}
+
 // FuzzReplies reads any bytes as what a holder says.
 func FuzzReplies(f *testing.F) {
 	f.Add(helloReply{version: 1, pid: 5, next: 9}.append(header{op: opHello}.append(nil)))
