@@ -147,6 +147,48 @@ func TestManyStarters(t *testing.T) {
 	}
 }
 
+// The one who starts a holder is served by it, whoever connects as soon as that can be found: it says hello on the first
+// connection of all, and relies on it.
+func TestStarterIsFirst(t *testing.T) {
+	for range 30 {
+		path := socket(t)
+		stop, first := make(chan struct{}), make(chan error, 1)
+		go func() {
+			for {
+				select {
+				case <-stop:
+					first <- nil
+					return
+				default:
+				}
+				fd, err := dial(path)
+				if err != nil {
+					continue // there is none yet
+				}
+				l, err := newLink(fd)
+				if err == nil {
+					_, err = greet(limited(t), l, false)
+				}
+				first <- err
+				return
+			}
+		}()
+		c, err := Connect(limited(t), Options{Socket: path})
+		if err != nil {
+			t.Fatal(err)
+		}
+		put(t, c, "k", temp(t))
+		close(stop)
+		if err := <-first; err != nil && !errors.Is(err, ErrConnected) {
+			t.Fatalf("another daemon: %v", err)
+		}
+		if s := c.Status(); s.Held != 1 {
+			t.Fatalf("status %+v", s)
+		}
+		c.Close()
+	}
+}
+
 // What a killed daemon had sent counts, although the holder sees it only when the
 // next daemon is there already.
 func TestMessagesOfTheDeadCount(t *testing.T) {
@@ -195,15 +237,7 @@ func TestMessagesOfTheDeadCountBehindAReplyThatItDidNotRead(t *testing.T) {
 	first := start(t, path)
 	pid := first.Status().PID
 	first.Close()
-	fd, err := dial(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := newLink(fd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.file.Close()
+	l := dialled(t, path)
 	hello, err := greet(limited(t), l, false)
 	if err != nil {
 		t.Fatal(err)

@@ -35,6 +35,21 @@ func socket(t testing.TB) string {
 	return path
 }
 
+// dialled is a link to the holder, on which nothing was said, closed at the end.
+func dialled(t testing.TB, path string) *link {
+	t.Helper()
+	fd, err := dial(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := newLink(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.file.Close() })
+	return l
+}
+
 // end empties the holder and waits until it is gone.
 func end(t testing.TB, path string) {
 	t.Helper()

@@ -99,15 +99,7 @@ func TestVersions(t *testing.T) {
 	t.Run("daemon of a later version", func(t *testing.T) {
 		path := socket(t)
 		defer serveHere(t, path, func(*server) {})()
-		fd, err := dial(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		l, err := newLink(fd)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.file.Close()
+		l := dialled(t, path)
 		// Its HELLO is longer, and it tries an operation of its own.
 		request := helloRequest{version: version + 5}.append(header{op: opHello}.append(nil))
 		_, body, _, err := l.call(0, append(request, 1, 2, 3, 4), opHello)
@@ -144,14 +136,7 @@ func TestStrangersAreNotServed(t *testing.T) {
 		listRequest{withFDs: true}.append(header{op: opList}.append(nil)),
 		changeRequest{base: 100, drops: []uint64{1}}.append(header{op: opChange}.append(nil)),
 	} {
-		fd, err := dial(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		l, err := newLink(fd)
-		if err != nil {
-			t.Fatal(err)
-		}
+		l := dialled(t, path)
 		if _, _, p, err := l.call(0, m, opList); err == nil {
 			t.Errorf("%.20q was answered: %q", m, p.data)
 		}
