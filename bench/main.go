@@ -102,7 +102,7 @@ func main() {
 	flag.StringVar(&o.tables, "markdown", "", "`file` for the tables of docs/performance.md")
 	flag.StringVar(&o.vmlockd, "vmlockd", "", "the vmlockd `program` to measure, linked statically; built if empty")
 	flag.StringVar(&o.against, "against", "", "another vmlockd `program`, with which the first takes turns in the parts pairs and hang: that of before a change")
-	flag.StringVar(&o.profile, "profile", "", "`file` for a profile of the processor time of vmlockd while pairs are measured; slows it down")
+	flag.StringVar(&o.profile, "profile", "", "`file` for a profile of the processor time of vmlockd while pairs are measured, and with .allocs behind its name for one of its allocations; slows it down")
 	flag.StringVar(&o.logs, "logs", "", "`directory` for the logs of the lab")
 	flag.StringVar(&o.use, "pairs", "", "the one kind of clients whose pairs are measured, as the tables name it, such as \"8 new\"; all if empty")
 	flag.IntVar(&o.rounds, "rounds", 5, "rounds of each measure, 1 to 100")

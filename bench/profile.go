@@ -13,8 +13,8 @@ import (
 	"github.com/vmlockd/vmlockd/internal/logs"
 )
 
-// profileCommand makes this program a vmlockd that writes a profile when it ends:
-// profileCommand FILE --config FILE.
+// profileCommand makes this program a vmlockd that writes a profile of its processor time when it ends, and one of
+// its allocations beside it, in FILE.allocs: profileCommand FILE --config FILE.
 const profileCommand = "profiled-vmlockd"
 
 // newProfiled starts such a vmlockd.
@@ -62,5 +62,21 @@ func profiled(profile, configuration string) error {
 		return err
 	}
 	defer logs.Close(log)
-	return vmlockd.Run(ctx, p, c, log)
+	if err := vmlockd.Run(ctx, p, c, log); err != nil {
+		return err
+	}
+	return writeAllocations(profile + ".allocs")
+}
+
+// writeAllocations is a profile of what was allocated so far, as pprof reads it (-sample_index=alloc_objects).
+func writeAllocations(path string) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	if err := pprof.Lookup("allocs").WriteTo(f, 0); err != nil {
+		f.Close()
+		return err
+	}
+	return f.Close()
 }
