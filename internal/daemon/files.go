@@ -12,6 +12,9 @@ import (
 	"github.com/vmlockd/vmlockd/internal/holder"
 )
 
+// keptWorkers is how many goroutines wait for accesses to files, 8 KiB each at most.
+const keptWorkers = 16
+
 // keptFiles is the local backend with the process that keeps its files open.
 type keptFiles struct {
 	*local.Backend
@@ -27,9 +30,9 @@ func newKeptFiles(c config.Config, log *slog.Logger, kept *holder.Handover, look
 		keeper, err := holder.Resume(o, kept)
 		switch {
 		case err == nil && look:
-			return keptFiles{local.NewKept(keeper, log), keeper, log}, nil
+			return withKeeper(local.NewKept(keeper, log), keeper, log), nil
 		case err == nil:
-			return keptFiles{local.NewSame(keeper, log), keeper, log}, nil
+			return withKeeper(local.NewSame(keeper, log), keeper, log), nil
 		}
 		log.Warn("the earlier program's descriptors are of no use, the process that keeps them is asked for others", "reason", err)
 	}
@@ -39,7 +42,12 @@ func newKeptFiles(c config.Config, log *slog.Logger, kept *holder.Handover, look
 	if err != nil {
 		return keptFiles{}, err
 	}
-	return keptFiles{local.NewKept(keeper, log), keeper, log}, nil
+	return withKeeper(local.NewKept(keeper, log), keeper, log), nil
+}
+
+func withKeeper(b *local.Backend, keeper *holder.Client, log *slog.Logger) keptFiles {
+	b.KeepWorkers(keptWorkers)
+	return keptFiles{b, keeper, log}
 }
 
 // Replaceable is nil only if the end of this process would end no lock: whatever
@@ -51,10 +59,14 @@ func (k keptFiles) Replaceable() error {
 	return k.keeper.Complete()
 }
 
-func (k keptFiles) Close(context.Context, bool) error { return k.keeper.Close() }
+func (k keptFiles) Close(context.Context, bool) error {
+	k.KeepWorkers(0)
+	return k.keeper.Close()
+}
 
 // Keep looks at the keeper once more, which may have ended since Replaceable.
 func (k keptFiles) Keep(_ context.Context, whole bool) (keptLocks, error) {
+	k.KeepWorkers(0)
 	unsure := k.Settled()
 	if unsure == nil && !whole {
 		unsure = errors.New("calls are under way, or the new program is of an earlier version")

@@ -6,18 +6,20 @@ import (
 	"fmt"
 	"strconv"
 	"sync"
-	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/vmlockd/vmlockd/internal/locking"
-	"github.com/vmlockd/vmlockd/internal/stack"
 )
 
 // idOf says what a file is, whatever its name: two files that are open have the same
 // ID if and only if they are the same.
 func idOf(st unix.Stat_t) string {
-	b := make([]byte, 0, 48)
+	var room [48]byte
+	return string(appendID(room[:0], &st))
+}
+
+func appendID(b []byte, st *unix.Stat_t) []byte {
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFBLK, unix.S_IFCHR:
 		number := st.Rdev<<1 | uint64(st.Mode&unix.S_IFMT)/unix.S_IFBLK&1
@@ -26,7 +28,7 @@ func idOf(st unix.Stat_t) string {
 		b = strconv.AppendUint(append(b, "file "...), st.Dev, 10)
 		b = strconv.AppendUint(append(b, ' '), st.Ino, 10)
 	}
-	return string(b)
+	return b
 }
 
 // IDOf is the Handle.ID of a lock on an open file.
@@ -60,18 +62,26 @@ type handle struct {
 func (h *handle) ID() string { return h.id }
 
 func (h *handle) Lock(ctx context.Context, mode locking.Mode) error {
-	return h.onFile(ctx, func() error {
+	return h.b.do(ctx, h.path, (*lockTask)(h), mode)
+}
+
+// lockTask is a handle whose file is being locked.
+type lockTask handle
+
+func (l *lockTask) do(j *job) error {
+	h := (*handle)(l)
+	return h.onFile(func() error {
 		lockBefore.Pass()
-		if err := h.b.sys.lock(h.fd, mode == locking.Shared); err != nil {
+		if err := h.b.sys.lock(h.fd, j.mode == locking.Shared); err != nil {
 			if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
-				return h.busy(mode)
+				return h.busy(j.mode)
 			}
 			return fmt.Errorf("lock: %w", err)
 		}
 		lockAfter.Pass()
 		err := h.stillThere()
 		if err == nil {
-			err = h.keep(ctx)
+			err = h.keep(j.ctx)
 		}
 		if err != nil {
 			_ = h.b.sys.unlock(h.fd) // the close that follows does it in any case
@@ -79,6 +89,8 @@ func (h *handle) Lock(ctx context.Context, mode locking.Mode) error {
 		return err
 	})
 }
+
+func (l *lockTask) late() { (*handle)(l).Close() }
 
 // stillThere looks whether the name leads to the file. Between open and lock the
 // one who held it may have removed the file, and another may have made a new one:
@@ -98,7 +110,10 @@ func (h *handle) stillThere() error {
 // it knew of the directory, and lead to a file that another host has removed; that no name
 // is left it hears from the server, as it does not trust what it knew of a file from
 // before it was locked (do_setlk in fs/nfs/file.c).
-func (h *handle) isFile(st unix.Stat_t) bool { return idOf(st) == h.id && st.Nlink > 0 }
+func (h *handle) isFile(st unix.Stat_t) bool {
+	var room [48]byte
+	return string(appendID(room[:0], &st)) == h.id && st.Nlink > 0
+}
 
 // keep gives the keeper a duplicate of fd, so that the lock outlives the process.
 func (h *handle) keep(ctx context.Context) error {
@@ -125,36 +140,40 @@ func (h *handle) busy(mode locking.Mode) error {
 // Unlock is never refused for want of a thread: there can be only as many as
 // there are locks. Unlocking a file of a server that does not answer can hang.
 func (h *handle) Unlock(ctx context.Context) error {
-	done := make(chan struct{})
-	var settled atomic.Bool // set by whoever is first: the end, or giving up
-	go func() {
-		stack.Grow()
-		var a access
-		h.b.pace.begin(&a)
-		unlockBefore.Pass()
-		h.removeCreated()
-		h.mu.Lock()
-		h.closed = true
-		h.mu.Unlock()
-		h.end()
-		h.b.pace.end(&a)
-		if settled.Swap(true) {
-			h.b.unsettled.Add(-1)
-		}
-		close(done)
-	}()
+	b := h.b
+	j := b.newJob(ctx, h.path, (*unlockTask)(h))
+	b.start(j)
 	select {
-	case <-done:
-		return nil
+	case err := <-j.answer:
+		b.recycle(j)
+		return err
 	case <-ctx.Done():
 	}
-	h.b.unsettled.Add(1)
-	if settled.Swap(true) {
-		h.b.unsettled.Add(-1)
-		return nil
+	b.unsettled.Add(1)
+	if !j.abandon() {
+		b.unsettled.Add(-1)
+		err := <-j.answer
+		b.recycle(j)
+		return err
 	}
 	return ctx.Err()
 }
+
+// unlockTask is a handle that is being given up.
+type unlockTask handle
+
+func (u *unlockTask) do(*job) error {
+	h := (*handle)(u)
+	unlockBefore.Pass()
+	h.removeCreated()
+	h.mu.Lock()
+	h.closed = true
+	h.mu.Unlock()
+	h.end()
+	return nil
+}
+
+func (u *unlockTask) late() { u.b.unsettled.Add(-1) }
 
 // removeCreated removes the file of a lock that was taken with AUTOCREATE.
 // Files made for locks are empty, and libvirt asks for AUTOCREATE only in
@@ -191,26 +210,24 @@ func (h *handle) end() {
 }
 
 // onFile runs f with fd. If its caller goes away, end undoes after it whatever it
-// did.
-func (h *handle) onFile(ctx context.Context, f func() error) error {
-	return h.b.call(ctx, h.path, func() error {
-		h.mu.Lock()
-		if h.closed { // the caller went away before this began
-			h.mu.Unlock()
-			return context.Canceled
-		}
-		h.inCall = true
+// did: Close, as the job's late, sees to that.
+func (h *handle) onFile(f func() error) error {
+	h.mu.Lock()
+	if h.closed { // the caller went away before this began
 		h.mu.Unlock()
-		err := f()
-		h.mu.Lock()
-		h.inCall = false
-		closeNow := h.closed
-		h.mu.Unlock()
-		if closeNow {
-			h.end()
-		}
-		return err
-	}, h.Close)
+		return context.Canceled
+	}
+	h.inCall = true
+	h.mu.Unlock()
+	err := f()
+	h.mu.Lock()
+	h.inCall = false
+	closeNow := h.closed
+	h.mu.Unlock()
+	if closeNow {
+		h.end()
+	}
+	return err
 }
 
 func (h *handle) Close() {

@@ -30,13 +30,11 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/vmlockd/vmlockd/internal/failpoint"
 	"github.com/vmlockd/vmlockd/internal/locking"
-	"github.com/vmlockd/vmlockd/internal/stack"
 )
 
 // maxCalls bounds the system calls on files under way at once. Each that hangs
@@ -98,6 +96,8 @@ type Backend struct {
 	// unsettled counts what goes on after an Unlock that was given up, and after a Close.
 	unsettled atomic.Int64
 	pace      pace
+	workers   workers
+	spareJobs sync.Pool // of *job
 
 	mu sync.Mutex // guards all below
 	// earlier are the descriptors of an earlier process that Restore has not taken,
@@ -166,67 +166,6 @@ func (b *Backend) Settled() error {
 		return fmt.Errorf("%d files are kept locked, and it is not known for whom", unknown)
 	}
 	return nil
-}
-
-// call runs f on a goroutine of its own and returns when it has returned or ctx
-// has ended. In the second case late runs after f, whenever that is.
-func (b *Backend) call(ctx context.Context, path string, f func() error, late func()) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	b.mu.Lock()
-	stuck := b.hanging[path].calls > 0
-	b.mu.Unlock()
-	if stuck {
-		return fmt.Errorf("an earlier access to it still hangs in the kernel: is its file system's server reachable? (%w)", unix.EAGAIN)
-	}
-	select {
-	case b.slots <- struct{}{}:
-	case <-ctx.Done():
-		return fmt.Errorf("%d file accesses hang in the kernel: %w", maxCalls, ctx.Err())
-	}
-	var (
-		mu        sync.Mutex // guards the two below
-		finished  bool
-		abandoned bool
-	)
-	done := make(chan error, 1)
-	begun := time.Now()
-	go func() {
-		stack.Grow()
-		var a access
-		b.pace.begin(&a)
-		err := f()
-		b.pace.end(&a)
-		mu.Lock()
-		finished = true
-		left := abandoned
-		mu.Unlock()
-		if left {
-			late()
-			b.mu.Lock()
-			b.lockedReturned(path)
-			b.mu.Unlock()
-		}
-		<-b.slots
-		done <- err
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-	}
-	mu.Lock()
-	if finished {
-		mu.Unlock()
-		return <-done
-	}
-	abandoned = true
-	b.mu.Lock()
-	b.lockedHangs(path, begun)
-	b.mu.Unlock()
-	mu.Unlock()
-	return ctx.Err()
 }
 
 // CreateLockspace makes the directory and its parents if they are missing, mode
@@ -321,33 +260,40 @@ func (b *Backend) Open(ctx context.Context, ref locking.Ref, autocreate bool) (l
 		return nil, err
 	}
 	h := &handle{b: b, path: path, autocreate: autocreate, fd: -1}
-	err = b.call(ctx, path, func() error {
-		if autocreate {
-			createBefore.Pass()
-		}
-		fd, err := b.sys.open(path, autocreate)
-		if autocreate {
-			createAfter.Pass()
-		}
-		if err != nil {
-			return fmt.Errorf("open: %w", err)
-		}
-		st, err := b.sys.fstat(fd)
-		if err != nil {
-			b.sys.close(fd)
-			return fmt.Errorf("fstat: %w", err)
-		}
-		h.fd, h.id = fd, idOf(st)
-		return nil
-	}, func() {
-		if h.fd >= 0 {
-			b.sys.close(h.fd)
-		}
-	})
-	if err != nil {
+	if err := b.do(ctx, path, (*opening)(h), 0); err != nil {
 		return nil, err
 	}
 	return h, nil
+}
+
+// opening is a handle whose file is being opened.
+type opening handle
+
+func (o *opening) do(*job) error {
+	b := o.b
+	if o.autocreate {
+		createBefore.Pass()
+	}
+	fd, err := b.sys.open(o.path, o.autocreate)
+	if o.autocreate {
+		createAfter.Pass()
+	}
+	if err != nil {
+		return fmt.Errorf("open: %w", err)
+	}
+	st, err := b.sys.fstat(fd)
+	if err != nil {
+		b.sys.close(fd)
+		return fmt.Errorf("fstat: %w", err)
+	}
+	o.fd, o.id = fd, idOf(st)
+	return nil
+}
+
+func (o *opening) late() {
+	if o.fd >= 0 {
+		o.b.sys.close(o.fd)
+	}
 }
 
 // pathOf is the file that stands for a resource: in the default lockspace its
