@@ -21,7 +21,7 @@ var errAgain = errors.New("changed meanwhile")
 func (g *Registration) Acquire(ctx context.Context, ref Ref, mode Mode, autocreate bool) error {
 	m := g.m
 	start := time.Now()
-	ctx, cancel := m.deadline(ctx)
+	ctx, cancel := m.deadlines.of(ctx)
 	defer cancel()
 	err := g.tryAcquire(ctx, start, ref, mode, autocreate)
 	if err != nil {

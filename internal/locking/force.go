@@ -18,7 +18,7 @@ import (
 // A lock that the backend cannot give back stays, as with Release; the error is
 // that of Release, and there may be holds that were released before it.
 func (m *Manager) ForceRelease(ctx context.Context, ref Ref, only func(Holder) bool, force bool) (released []Holder, err error) {
-	ctx, cancel := m.deadline(ctx)
+	ctx, cancel := m.deadlines.of(ctx)
 	defer cancel()
 	released = []Holder{}
 	var r *resource

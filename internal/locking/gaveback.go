@@ -88,7 +88,7 @@ func (m *Manager) ForgetGivenBack(b GivenBack) {
 // is nil if the owner has it now; every error is an *Error.
 func (m *Manager) TakeAgain(ctx context.Context, b GivenBack, seen Stamp) error {
 	start := time.Now()
-	ctx, cancel := m.deadline(ctx)
+	ctx, cancel := m.deadlines.of(ctx)
 	defer cancel()
 	m.mu.Lock()
 	o, g := m.lockedGift(b)

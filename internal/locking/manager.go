@@ -52,7 +52,7 @@ type Manager struct {
 	procs     Processes
 	observe   func(Event)
 	tellLater func(int, error, time.Duration)
-	timeout   time.Duration
+	deadlines deadlines
 	// onlyHere is HostOnly.OnlyHere of the backend, or always false.
 	onlyHere func(id string) bool
 	// anyLockspace is Options.AnyLockspace.
@@ -114,7 +114,7 @@ func New(o Options) *Manager {
 		backend:      o.Backend,
 		procs:        o.Processes,
 		observe:      timed(o.Observe),
-		timeout:      o.RequestTimeout,
+		deadlines:    deadlines{timeout: o.RequestTimeout},
 		anyLockspace: o.AnyLockspace,
 		witness:      o.Witness,
 		lockspaces:   map[string]struct{}{"": {}},
@@ -218,7 +218,7 @@ func (m *Manager) CreateLockspace(ctx context.Context, path string) error {
 }
 
 func (m *Manager) addLockspace(ctx context.Context, path string, mustBeNew bool) error {
-	ctx, cancel := m.deadline(ctx)
+	ctx, cancel := m.deadlines.of(ctx)
 	defer cancel()
 	ref := Ref{Lockspace: path}
 	exists, err := m.lockspaceState(path)
@@ -266,7 +266,7 @@ func (m *Manager) lockspaceState(path string) (exists bool, err error) {
 // CreateResource makes what an Acquire without autocreate needs to find.
 func (m *Manager) CreateResource(ctx context.Context, ref Ref) error {
 	const op = "create resource"
-	ctx, cancel := m.deadline(ctx)
+	ctx, cancel := m.deadlines.of(ctx)
 	defer cancel()
 	if err := m.checkNotHeld(op, ref, nil); err != nil {
 		return err
@@ -278,7 +278,7 @@ func (m *Manager) CreateResource(ctx context.Context, ref Ref) error {
 // whatever name, or on another, is not removed: its lock would keep nobody out any more.
 func (m *Manager) DeleteResource(ctx context.Context, ref Ref) error {
 	const op = "delete resource"
-	ctx, cancel := m.deadline(ctx)
+	ctx, cancel := m.deadlines.of(ctx)
 	defer cancel()
 	if err := m.checkNotHeld(op, ref, nil); err != nil {
 		return err
@@ -336,13 +336,6 @@ func (m *Manager) lockedCheck(op string, ref Ref) error {
 
 func (m *Manager) closedError(op string, ref Ref) error {
 	return &Error{Kind: KindUnavailable, Op: op, Ref: ref, Err: errStopping}
-}
-
-func (m *Manager) deadline(ctx context.Context) (context.Context, context.CancelFunc) {
-	if m.timeout <= 0 {
-		return ctx, func() {}
-	}
-	return context.WithTimeout(ctx, m.timeout)
 }
 
 // failed makes an *Error of what a Backend returned.

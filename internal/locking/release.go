@@ -13,7 +13,7 @@ import (
 // backend goes on giving it back. When the turn of this release did not come in
 // time the error is of KindUnavailable too, and the owner still has the lock.
 func (g *Registration) Release(ctx context.Context, ref Ref) error {
-	ctx, cancel := g.m.deadline(ctx)
+	ctx, cancel := g.m.deadlines.of(ctx)
 	defer cancel()
 	m := g.m
 	stamp := m.stamp(g)
