@@ -224,7 +224,10 @@ func (c *Client) Put(ctx context.Context, key string, fd int) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	done := make(chan error, 1)
+	done, ok := c.answers.Get().(chan error)
+	if !ok {
+		done = make(chan error, 1)
+	}
 	e := &entry{fd: int32(fd), key: key}
 	c.mu.Lock()
 	if c.closed {
@@ -243,6 +246,7 @@ func (c *Client) Put(ctx context.Context, key string, fd int) error {
 
 	select {
 	case err := <-done:
+		c.answers.Put(done) // nobody sends a second one
 		return err
 	case <-ctx.Done():
 	}
