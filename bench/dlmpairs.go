@@ -101,6 +101,9 @@ func dlmPairs(ctx context.Context, s *series, lockers []locker, rounds int, wind
 	return nil
 }
 
+// lower is a locker that locks nothing: what it takes is what every daemon must, and no goal.
+type lower interface{ locksNothing() }
+
 func addTurns(s *series, k lockKind, clients int, lockers []locker, turns []turn) {
 	one := "a pair, " + k.what
 	if k.refused {
@@ -123,6 +126,16 @@ func addTurns(s *series, k lockKind, clients int, lockers []locker, turns []turn
 		ratio, goal := float64(turns[0].each())/float64(turns[i].each()), k.goal
 		if clients > 1 {
 			ratio, goal = turns[0].perSecond()/turns[i].perSecond(), "0.8 or more"
+		}
+		if _, ok := lockers[i].(lower); ok {
+			floor := ratio
+			if clients > 1 {
+				ratio = turns[i].perSecond() / turns[1].perSecond()
+			} else {
+				ratio = float64(turns[i].each()) / float64(turns[1].each())
+			}
+			s.add(what, fmt.Sprintf("%s / %s, of each round", lockers[i].who(), lockers[1].who()), "", ratio)
+			ratio, goal = floor, ""
 		}
 		s.add(what, fmt.Sprintf("%s / %s, of each round", lockers[0].who(), lockers[i].who()), "", ratio).Goal = goal
 	}
@@ -239,6 +252,34 @@ func (l daemonLoop) turn(ctx context.Context, k lockKind, clients int, window ti
 	return t, err
 }
 
+// emptyLoop has the empty server answer the same calls, on connections that are kept.
+type emptyLoop struct{ daemonLoop }
+
+func (emptyLoop) locksNothing() {}
+
+func (l emptyLoop) turn(ctx context.Context, k lockKind, clients int, window time.Duration) (turn, error) {
+	processor := func() time.Duration { return ownTime() + l.d.processorTime() }
+	bare := context.WithoutCancel(ctx)
+	t, err := loop(clients, window, processor, func(n int) (func() error, func(), error) {
+		ref := locking.Ref{Name: k.name(n)}
+		c, err := l.d.connect(ctx, l.owner)
+		if err != nil {
+			return nil, nil, err
+		}
+		stop := context.AfterFunc(ctx, func() { c.Close() })
+		return func() error {
+			if err := c.Acquire(bare, ref, 0); err != nil || k.refused { // a refusal is one call
+				return err
+			}
+			return c.Release(bare, ref)
+		}, func() { stop(); c.Close() }, nil
+	})
+	if err != nil {
+		err = fmt.Errorf("%s, %s: %w", l.who(), k.what, err)
+	}
+	return t, err
+}
+
 // dlmInside measures in the node.
 func dlmInside(ctx context.Context, s *series, d *daemon, rounds int, window time.Duration) (err error) {
 	space, err := dlm.Create(ctx, dlm.Host(), bareSpace, dlm.Options{})
@@ -251,7 +292,12 @@ func dlmInside(ctx context.Context, s *series, d *daemon, rounds int, window tim
 		return err
 	}
 	defer v.end()
-	lockers := []locker{daemonLoop{d, v.owner}, bareLoop{space}}
+	nothing, err := newEmpty(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, nothing.close()) }()
+	lockers := []locker{daemonLoop{d, v.owner}, bareLoop{space}, emptyLoop{daemonLoop{nothing, v.owner}}}
 	c, err := newLibdlmLoop()
 	if err != nil {
 		return err

@@ -35,13 +35,19 @@ func (s *scripted) turn(_ context.Context, k lockKind, clients int, _ time.Durat
 	return turn{count: 100, elapsed: 100 * each, processor: 50 * each}, nil
 }
 
+// idle is one that locks nothing.
+type idle struct{ *scripted }
+
+func (idle) locksNothing() {}
+
 // TestDLMPairs looks whether the rows have the figures of the turns that count, beside each other, and their goals.
 func TestDLMPairs(t *testing.T) {
 	var asked []string
 	s := &series{backend: "cluster"}
 	ours := &scripted{"ours", 3 * time.Millisecond, &asked, time.Hour, map[string]int{}}
 	theirs := &scripted{"theirs", 2 * time.Millisecond, &asked, time.Hour, map[string]int{}}
-	if err := dlmPairs(t.Context(), s, []locker{ours, theirs}, 2, time.Second); err != nil {
+	none := idle{&scripted{"none", time.Millisecond, &asked, time.Hour, map[string]int{}}}
+	if err := dlmPairs(t.Context(), s, []locker{ours, theirs, none}, 2, time.Second); err != nil {
 		t.Fatal(err)
 	}
 	rows := map[string]result{}
@@ -55,6 +61,10 @@ func TestDLMPairs(t *testing.T) {
 		"a pair, mastered on the other node; theirs":                                 {Median: 2000, Unit: "us"},
 		"a pair, mastered on the other node; ours / theirs, of each round":           {Median: 1.5, Goal: "1.3 or less"},
 		"a refusal of what is held on the other node; ours / theirs, of each round":  {Median: 1.5, Goal: "1.3 or less"},
+		"a pair, mastered here; none / theirs, of each round":                        {Median: 0.5},
+		"a pair, mastered here; ours / none, of each round":                          {Median: 3},
+		"pairs/s, mastered here, 64 clients; none / theirs, of each round":           {Median: 2},
+		"pairs/s, mastered here, 64 clients; ours / none, of each round":             {Median: 1.0 / 3},
 		"pairs/s, mastered here, 64 clients; theirs":                                 {Median: 500},
 		"pairs/s, mastered here, 64 clients; ours / theirs, of each round":           {Median: 2.0 / 3, Goal: "0.8 or more"},
 		"processor time for a pair, mastered here, 64 clients; ours":                 {Median: 1500, Unit: "us"},
@@ -69,8 +79,9 @@ func TestDLMPairs(t *testing.T) {
 		t.Errorf("asked: %q", asked)
 	}
 	// They take turns at being first.
-	if want := []string{"ours mastered here 1", "theirs mastered here 1", "theirs mastered here 1", "ours mastered here 1"}; !slices.Equal(asked[:4], want) {
-		t.Errorf("the first rounds are %q, not %q", asked[:4], want)
+	if want := []string{"ours mastered here 1", "theirs mastered here 1", "none mastered here 1",
+		"theirs mastered here 1", "none mastered here 1", "ours mastered here 1"}; !slices.Equal(asked[:6], want) {
+		t.Errorf("the first rounds are %q, not %q", asked[:6], want)
 	}
 }
 

@@ -45,6 +45,7 @@ type Client struct {
 
 	cancel  context.CancelFunc
 	running sync.WaitGroup
+	answers sync.Pool // of chan error with room for one, which nobody waits for
 
 	mu       sync.Mutex            // guards all below; held for a few microseconds at a time
 	link     *link                 // nil while there is no holder
