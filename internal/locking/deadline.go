@@ -18,10 +18,10 @@ type deadlines struct {
 	timeout time.Duration // 0 or less: none
 
 	mu     sync.Mutex         // guards all below
-	parent context.Context    // whose requests share deadlines: the first that came, until it has ended
+	parent context.Context    // whose requests share shared
 	shared context.Context    // of the latest of them
 	cancel context.CancelFunc // of shared, which others use: so its timer ends it
-	until  time.Time          // when the next one is made
+	until  time.Time          // when the next request gets another, whosever it is
 }
 
 func (d *deadlines) of(ctx context.Context) (context.Context, context.CancelFunc) {
@@ -38,19 +38,18 @@ func (d *deadlines) of(ctx context.Context) (context.Context, context.CancelFunc
 func (d *deadlines) sharedOf(ctx context.Context) context.Context {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.parent == nil || d.parent != ctx && d.parent.Err() != nil {
-		// Others may panic when they are compared with one of their kind.
-		if ctx != context.Background() && reflect.TypeOf(ctx).Kind() != reflect.Pointer {
-			return nil
-		}
-		d.parent, d.shared, d.until = ctx, nil, time.Time{}
-	}
-	if d.parent != ctx {
+	now := time.Now()
+	current := d.parent != nil && now.Before(d.until) && d.shared.Err() == nil
+	switch {
+	case current && d.parent == ctx:
+		return d.shared
+	case current:
+		return nil
+	// Others may panic when they are compared with one of their kind.
+	case ctx != context.Background() && reflect.TypeOf(ctx).Kind() != reflect.Pointer:
 		return nil
 	}
-	if now := time.Now(); d.shared == nil || !now.Before(d.until) {
-		d.shared, d.cancel = context.WithDeadline(ctx, now.Add(d.timeout))
-		d.until = now.Add(d.timeout / sharedPart)
-	}
+	d.parent, d.until = ctx, now.Add(d.timeout/sharedPart)
+	d.shared, d.cancel = context.WithDeadline(ctx, now.Add(d.timeout))
 	return d.shared
 }

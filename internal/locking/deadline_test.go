@@ -35,8 +35,9 @@ func TestDeadlines(t *testing.T) {
 		if got := left(third); third == first || got != timeout {
 			t.Errorf("one that comes after a 64th has %v, want %v", got, timeout)
 		}
-		// Another's context is neither the server's nor kept.
+		// Another's context, in the same time, has a deadline of its own, which ends with its request.
 		control, forget := context.WithCancel(context.Background())
+		defer forget()
 		alone, done := d.of(control)
 		if got := left(alone); got != timeout {
 			t.Errorf("another context has %v, want %v", got, timeout)
@@ -45,16 +46,22 @@ func TestDeadlines(t *testing.T) {
 		if alone.Err() == nil {
 			t.Error("a context of its own goes on after its request")
 		}
-		forget()
 		if again, _ := d.of(server); again != third {
 			t.Error("another context came between those that share")
+		}
+		// Who comes later has the next one: nobody keeps the others from sharing for good.
+		time.Sleep(timeout / sharedPart)
+		other, _ := d.of(control)
+		if again, _ := d.of(control); again != other {
+			t.Error("another context's requests share nothing when their time has come")
 		}
 		<-first.Done()
 		if first.Err() != context.DeadlineExceeded {
 			t.Errorf("the first ended with %v", first.Err())
 		}
+		last, _ := d.of(server)
 		stop()
-		if third.Err() == nil {
+		if last.Err() == nil {
 			t.Error("the server's end does not end a shared one")
 		}
 		next, stopNext := context.WithCancel(context.Background())
