@@ -50,7 +50,9 @@ func (c *crowd) observe(locking.Event) {
 	if !c.watched.Load() || c.events.Add(1)%crowdEvery != 0 {
 		return
 	}
-	c.mu.Lock()
+	if !c.mu.TryLock() { // somebody looks, and may be telling: that waits for a collection of garbage under way
+		return
+	}
 	defer c.mu.Unlock()
 	if c.tell == nil {
 		return
