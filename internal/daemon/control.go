@@ -64,7 +64,7 @@ func (i *instance) stopControl() {
 
 // observe tells everybody who wants to know what happens to locks.
 func (i *instance) observe() func(locking.Event) {
-	return observers(i.arm, i.metrics.Observe, logEvents(i.log), i.events.Observe, i.tidy.observe, i.noteEnding, i.crowd.observe)
+	return observers(i.arm, i.metrics.Observe, logEvents(i.log), i.events.Observe, i.tidy.observe, i.noteEnding)
 }
 
 // clusterState is a cluster backend as the control socket shows it.

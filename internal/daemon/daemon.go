@@ -124,7 +124,7 @@ func Run(ctx context.Context, p Program, c config.Config, log *slog.Logger) erro
 		}
 		undo := func() {}
 		if p.OwnProcess {
-			undo = tuneProcessors(i.backend, &i.crowd)
+			undo = tuneProcessors(i.backend)
 		}
 		version, err := i.serveUntil(ctx, p, restart)
 		undo()

@@ -88,7 +88,6 @@ type instance struct {
 	late      []*net.UnixConn // who connected while it was retiring; set by stop
 	serving   sync.WaitGroup
 	tidy      *tidier
-	crowd     crowd
 	failed    chan error   // what made serving end by itself
 	waiting   atomic.Value // string: the part that is being closed
 	doubt     *doubter     // nil until the journal is open
