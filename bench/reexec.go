@@ -31,7 +31,7 @@ func reexecRound(ctx context.Context, s *series, d *daemon, o locking.Owner, cou
 	for {
 		// A name of its own, as the lock of a call without an answer may be held.
 		d.reexecs++
-		ref := locking.Ref{Name: d.disk(20000 + d.reexecs)}
+		ref := locking.Ref{Name: d.disk(1_000_000 + d.reexecs)} // none of those that are held
 		longest, before, err := d.reexec(ctx, o, ref)
 		if errors.Is(err, errNoAnswer) && d.isPeer() && lost < 5 {
 			lost++
