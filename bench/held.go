@@ -228,9 +228,10 @@ func (d *daemon) rest(ctx context.Context) (note string) {
 		case <-ctx.Done():
 			return fmt.Sprintf("; measured before it had come to rest: %s", note)
 		}
+		used := processorTime(d.cmd.Process.Pid) - before // without what it takes to say how it is, which in the lab is much
 		left, heap, err := d.says(ctx)
 		d.heap = heap / 1024
-		switch used := processorTime(d.cmd.Process.Pid) - before; {
+		switch {
 		case err != nil:
 			note = "it does not say how many owners are yet to be written into their locks: " + err.Error()
 		case left > 0:
