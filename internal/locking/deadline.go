@@ -13,7 +13,8 @@ const sharedPart = 64
 // deadlines gives requests their deadlines. A context with a timer for each is a twentieth of what
 // a request on a local file costs, and most of them ask with the same context, the server's: so
 // those that begin shortly one after another share one. None has more than timeout, and one that
-// came later less by up to a 64th of it.
+// came later less by up to a 64th of it. Where one of them waits for the other's turn, both give
+// up at once: then a release has not come about, as its error says, though it was let wait no less.
 type deadlines struct {
 	timeout time.Duration // 0 or less: none
 
