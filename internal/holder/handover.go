@@ -252,7 +252,7 @@ func (h *Handover) UnmarshalBinary(data []byte) error {
 	}
 	n := Handover{fd: int(int32(c.u32())), pid: int(int32(c.u32())), next: c.u64(), seq: c.u32(), quiet: int(c.u8())}
 	count := int(c.u32())
-	if c.short || count > len(c.b)/handedMin || n.fd < 0 || n.next == 0 || n.quiet > maxQuiet {
+	if c.short || count > len(c.b)/handedMin || n.fd < 0 || n.next == 0 || n.quiet > earlierQuiet {
 		return errMalformed
 	}
 	n.entries = make([]handed, count)
