@@ -35,10 +35,12 @@ func (s *scripted) turn(_ context.Context, k lockKind, clients int, _ time.Durat
 	return turn{count: 100, elapsed: 100 * each, processor: 50 * each}, nil
 }
 
+func (s *scripted) locksNothing() bool { return false }
+
 // idle is one that locks nothing.
 type idle struct{ *scripted }
 
-func (idle) locksNothing() {}
+func (idle) locksNothing() bool { return true }
 
 // TestDLMPairs looks whether the rows have the figures of the turns that count, beside each other, and their goals.
 func TestDLMPairs(t *testing.T) {

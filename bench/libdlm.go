@@ -53,6 +53,8 @@ type libdlmLoop struct{ program string }
 
 func (libdlmLoop) who() string { return "C program on libdlm" }
 
+func (libdlmLoop) locksNothing() bool { return false }
+
 func (l libdlmLoop) turn(ctx context.Context, k lockKind, clients int, window time.Duration) (turn, error) {
 	mode := "EX"
 	if k.shared {

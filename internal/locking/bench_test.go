@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/locking/locktest"
@@ -47,6 +48,28 @@ func BenchmarkAcquireRelease(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// TestDeadlineAllocatesNothing: requests that begin together share what a deadline needs.
+func TestDeadlineAllocatesNothing(t *testing.T) {
+	allocations := func(timeout time.Duration) float64 {
+		m := locking.New(locking.Options{Backend: &trivialBackend{}, Processes: locktest.NewProcesses(t), RequestTimeout: timeout})
+		defer m.Close(context.Background())
+		g, err := m.Register(locking.Owner{PID: -1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer g.Close()
+		ctx, ref := t.Context(), disk("/var/lib/libvirt/images/disk.qcow2")
+		return testing.AllocsPerRun(500, func() {
+			if g.Acquire(ctx, ref, locking.Exclusive, false) != nil || g.Release(ctx, ref) != nil {
+				t.Fatal("refused")
+			}
+		})
+	}
+	if without, with := allocations(0), allocations(time.Hour); with > without {
+		t.Errorf("a pair allocates %v times with a deadline, %v times without", with, without)
 	}
 }
 

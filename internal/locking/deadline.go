@@ -13,16 +13,15 @@ const sharedPart = 64
 // deadlines gives requests their deadlines. A context with a timer for each is a twentieth of what
 // a request on a local file costs, and most of them ask with the same context, the server's: so
 // those that begin shortly one after another share one. None has more than timeout, and one that
-// came later less by up to a 64th of it. Where one of them waits for the other's turn, both give
-// up at once: then a release has not come about, as its error says, though it was let wait no less.
+// came later less by up to a 64th of it. Where one waits for the other's turn on a resource, both
+// may give up at the same moment: the one that waited has done nothing then, and its error says so.
 type deadlines struct {
 	timeout time.Duration // 0 or less: none
 
-	mu     sync.Mutex         // guards all below
-	parent context.Context    // whose requests share shared
-	shared context.Context    // of the latest of them
-	cancel context.CancelFunc // of shared, which others use: so its timer ends it
-	until  time.Time          // when the next request gets another, whosever it is
+	mu     sync.Mutex      // guards all below
+	parent context.Context // whose requests share shared
+	shared context.Context // of the latest of them
+	until  time.Time       // when the next request gets another, whosever it is
 }
 
 func (d *deadlines) of(ctx context.Context) (context.Context, context.CancelFunc) {
@@ -51,6 +50,8 @@ func (d *deadlines) sharedOf(ctx context.Context) context.Context {
 		return nil
 	}
 	d.parent, d.until = ctx, now.Add(d.timeout/sharedPart)
-	d.shared, d.cancel = context.WithDeadline(ctx, now.Add(d.timeout))
-	return d.shared
+	shared, cancel := context.WithDeadline(ctx, now.Add(d.timeout))
+	_ = cancel // no request may end what others use: its deadline does, or the end of ctx
+	d.shared = shared
+	return shared
 }

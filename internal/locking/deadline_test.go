@@ -24,13 +24,13 @@ func TestDeadlines(t *testing.T) {
 		if got := left(first); got != timeout {
 			t.Errorf("the first has %v, want %v", got, timeout)
 		}
-		end() // others use it
-		time.Sleep(timeout/sharedPart - time.Nanosecond)
+		end()                                            // others use it
+		time.Sleep(timeout/sharedPart - time.Nanosecond) // by the bubble's clock: the last moment to share it
 		second, _ := d.of(server)
 		if second != first || first.Err() != nil {
 			t.Errorf("one that comes a little later has a deadline of its own (the first: %v)", first.Err())
 		}
-		time.Sleep(time.Nanosecond)
+		time.Sleep(time.Nanosecond) // by the bubble's clock: the first at which the next one is made
 		third, _ := d.of(server)
 		if got := left(third); third == first || got != timeout {
 			t.Errorf("one that comes after a 64th has %v, want %v", got, timeout)
@@ -50,7 +50,7 @@ func TestDeadlines(t *testing.T) {
 			t.Error("another context came between those that share")
 		}
 		// Who comes later has the next one: nobody keeps the others from sharing for good.
-		time.Sleep(timeout / sharedPart)
+		time.Sleep(timeout / sharedPart) // by the bubble's clock: until the next one is made, for whoever asks
 		other, _ := d.of(control)
 		if again, _ := d.of(control); again != other {
 			t.Error("another context's requests share nothing when their time has come")

@@ -33,7 +33,7 @@ type job struct {
 	ctx   context.Context // its caller's
 	path  string
 	mode  locking.Mode // for a lockTask
-	slot  bool         // one of Backend.slots is taken for it
+	slot  bool         // one of Backend.slots is taken for it; none for what gives up a lock
 	begun time.Time
 
 	access access
@@ -65,28 +65,67 @@ func (b *Backend) recycle(j *job) {
 	b.spareJobs.Put(j)
 }
 
-// abandon says that the caller goes away. It is false if do has returned already: then there
-// is an answer, or will be at once.
-func (j *job) abandon() bool { return j.state.CompareAndSwap(stateRunning, stateAbandoned) }
-
 // run is what the goroutine of a job does.
 func (j *job) run(b *Backend) {
 	b.pace.begin(&j.access)
 	err := j.task.do(j)
 	b.pace.end(&j.access)
-	left := !j.state.CompareAndSwap(stateRunning, stateFinished)
-	if left {
+	if !j.state.CompareAndSwap(stateRunning, stateFinished) {
 		j.task.late()
+		b.returned(j)
 	}
 	if j.slot {
-		if left {
-			b.mu.Lock()
-			b.lockedReturned(j.path)
-			b.mu.Unlock()
-		}
 		<-b.slots
 	}
 	j.answer <- err
+}
+
+// await returns the answer of a job, or the error of its context when that ends before.
+func (b *Backend) await(j *job) error {
+	ctx := j.ctx
+	select {
+	case err := <-j.answer:
+		b.recycle(j)
+		return err
+	case <-ctx.Done():
+	}
+	if b.leave(j) {
+		return ctx.Err()
+	}
+	err := <-j.answer // there is one, or will be at once
+	b.recycle(j)
+	return err
+}
+
+// leave notes that the caller of a job goes away: of one with a slot, that its path hangs. It is
+// false, and nothing is noted, if the job has done its work meanwhile.
+func (b *Backend) leave(j *job) bool {
+	if j.slot {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if !j.state.CompareAndSwap(stateRunning, stateAbandoned) {
+			return false
+		}
+		b.lockedHangs(j.path, j.begun)
+		return true
+	}
+	b.unsettled.Add(1) // first, as the job takes it back as soon as it is abandoned
+	if !j.state.CompareAndSwap(stateRunning, stateAbandoned) {
+		b.unsettled.Add(-1)
+		return false
+	}
+	return true
+}
+
+// returned undoes leave.
+func (b *Backend) returned(j *job) {
+	if !j.slot {
+		b.unsettled.Add(-1)
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.lockedReturned(j.path)
 }
 
 // call is do for a task of two functions.
@@ -114,20 +153,5 @@ func (b *Backend) do(ctx context.Context, path string, t task, mode locking.Mode
 	j := b.newJob(ctx, path, t)
 	j.mode, j.slot, j.begun = mode, true, time.Now()
 	b.start(j)
-	select {
-	case err := <-j.answer:
-		b.recycle(j)
-		return err
-	case <-ctx.Done():
-	}
-	b.mu.Lock()
-	if !j.abandon() {
-		b.mu.Unlock()
-		err := <-j.answer
-		b.recycle(j)
-		return err
-	}
-	b.lockedHangs(path, j.begun)
-	b.mu.Unlock()
-	return ctx.Err()
+	return b.await(j)
 }

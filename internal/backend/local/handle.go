@@ -140,23 +140,9 @@ func (h *handle) busy(mode locking.Mode) error {
 // Unlock is never refused for want of a thread: there can be only as many as
 // there are locks. Unlocking a file of a server that does not answer can hang.
 func (h *handle) Unlock(ctx context.Context) error {
-	b := h.b
-	j := b.newJob(ctx, h.path, (*unlockTask)(h))
-	b.start(j)
-	select {
-	case err := <-j.answer:
-		b.recycle(j)
-		return err
-	case <-ctx.Done():
-	}
-	b.unsettled.Add(1)
-	if !j.abandon() {
-		b.unsettled.Add(-1)
-		err := <-j.answer
-		b.recycle(j)
-		return err
-	}
-	return ctx.Err()
+	j := h.b.newJob(ctx, h.path, (*unlockTask)(h))
+	h.b.start(j)
+	return h.b.await(j)
 }
 
 // unlockTask is a handle that is being given up.
@@ -173,7 +159,8 @@ func (u *unlockTask) do(*job) error {
 	return nil
 }
 
-func (u *unlockTask) late() { u.b.unsettled.Add(-1) }
+// late does nothing: that the lock is gone is what was asked for.
+func (u *unlockTask) late() {}
 
 // removeCreated removes the file of a lock that was taken with AUTOCREATE.
 // Files made for locks are empty, and libvirt asks for AUTOCREATE only in

@@ -260,16 +260,16 @@ func (b *Backend) Open(ctx context.Context, ref locking.Ref, autocreate bool) (l
 		return nil, err
 	}
 	h := &handle{b: b, path: path, autocreate: autocreate, fd: -1}
-	if err := b.do(ctx, path, (*opening)(h), 0); err != nil {
+	if err := b.do(ctx, path, (*openTask)(h), 0); err != nil {
 		return nil, err
 	}
 	return h, nil
 }
 
-// opening is a handle whose file is being opened.
-type opening handle
+// openTask is a handle whose file is being opened.
+type openTask handle
 
-func (o *opening) do(*job) error {
+func (o *openTask) do(*job) error {
 	b := o.b
 	if o.autocreate {
 		createBefore.Pass()
@@ -290,7 +290,7 @@ func (o *opening) do(*job) error {
 	return nil
 }
 
-func (o *opening) late() {
+func (o *openTask) late() {
 	if o.fd >= 0 {
 		o.b.sys.close(o.fd)
 	}

@@ -43,6 +43,22 @@ func open(t *testing.T, b *Backend, ref locking.Ref, autocreate bool) locking.Ha
 	return h
 }
 
+// pair opens, locks and gives up a file.
+func pair(t testing.TB, b *Backend, path string) {
+	t.Helper()
+	ctx := t.Context()
+	h, err := b.Open(ctx, locking.Ref{Name: path}, false)
+	if err == nil {
+		err = h.Lock(ctx, locking.Exclusive)
+	}
+	if err == nil {
+		err = h.Unlock(ctx)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestExclusiveKeepsOthersOut(t *testing.T) {
 	ctx := context.Background()
 	path := disk(t)

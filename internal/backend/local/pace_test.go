@@ -33,15 +33,6 @@ func TestTellSlow(t *testing.T) {
 			defer mu.Unlock()
 			told = append(told, slow)
 		})
-		pair := func() {
-			h := open(t, b, locking.Ref{Name: fast}, false)
-			if err := h.Lock(context.Background(), locking.Exclusive); err != nil {
-				t.Fatal(err)
-			}
-			if err := h.Unlock(context.Background()); err != nil {
-				t.Fatal(err)
-			}
-		}
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan error)
 		go func() {
@@ -50,7 +41,7 @@ func TestTellSlow(t *testing.T) {
 		}()
 		<-k.entered
 		time.Sleep(slowAccess - 1) // by the bubble's clock: not slow yet
-		pair()
+		pair(t, b, fast)
 		if got := heard(); len(got) > 0 {
 			t.Fatalf("told %v before anything was slow", got)
 		}
@@ -67,19 +58,19 @@ func TestTellSlow(t *testing.T) {
 		<-done
 		<-done
 		time.Sleep(2 * paceCalm) // by the bubble's clock: long enough if nothing hung
-		pair()
+		pair(t, b, fast)
 		if got := heard(); !slices.Equal(got, []bool{true}) {
 			t.Fatalf("told %v while the access hung", got)
 		}
 		close(k.release)
 		fakeclock.Wait()
 		time.Sleep(paceCalm - 1) // by the bubble's clock: not calm for long enough yet
-		pair()
+		pair(t, b, fast)
 		if got := heard(); !slices.Equal(got, []bool{true}) {
 			t.Fatalf("told %v before %v were over", got, paceCalm)
 		}
 		time.Sleep(time.Nanosecond) // by the bubble's clock: calm for long enough
-		pair()
+		pair(t, b, fast)
 		if got := heard(); !slices.Equal(got, []bool{true, false}) {
 			t.Fatalf("told %v, %v after the last slow access", got, paceCalm)
 		}

@@ -7,7 +7,6 @@ import (
 	"testing"
 
 	"github.com/vmlockd/vmlockd/internal/fakeclock"
-	"github.com/vmlockd/vmlockd/internal/locking"
 	"github.com/vmlockd/vmlockd/internal/testenv"
 )
 
@@ -84,20 +83,6 @@ func TestKeptWorkerAbandoned(t *testing.T) {
 		}
 		pair(t, b, path)
 	})
-}
-
-func pair(t testing.TB, b *Backend, path string) {
-	t.Helper()
-	h, err := b.Open(context.Background(), locking.Ref{Name: path}, false)
-	if err == nil {
-		err = h.Lock(context.Background(), locking.Exclusive)
-	}
-	if err == nil {
-		err = h.Unlock(context.Background())
-	}
-	if err != nil {
-		t.Error(err)
-	}
 }
 
 // TestAllocationsOfAPair: what a pair allocates, beside the path as the kernel wants it, twice, is the
